@@ -1,0 +1,29 @@
+"""Networks for efficient super-resolution, their training, evaluation and use on photographs."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .checkpoints import list_models, load
+    from .registry import create
+    from .upscaling import upscale
+
+__all__ = ["create", "list_models", "load", "upscale"]
+
+# Loaded when first asked for: `c2d --help` need not wait for torch, nor a network for libvips.
+_HOMES = {
+    "create": "registry",
+    "list_models": "checkpoints",
+    "load": "checkpoints",
+    "upscale": "upscaling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

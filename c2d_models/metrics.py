@@ -1,0 +1,105 @@
+"""PSNR and SSIM on luma, by the rule of the super-resolution papers.
+
+Images are rounded to 8 bit, cropped by a border (the scale factor, for the pixels near the edge
+are made of invented neighbours), turned to the luma of BT.601 *studio* range (16 to 235), which is
+not rounded, and compared in float64 with 255 as the peak. On whole-number scales this is the rule
+behind the tables of SwinIR, SRFormer, HiT-SR and MambaIRv2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_WINDOW, _SIGMA = 11, 1.5
+
+
+def to_y(image: Tensor) -> Tensor:
+    """BT.601 studio luma, Y = 16 + (65.481 R + 128.553 G + 24.966 B) / 255 for R, G, B in 0..255.
+
+    Args:
+        image: (..., 3, H, W), uint8 or floating point in [0, 1]; the latter is rounded to the 256
+            levels of 8 bit first and clamped.
+
+    Returns:
+        (..., H, W) float64, 16 for black to 235 for white.
+
+    Raises:
+        ValueError: not three channels. TypeError: another dtype.
+    """
+    if image.ndim < 3 or image.shape[-3] != 3:
+        raise ValueError(f"image has shape {tuple(image.shape)}; give (..., 3, H, W)")
+    if image.is_floating_point():
+        levels = (image.double() * 255.0).round().clamp(0.0, 255.0)
+    elif image.dtype == torch.uint8:
+        levels = image.double()
+    else:
+        raise TypeError(f"image is {image.dtype}; give uint8 or floating point in [0, 1]")
+    red, green, blue = levels.unbind(-3)
+    return 16.0 + (65.481 * red + 128.553 * green + 24.966 * blue) / 255.0
+
+
+def psnr_y(sr: Tensor, hr: Tensor, border: int = 0) -> float:
+    """Peak signal-to-noise ratio in dB, 10 log10(255^2 / mean squared difference of luma).
+
+    Args:
+        sr, hr: images of the same size, (3, H, W) or (B, 3, H, W) as `to_y` takes them; the mean
+            is over the whole batch.
+        border: pixels left out at each side.
+
+    Returns:
+        dB; infinity where the images agree, NaN where one is not a number.
+
+    Raises:
+        ValueError: sizes that differ, or a border that leaves nothing.
+    """
+    sr_y, hr_y = _luma_pair(sr, hr, border, smallest=1)
+    error = (sr_y - hr_y).square().mean().item()
+    return math.inf if error == 0.0 else 10.0 * math.log10(255.0**2 / error)
+
+
+def ssim_y(sr: Tensor, hr: Tensor, border: int = 0) -> float:
+    """Structural similarity of luma (Wang et al. 2004, equation 13), at most 1.
+
+    Means, variances and covariance are weighted by an 11x11 Gaussian of sigma 1.5 that sums to 1
+    (population, not sample, variances); the mean is over the positions where it fits.
+
+    Args and errors as `psnr_y`; at least 11x11 pixels must be left inside the border.
+    """
+    sr_y, hr_y = _luma_pair(sr, hr, border, smallest=_WINDOW)
+    x, y = sr_y[:, None], hr_y[:, None]
+    mean_x, mean_y = _blur(x), _blur(y)
+    variance_x = _blur(x * x) - mean_x**2
+    variance_y = _blur(y * y) - mean_y**2
+    covariance = _blur(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255.0) ** 2, (0.03 * 255.0) ** 2
+    luminance = (2.0 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2.0 * covariance + c2) / (variance_x + variance_y + c2)
+    return (luminance * structure).mean().item()
+
+
+def _luma_pair(sr: Tensor, hr: Tensor, border: int, smallest: int) -> tuple[Tensor, Tensor]:
+    """Luma of both images without the border, (B, h, w)."""
+    if sr.shape != hr.shape:
+        raise ValueError(
+            f"sr has shape {tuple(sr.shape)} and hr {tuple(hr.shape)}; give images of one size"
+        )
+    height, width = (n - 2 * border for n in sr.shape[-2:])
+    if border < 0 or min(height, width) < smallest:
+        raise ValueError(
+            f"border is {border} for an image of {sr.shape[-1]}x{sr.shape[-2]}; "
+            f"at least {smallest}x{smallest} pixels must be left inside it"
+        )
+    inside = (slice(border, border + height), slice(border, border + width))
+    return tuple(to_y(image)[(..., *inside)].reshape(-1, height, width) for image in (sr, hr))
+
+
+def _blur(image: Tensor) -> Tensor:
+    """Valid convolution with the separable Gaussian window; (B, 1, h, w) -> (B, 1, h-10, w-10)."""
+    x = torch.arange(_WINDOW, dtype=image.dtype, device=image.device) - _WINDOW // 2
+    window = torch.exp(-(x**2) / (2.0 * _SIGMA**2))
+    window = window / window.sum()
+    return F.conv2d(F.conv2d(image, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
