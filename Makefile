@@ -1,0 +1,84 @@
+# Everyday verbs. Each works in a fresh clone: without an active virtual environment they make .venv.
+#
+#   make demo    upscale the photo in examples/ four times, into out/
+#   make test    build, install (editable) and run the tests
+#   make lint    ruff and clang-format
+#   make bench   time every operator against what exists
+#   make gpu     the tests and benchmarks that need a CUDA device
+#   make clean   remove what builds leave
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+
+ifdef VIRTUAL_ENV
+VENV := $(VIRTUAL_ENV)
+else
+VENV := .venv
+endif
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+# Notes of what was installed, for this environment and this tree.
+STAMP := build/stamp$(subst /,-,$(VENV))
+SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
+
+.PHONY: demo test lint bench gpu clean installed
+
+demo: $(STAMP)-c2d
+	@mkdir -p out
+	@for photo in examples/*.jpg examples/*.png; do \
+	    if [ -f "$$photo" ]; then \
+	        $(VENV)/bin/c2d upscale "$$photo" -o out/ --scale 4 --overwrite || exit 1; break; \
+	    fi; \
+	done
+
+test: $(STAMP)-test
+	$(PY) -m pytest tests $(PYTEST_FLAGS)
+
+installed: $(STAMP)-test
+
+lint: $(STAMP)-lint
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' | \
+	    xargs $(VENV)/bin/clang-format --dry-run -Werror
+
+bench: $(STAMP)-test
+	$(PY) -m pytest bench --benchmark $(PYTEST_FLAGS)
+
+gpu: $(STAMP)-test
+	@$(PY) -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else \
+	    'make gpu: torch sees no CUDA device here')"
+	$(PY) -m pytest tests -m gpu $(PYTEST_FLAGS)
+	$(PY) -m pytest bench --benchmark $(PYTEST_FLAGS)
+
+clean:
+	rm -rf build dist out *.egg-info .pytest_cache .ruff_cache .benchmarks
+	rm -f c2d_kernels/_native.so c2d_kernels/_build.json
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+$(VENV)/pyvenv.cfg:
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+# A torch that is there and new enough stays.
+$(STAMP)-torch: $(VENV)/pyvenv.cfg
+	@$(PY) -c "import importlib.metadata as m; v = m.version('torch').split('.'); \
+	    assert (int(v[0]), int(v[1])) >= (2, 10)" 2>/dev/null || \
+	    { echo "installing $(TORCH)"; $(PIP) install "$(TORCH)"; }
+	@$(PIP) install "setuptools>=70.1"
+	@mkdir -p build && touch $@
+
+$(STAMP)-c2d: $(STAMP)-torch $(SOURCES)
+	@echo "building and installing c2d-isr"
+	@$(PIP) install --no-build-isolation -e .
+	@mkdir -p build && touch $@
+
+$(STAMP)-test: $(STAMP)-torch $(SOURCES)
+	@echo "building and installing c2d-isr with what the tests need"
+	@$(PIP) install --no-build-isolation -e ".[test,bench]"
+	@mkdir -p build && touch $@ $(STAMP)-c2d
+
+$(STAMP)-lint: pyproject.toml $(VENV)/pyvenv.cfg
+	@echo "installing ruff and clang-format"
+	@$(PIP) install ruff clang-format
+	@mkdir -p build && touch $@

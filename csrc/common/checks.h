@@ -1,0 +1,45 @@
+// Checks of the private kernels' tensors. The public Python functions refuse bad arguments with
+// sentences of their own; these keep a direct caller of torch.ops.c2d_native from reading out of
+// bounds.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+
+namespace c2d {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Refuses a tensor that is not a float32 or float64 CPU tensor of `dims` dimensions.
+inline void check_floating_cpu(const Tensor& tensor, const char* name, int64_t dims) {
+    STD_TORCH_CHECK(tensor.is_cpu(), name, " must be a CPU tensor.");
+    STD_TORCH_CHECK(tensor.dim() == dims, name, " must have ", dims, " dimensions, but has ",
+                    tensor.dim(), ".");
+    const ScalarType type = tensor.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, name,
+                    " must be float32 or float64.");
+}
+
+// Refuses two tensors that differ in shape or type.
+inline void check_same(const Tensor& tensor, const char* name, const Tensor& other,
+                       const char* other_name) {
+    STD_TORCH_CHECK(tensor.dim() == other.dim() && tensor.scalar_type() == other.scalar_type(),
+                    name, " must have the dimensions and type of ", other_name, ".");
+    for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
+        STD_TORCH_CHECK(tensor.size(dim) == other.size(dim), name, " has size ", tensor.size(dim),
+                        " in dimension ", dim, ", but ", other_name, " has ", other.size(dim), ".");
+    }
+}
+
+// The tensor itself when its last dimension is dense, a contiguous copy otherwise (an expanded
+// gradient has stride 0).
+inline Tensor dense_channels(const Tensor& tensor) {
+    const int64_t last = tensor.dim() - 1;
+    return tensor.size(last) <= 1 || tensor.stride(last) == 1 ? tensor
+                                                              : torch::stable::contiguous(tensor);
+}
+
+}  // namespace c2d

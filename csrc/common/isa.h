@@ -1,0 +1,33 @@
+// The vector instruction sets the CPU kernels are compiled for, and the one in use here.
+//
+// A kernel's cpu.cpp is compiled once per instruction set, each time into its own namespace
+// (c2d::baseline, c2d::avx2, c2d::avx512), and the host side picks a namespace at run time. A wheel
+// so runs on any x86-64 or 64-bit Arm machine and still uses what the machine has.
+#pragma once
+
+#include <cstdint>
+
+namespace c2d {
+
+enum class Isa : std::int32_t { baseline = 0, avx2 = 1, avx512 = 2 };
+
+// The widest instruction set that this library holds and this machine runs. The environment
+// variable C2D_ISA (baseline, avx2, avx512) asks for a narrower one: the tests compare them all.
+Isa isa_in_use();
+
+const char* isa_name(Isa isa);
+
+// Names of the instruction sets compiled in, widest last, such as "baseline avx2 avx512".
+const char* isas_compiled();
+
+// Picks a kernel table of the instruction set in use: C2D_FOR_ISA(table) is c2d::<isa>::table.
+#if defined(__x86_64__)
+#define C2D_FOR_ISA(table)                                            \
+    (::c2d::isa_in_use() == ::c2d::Isa::avx512 ? ::c2d::avx512::table \
+     : ::c2d::isa_in_use() == ::c2d::Isa::avx2 ? ::c2d::avx2::table   \
+                                               : ::c2d::baseline::table)
+#else
+#define C2D_FOR_ISA(table) (::c2d::baseline::table)
+#endif
+
+}  // namespace c2d

@@ -1,0 +1,72 @@
+// Every private operator of the native library: its schema and the dispatch key it serves.
+//
+// The public operators c2d::* are Python custom operators; their implementations call these after
+// checking arguments and choosing a backend. Only the stable ABI of libtorch is used, so that one
+// build serves every torch from 2.10 on, and nothing of Python, so that it serves every Python.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <string>
+
+#include "common/isa.h"
+#include "kernels.h"
+#if defined(C2D_WITH_CUDA)
+#include "common/cuda_info.h"
+#endif
+
+namespace c2d {
+namespace {
+
+// One line on what was compiled in and what is used here.
+std::string build_info() {
+    std::string info = "compiled by ";
+#if defined(__clang__)
+    info += "clang ";
+#elif defined(__GNUC__)
+    info += "gcc ";
+#endif
+    info += __VERSION__;
+    info += ", instruction sets ";
+    info += isas_compiled();
+    info += " (in use: ";
+    info += isa_name(isa_in_use());
+    info += "), ";
+#if defined(C2D_WITH_CUDA)
+    info += cuda_build_info();
+#else
+    info += "no CUDA";
+#endif
+    return info;
+}
+
+// The architecture (90 for sm_90) of the device code that the driver picks for the current GPU; 0
+// without CUDA code, a driver or a GPU.
+int64_t cuda_image() {
+#if defined(C2D_WITH_CUDA)
+    return cuda_image_arch();
+#else
+    return 0;
+#endif
+}
+
+}  // namespace
+}  // namespace c2d
+
+STABLE_TORCH_LIBRARY(c2d_native, m) {
+    m.def("build_info() -> str");
+    m.def("cuda_image() -> int");
+    m.def("channel_correlation(Tensor q, Tensor v, int window_height, int window_width) -> Tensor");
+    m.def(
+        "channel_correlation_backward(Tensor grad, Tensor q, Tensor v, int window_height, "
+        "int window_width) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CompositeExplicitAutograd, m) {
+    m.impl("build_info", TORCH_BOX(&c2d::build_info));
+    m.impl("cuda_image", TORCH_BOX(&c2d::cuda_image));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
+    m.impl("channel_correlation", TORCH_BOX(&c2d::channel_correlation));
+    m.impl("channel_correlation_backward", TORCH_BOX(&c2d::channel_correlation_backward));
+}
