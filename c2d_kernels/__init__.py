@@ -1,0 +1,40 @@
+"""Fused operators for efficient super-resolution networks.
+
+`selective_scan`, `window_attention`, `permuted_window_attention`, `channel_correlation`,
+`spatial_correlation` and `coordinate_query` run on any machine: by a native or GPU kernel where one
+can, else by the short PyTorch reference that defines them. Feature maps are channels-last
+(B, H, W, C). `backend(name)` or the environment variable C2D_BACKEND asks for an implementation;
+`info()` says what is here and why.
+
+Example:
+    >>> import torch, c2d_kernels
+    >>> q, v = torch.randn(2, 1, 180, 320, 30).unbind()
+    >>> c2d_kernels.channel_correlation(q, v, window_size=64).shape
+    torch.Size([1, 180, 320, 30])
+"""
+
+from .coordinate_query.op import (
+    coordinate_query,
+    coordinate_query_moments,
+    coordinate_query_weight_shapes,
+)
+from .coordinate_query.positions import Region
+from .dispatch import backend
+from .report import info
+from .selective_scan.op import selective_scan
+from .window_attention.op import permuted_window_attention, window_attention
+from .window_correlation.op import channel_correlation, spatial_correlation
+
+__all__ = [
+    "Region",
+    "backend",
+    "channel_correlation",
+    "coordinate_query",
+    "coordinate_query_moments",
+    "coordinate_query_weight_shapes",
+    "info",
+    "permuted_window_attention",
+    "selective_scan",
+    "spatial_correlation",
+    "window_attention",
+]

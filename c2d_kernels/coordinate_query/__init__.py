@@ -1,0 +1,1 @@
+"""RGB at continuous positions, the HIIF family of decoders: `coordinate_query`."""

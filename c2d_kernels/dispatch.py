@@ -1,0 +1,126 @@
+"""Which implementation of an operator runs here, and why the others do not.
+
+A backend is a kind of kernel: `cuda`, `triton`, `cpu` (native code), or `reference`, the plain
+PyTorch that defines the operator and runs everywhere. `auto` takes the first that can run and never
+raises; a backend asked for by name that cannot run raises with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+KERNEL_BACKENDS = ("cuda", "triton", "cpu")  # in the order auto tries them
+CHOICES = ("auto", *KERNEL_BACKENDS, "reference")
+
+# One for the process, not one a thread: autograd runs backward kernels in threads of its own.
+_requested = os.environ.get("C2D_BACKEND") or "auto"
+_kernels: dict[str, list[Kernel]] = {}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One implementation of one operator.
+
+    Each function takes the operator's own arguments. `can_run` gives the reason why it can not run
+    on them, or None. `forward` returns what the operator returns. `backward` takes the gradients of
+    the outputs first and a mask last, and returns one gradient (or None) for each tensor; without
+    it, the reference is run again and differentiated.
+    """
+
+    operator: str
+    backend: str
+    can_run: Callable[..., str | None]
+    forward: Callable[..., Tensor | tuple[Tensor, ...]]
+    backward: Callable[..., Sequence[Tensor | None]] | None = None
+
+
+def register(kernel: Kernel) -> None:
+    """Make a kernel known; auto tries kernels in the order of KERNEL_BACKENDS."""
+    kernels = _kernels.setdefault(kernel.operator, [])
+    kernels.append(kernel)
+    kernels.sort(key=lambda known: KERNEL_BACKENDS.index(known.backend))
+
+
+def kernels(operator: str) -> tuple[Kernel, ...]:
+    """The kernels of an operator, first choice first."""
+    return tuple(_kernels.get(operator, ()))
+
+
+def requested() -> str:
+    """The backend in force: backend()'s, else C2D_BACKEND's, else auto."""
+    return _requested
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Ask for a backend by name inside a `with` block, for the whole process.
+
+    Args:
+        name: "auto", "cuda", "triton", "cpu" or "reference". The environment variable C2D_BACKEND
+            sets the one that holds outside of any block.
+
+    Raises:
+        ValueError: at once, for a name that is none of these.
+        RuntimeError: at the operator's call, if the named backend cannot run it; says why.
+    """
+    global _requested
+    _check_name(name, "backend()")
+    previous = _requested
+    _requested = name
+    try:
+        yield
+    finally:
+        _requested = previous
+
+
+def select(operator: str, *args: object) -> Kernel | None:
+    """The kernel that runs these arguments, or None: the reference does."""
+    name = _requested
+    if name == "reference":
+        return None
+    _check_name(name, "C2D_BACKEND")
+    reason = f"this build has no {name} kernel for it"
+    for kernel in _kernels.get(operator, ()):
+        if name in ("auto", kernel.backend):
+            refusal = kernel.can_run(*args)
+            if refusal is None:
+                return kernel
+            reason = refusal
+    if name == "auto":
+        return None
+    raise RuntimeError(
+        f"{operator} cannot run on the backend {name!r}: {reason}; "
+        'ask for backend("auto") to take one that can.'
+    )
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Operators choose their own precision: inside them autocast is off."""
+    if _autocasting(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def autocast(*features: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Features in autocast's dtype where autocast is on; float64 stays, as in torch's own ops."""
+    device_type = features[0].device.type
+    if not _autocasting(device_type):
+        return features
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in features)
+
+
+def _autocasting(device_type: str) -> bool:
+    # The meta device has no autocast, and asking for its state raises.
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def _check_name(name: str, where: str) -> None:
+    if name not in CHOICES:
+        raise ValueError(f"{where} got {name!r}, but a backend is one of {', '.join(CHOICES)}.")

@@ -1,0 +1,205 @@
+"""From a reference to an operator: the custom ops `c2d::<name>` and `c2d::<name>_backward`.
+
+Both are functional and opaque to tracing: fullgraph compile and export keep each as one node. At
+run time they take the kernel that dispatch selects, and the reference where there is none. When the
+reference is what would run anyway, `Operator.__call__` goes to it directly, in plain ATen:
+autograd, torch.compile and ONNX then see inside, and nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from . import dispatch
+
+_TENSOR_KINDS = ("Tensor", "Tensor?", "Tensor[]")
+operators: dict[str, Operator] = {}
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One public operator.
+
+    Attributes:
+        name: as in `torch.ops.c2d.<name>`.
+        arguments: the schema's arguments, such as "Tensor q, SymInt window". No defaults.
+        outputs: how many tensors it returns.
+        reference: the specification, taking these arguments by position.
+        fake: tensors of the outputs' shapes and dtypes, from the arguments.
+        flops: operations of the definition, from the arguments with shapes for tensors.
+        example: small arguments on a device; what info() asks the kernels about.
+        unrolls: tracing the reference would unroll a loop over the data, so that a compiled or
+            exported program holds the op even where only the reference can run it.
+    """
+
+    name: str
+    arguments: str
+    outputs: int
+    reference: Callable[..., Tensor | tuple[Tensor, ...]]
+    fake: Callable[..., Tensor | tuple[Tensor, ...]]
+    flops: Callable[..., int]
+    example: Callable[[torch.device], tuple]
+    unrolls: bool = False
+
+    def __call__(self, *args: object) -> Tensor | tuple[Tensor, ...]:
+        """Run checked arguments: through the op, or the reference directly (see the module)."""
+        kernel = dispatch.select(self.name, *args)
+        traced = self.unrolls and dispatch.requested() != "reference"
+        if kernel is None and not (traced and torch.compiler.is_compiling()):
+            with dispatch.without_autocast(args[0].device):
+                return self.reference(*args)
+        return getattr(torch.ops.c2d, self.name).default(*args)
+
+
+def define(operator: Operator) -> Operator:
+    """Register the operator's two custom ops, their fakes, autograd and FLOP formulas."""
+    name, kinds = operator.name, [part.split()[0] for part in operator.arguments.split(", ")]
+    operators[name] = operator
+    returns = "Tensor" if operator.outputs == 1 else f"({', '.join(['Tensor'] * operator.outputs)})"
+    grads = ", ".join(f"Tensor grad_{i}" for i in range(operator.outputs))
+
+    def forward(*args):
+        kernel = dispatch.select(name, *args)
+        with dispatch.without_autocast(args[0].device):
+            out = (operator.reference if kernel is None else kernel.forward)(*args)
+        # The fakes promise contiguous outputs; a reference may return a view of other strides.
+        return out.contiguous() if operator.outputs == 1 else tuple(x.contiguous() for x in out)
+
+    def backward(*args):
+        grads, inputs, mask = args[: operator.outputs], args[operator.outputs : -1], args[-1]
+        kernel = dispatch.select(name, *inputs)
+        with dispatch.without_autocast(inputs[0].device):
+            if kernel is not None and kernel.backward is not None:
+                found = kernel.backward(*grads, *inputs, mask)
+            else:
+                found = _differentiate(operator.reference, kinds, grads, inputs, mask)
+        return _owned(found, grads)
+
+    def backward_fake(*args):
+        inputs, mask = args[operator.outputs : -1], args[-1]
+        return [
+            x.new_empty(x.shape) if needed else args[0].new_empty(0)
+            for x, needed in zip(_tensors(kinds, inputs), mask, strict=True)
+        ]
+
+    def save(ctx, inputs, output):
+        tensors = _tensors(kinds, inputs)
+        ctx.save_for_backward(*tensors)
+        # The rest: what is not a tensor, and how long the lists are.
+        ctx.inputs = _regroup(kinds, inputs, [None] * len(tensors))
+
+    def differentiate(ctx, *grads):
+        mask: list[bool] = []
+        for kind, needed in zip(kinds, ctx.needs_input_grad, strict=True):
+            if kind in _TENSOR_KINDS:
+                mask += needed if kind == "Tensor[]" else [needed]
+        inputs = _regroup(kinds, ctx.inputs, ctx.saved_tensors)
+        found = getattr(torch.ops.c2d, f"{name}_backward").default(*grads, *inputs, mask)
+        found = [x if needed else None for x, needed in zip(found, mask, strict=True)]
+        found = _regroup(kinds, ctx.inputs, found)
+        return tuple(found[i] if kind in _TENSOR_KINDS else None for i, kind in enumerate(kinds))
+
+    def refuse(ctx, *grads):
+        raise RuntimeError(
+            f"{name} has no second derivative as a kernel: run it inside "
+            'c2d_kernels.backend("reference"), which torch differentiates any number of times.'
+        )
+
+    schema = f"({operator.arguments}) -> {returns}"
+    op = torch.library.custom_op(f"c2d::{name}", forward, mutates_args=(), schema=schema)
+    op.register_fake(operator.fake)
+    op.register_autograd(differentiate, setup_context=save)
+    schema = f"({grads}, {operator.arguments}, bool[] mask) -> Tensor[]"
+    op = torch.library.custom_op(f"c2d::{name}_backward", backward, mutates_args=(), schema=schema)
+    op.register_fake(backward_fake)
+    op.register_autograd(refuse)
+
+    @register_flop_formula(getattr(torch.ops.c2d, name))
+    def forward_flops(*args, out_shape=None, **kwargs) -> int:
+        return operator.flops(*args)
+
+    @register_flop_formula(getattr(torch.ops.c2d, f"{name}_backward"))
+    def backward_flops(*args, out_shape=None, **kwargs) -> int:
+        return 2 * operator.flops(*args[operator.outputs : -1])
+
+    return operator
+
+
+def _differentiate(
+    reference: Callable[..., Tensor | tuple[Tensor, ...]],
+    kinds: list[str],
+    grads: Sequence[Tensor],
+    inputs: Sequence[object],
+    mask: Sequence[bool],
+) -> list[Tensor | None]:
+    """Run the reference again and pull the gradients back to the tensors that the mask names."""
+    tensors = [
+        x if x is None else x.detach().requires_grad_(needed)
+        for x, needed in zip(_tensors(kinds, inputs), mask, strict=True)
+    ]
+    with _recording():
+        outputs = reference(*_regroup(kinds, inputs, tensors))
+        outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        wanted = [x for x, needed in zip(tensors, mask, strict=True) if needed]
+        found = iter(
+            torch.autograd.grad(outputs, wanted, grads, allow_unused=True, materialize_grads=True)
+        )
+    return [next(found) if needed else None for needed in mask]
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Autograd inside a custom op, below whose dispatch keys it is otherwise switched off.
+
+    enable_grad alone does not bring it back, and torch.func fails under any dispatch mode (a FLOP
+    counter, selective checkpointing), since modes shut functorch out.
+    """
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"):
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
+    included = torch._C._dispatch_tls_local_include_set()
+    with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
+        yield
+
+
+def _tensors(kinds: list[str], inputs: Sequence[object]) -> list[Tensor | None]:
+    """The tensor arguments in one flat list, optional ones as they are."""
+    flat: list[Tensor | None] = []
+    for kind, value in zip(kinds, inputs, strict=True):
+        if kind == "Tensor[]":
+            flat += value
+        elif kind in _TENSOR_KINDS:
+            flat.append(value)
+    return flat
+
+
+def _regroup(
+    kinds: list[str], inputs: Sequence[object], flat: Sequence[Tensor | None]
+) -> list[object]:
+    """The arguments again, their tensors replaced by those of a flat list."""
+    values = iter(flat)
+    return [
+        [next(values) for _ in value]
+        if kind == "Tensor[]"
+        else (next(values) if kind in _TENSOR_KINDS else value)
+        for kind, value in zip(kinds, inputs, strict=True)
+    ]
+
+
+def _owned(found: Sequence[Tensor | None], grads: Sequence[Tensor]) -> list[Tensor]:
+    """What a custom op may return: no None (empty tensors instead), no alias, contiguous."""
+    taken = {grad.data_ptr() for grad in grads}
+    owned = []
+    for gradient in found:
+        gradient = grads[0].new_empty(0) if gradient is None else gradient.contiguous()
+        if gradient.numel() and gradient.data_ptr() in taken:
+            gradient = gradient.clone()
+        taken.add(gradient.data_ptr())
+        owned.append(gradient)
+    return owned

@@ -1,0 +1,1 @@
+"""Mamba selective scan: `selective_scan`."""

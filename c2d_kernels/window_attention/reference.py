@@ -1,0 +1,120 @@
+"""The specification of window attention (Swin) and permuted window attention (SRFormer).
+
+Any floating dtype, any device, differentiable by torch. Half-precision features are computed in
+float32 and returned in their own dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def window_attention(
+    qkv: Tensor, bias_table: Tensor, window_size: int, num_heads: int, shift: int, scale: float
+) -> Tensor:
+    """`softmax(scale q k^T + bias + mask) v` in each window of the map rolled by `shift`.
+
+    qkv (B, H, W, 3C) = [q | k | v], each num_heads * head_dim; bias_table ((2w-1)^2, heads).
+    Returns (B, H, W, C). Swin (2103.14030), equation 4.
+    """
+    qkv = torch.roll(qkv, (-shift, -shift), (1, 2)) if shift else qkv
+    batch, height, width, channels = qkv.shape
+    rows, columns, head_dim = (
+        height // window_size,
+        width // window_size,
+        channels // 3 // num_heads,
+    )
+    tokens = window_size * window_size
+    qkv_windows = qkv.reshape(
+        batch, rows, window_size, columns, window_size, 3, num_heads, head_dim
+    ).permute(5, 0, 1, 3, 6, 2, 4, 7)  # (3, B, rows, columns, heads, y, x, head_dim)
+    q, k, v = qkv_windows.reshape(3, batch, rows * columns, num_heads, tokens, head_dim).to(
+        torch.promote_types(qkv.dtype, torch.float32)
+    )
+    scores = (q * scale) @ k.transpose(-1, -2) + relative_bias(bias_table, window_size, 1).to(q)
+    if shift:
+        region = window_regions(height, width, window_size, shift, qkv.device)
+        scores = scores + separation(region, region).to(q)
+    out = (scores.softmax(-1) @ v).to(qkv.dtype)
+    return merge_windows(out, rows, columns, window_size, shift)
+
+
+def permuted_window_attention(
+    q: Tensor,
+    kv: Tensor,
+    bias_table: Tensor,
+    window_size: int,
+    num_heads: int,
+    shift: int,
+    scale: float,
+) -> Tensor:
+    """Window attention to keys whose 2x2 cells of tokens were stacked into channels.
+
+    q (B, H, W, C); kv (B, H, W, C/2) = [k | v], C/4 each: channel `(a*2+b)*C/4 + c` of the key at
+    cell (Y, X) is channel c of token (2Y+a, 2X+b). bias_table ((w-1)^2, heads), read at
+    (y//2 - Y, x//2 - X). Returns (B, H, W, C). SRFormer (2303.09735), permuted self-attention.
+    """
+    if shift:
+        q, kv = (torch.roll(x, (-shift, -shift), (1, 2)) for x in (q, kv))
+    batch, height, width, channels = q.shape
+    rows, columns, head_dim = height // window_size, width // window_size, channels // num_heads
+    cells, windows = window_size // 2, rows * columns
+    compute = torch.promote_types(q.dtype, torch.float32)
+    query = q.reshape(batch, rows, window_size, columns, window_size, num_heads, head_dim)
+    query = query.permute(0, 1, 3, 5, 2, 4, 6).to(compute)
+    query = query.reshape(batch, windows, num_heads, window_size * window_size, head_dim)
+    stacked = kv.reshape(batch, rows, cells, 2, columns, cells, 2, 2, channels // 4)
+    # -> (k or v, B, rows, columns, Y, X, a, b, c); the last three are the key's channels.
+    stacked = stacked.permute(7, 0, 1, 4, 2, 5, 3, 6, 8).to(compute)
+    stacked = stacked.reshape(2, batch, windows, cells * cells, num_heads, head_dim)
+    k, v = stacked.transpose(3, 4)
+    scores = (query * scale) @ k.transpose(-1, -2)
+    scores = scores + relative_bias(bias_table, window_size, 2).to(query)
+    if shift:
+        region = window_regions(height, width, window_size, shift, q.device)
+        fine = region.reshape(windows, cells, 2, cells, 2)
+        scores = scores + separation(region, fine[:, :, 0, :, 0].reshape(windows, -1)).to(query)
+    out = (scores.softmax(-1) @ v).to(q.dtype)
+    return merge_windows(out, rows, columns, window_size, shift)
+
+
+def relative_bias(bias_table: Tensor, window_size: int, cell: int) -> Tensor:
+    """(heads, w*w, (w/cell)^2): the table read at (y//cell - Y, x//cell - X)."""
+    keys = window_size // cell
+    query = torch.arange(window_size, device=bias_table.device) // cell
+    key = torch.arange(keys, device=bias_table.device)
+    offset = query[:, None] - key + keys - 1  # (w, keys), 0 .. 2*keys-2
+    index = offset[:, None, :, None] * (2 * keys - 1) + offset[None, :, None, :]
+    bias = bias_table[index.reshape(window_size * window_size, keys * keys)]
+    return bias.permute(2, 0, 1)
+
+
+def window_regions(
+    height: int, width: int, window_size: int, shift: int, device: torch.device
+) -> Tensor:
+    """(windows, w*w): which of the nine regions of the rolled map each token came from."""
+
+    def bands(length: int) -> Tensor:
+        position = torch.arange(length, device=device)
+        return (position >= length - window_size).long() + (position >= length - shift).long()
+
+    region = bands(height)[:, None] * 3 + bands(width)
+    rows, columns = height // window_size, width // window_size
+    region = region.reshape(rows, window_size, columns, window_size).transpose(1, 2)
+    return region.reshape(rows * columns, window_size * window_size)
+
+
+def separation(query_region: Tensor, key_region: Tensor) -> Tensor:
+    """(windows, 1, queries, keys): -100 between tokens of different regions, else 0."""
+    return (query_region[:, None, :, None] != key_region[:, None, None, :]) * -100.0
+
+
+def merge_windows(out: Tensor, rows: int, columns: int, window_size: int, shift: int) -> Tensor:
+    """(B, windows, heads, w*w, head_dim) back to the map (B, H, W, C), unrolled."""
+    batch, _, num_heads, _, head_dim = out.shape
+    out = out.reshape(batch, rows, columns, num_heads, window_size, window_size, head_dim)
+    out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(
+        batch, rows * window_size, columns * window_size, num_heads * head_dim
+    )
+    return torch.roll(out, (shift, shift), (1, 2)) if shift else out

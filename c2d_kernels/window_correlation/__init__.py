@@ -1,0 +1,1 @@
+"""Correlation in windows (HiT-SR): `channel_correlation` and `spatial_correlation`."""

@@ -1,0 +1,285 @@
+"""The table that the operator tests run over: each operator with small and awkward inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+import c2d_kernels
+from c2d_kernels.dispatch import Kernel, kernels
+from c2d_kernels.operators import operators
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator called with one set of shapes.
+
+    shapes: the tensor arguments; names are the public function's. options: the rest of its
+    arguments. features: which tensors have the precision under test (the others may stay float32
+    beside half precision). fixed: tensors that are data, with values of their own and no gradient.
+    prepare: changes drawn values (for example, makes A negative). result: which tensor's dtype the
+    result has.
+    """
+
+    name: str
+    operator: str
+    shapes: dict[str, tuple[int, ...]]
+    options: dict[str, object]
+    features: tuple[str, ...]
+    fixed: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+    prepare: Callable[[Tensors], Tensors] = lambda tensors: tensors
+    result: str = ""
+
+    def tensors(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensors:
+        """Seeded inputs: features in dtype, parameters in dtype or float32 if that is half."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = {
+            name: torch.randn(shape, generator=generator, dtype=torch.float64)
+            for name, shape in self.shapes.items()
+        }
+        drawn = self.prepare(drawn)
+        wide = torch.promote_types(dtype, torch.float32)
+        cast = {name: x.to(dtype if name in self.features else wide) for name, x in drawn.items()}
+        return {**cast, **{name: make() for name, make in self.fixed.items()}}
+
+    def call(self, tensors: Tensors) -> Tensor | tuple[Tensor, ...]:
+        """The public function on these tensors."""
+        arguments = dict(tensors)
+        weights = {name: arguments.pop(name) for name in list(arguments) if "." in name}
+        if weights:
+            arguments["weights"] = weights
+        return getattr(c2d_kernels, self.operator)(**arguments, **self.options)
+
+    def outputs(self, tensors: Tensors) -> tuple[Tensor, ...]:
+        """What the call returns, always as a tuple."""
+        out = self.call(tensors)
+        return out if isinstance(out, tuple) else (out,)
+
+
+def _scan(
+    name: str, batch: int, channels: int, length: int, states: int, groups: int | None = None
+) -> Case:
+    matrix = (batch, states, length) if groups is None else (batch, groups, states, length)
+    sequence = (batch, channels, length)
+    return Case(
+        name,
+        "selective_scan",
+        {
+            "u": sequence,
+            "delta": sequence,
+            "A": (channels, states),
+            "B": matrix,
+            "C": matrix,
+            "D": (channels,),
+            "z": sequence,
+            "delta_bias": (channels,),
+        },
+        {"delta_softplus": True, "return_last_state": True},
+        ("u", "delta", "B", "C", "z"),
+        prepare=lambda tensors: {**tensors, "A": -tensors["A"].exp()},
+        result="u",
+    )
+
+
+def _attention(
+    name: str,
+    batch: int,
+    height: int,
+    width: int,
+    head_dim: int,
+    *,
+    window: int = 4,
+    heads: int = 2,
+    shift: int = 2,
+) -> Case:
+    return Case(
+        name,
+        "window_attention",
+        {
+            "qkv": (batch, height, width, 3 * heads * head_dim),
+            "bias_table": ((2 * window - 1) ** 2, heads),
+        },
+        {"window_size": window, "num_heads": heads, "shift": shift},
+        ("qkv",),
+        result="qkv",
+    )
+
+
+def _permuted(
+    name: str,
+    batch: int,
+    height: int,
+    width: int,
+    channels: int,
+    *,
+    window: int = 4,
+    heads: int = 2,
+    shift: int = 2,
+) -> Case:
+    return Case(
+        name,
+        "permuted_window_attention",
+        {
+            "q": (batch, height, width, channels),
+            "kv": (batch, height, width, channels // 2),
+            "bias_table": ((window - 1) ** 2, heads),
+        },
+        {"window_size": window, "num_heads": heads, "shift": shift},
+        ("q", "kv"),
+        result="q",
+    )
+
+
+def _channel(
+    name: str,
+    batch: int,
+    height: int,
+    width: int,
+    channels: int,
+    window: int | tuple[int, int] = (4, 3),
+) -> Case:
+    shape = (batch, height, width, channels)
+    return Case(
+        name,
+        "channel_correlation",
+        {"q": shape, "v": shape},
+        {"window_size": window},
+        ("q", "v"),
+        result="q",
+    )
+
+
+def _spatial(
+    name: str,
+    batch: int,
+    height: int,
+    width: int,
+    channels: int,
+    *,
+    window: tuple[int, int] = (4, 2),
+    base: int = 2,
+    heads: int = 2,
+) -> Case:
+    shape = (batch, height, width, channels)
+    cell = (window[0] // min(base, window[0])) * (window[1] // min(base, window[1]))
+    return Case(
+        name,
+        "spatial_correlation",
+        {
+            "q": shape,
+            "v": shape,
+            "weight": (1, cell),
+            "weight_bias": (1,),
+            "bias_table": ((2 * window[0] - 1) * (2 * window[1] - 1), heads),
+        },
+        {"window_size": window, "base_window": base, "num_heads": heads},
+        ("q", "v"),
+        result="q",
+    )
+
+
+def _query(
+    name: str,
+    batch: int,
+    height: int,
+    width: int,
+    *,
+    size: tuple[int, int] | None = None,
+    queries: int | None = None,
+    channels: int = 4,
+    attentions: int = 1,
+) -> Case:
+    numbers = {"levels": attentions + 1, "heads": 2, "attentions": attentions}
+
+    def coords() -> Tensor:
+        generator = torch.Generator().manual_seed(7)
+        shape = (batch, queries, 2)
+        return torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
+
+    fixed = {
+        "coords": coords,
+        "cell": lambda: torch.tensor([[0.11, 0.07]], dtype=torch.float64).repeat(batch, 1),
+    }
+    return Case(
+        name,
+        "coordinate_query",
+        {
+            "features": (batch, height, width, channels),
+            "image": (batch, height, width, 3),
+            **c2d_kernels.coordinate_query_weight_shapes(channels, **numbers),
+        },
+        numbers if size is None else {**numbers, "size": size},
+        ("features", "image"),
+        fixed=fixed if size is None else {},
+        result="image",
+    )
+
+
+# One small case an operator: gradcheck, opcheck, compile, autocast and the rest of the properties.
+SMALL = [
+    _scan("scan", 2, 3, 5, 2),
+    _attention("attention", 1, 4, 6, 2, window=2, shift=1),
+    _permuted("permuted", 1, 8, 4, 4),
+    _channel("channel", 2, 5, 4, 3),
+    _spatial("spatial", 1, 4, 4, 4),
+    _query("query-coords", 2, 2, 3, queries=5),
+]
+
+# The shapes that break implementations: each is compared with float64 at its own precision.
+AWKWARD = [
+    _scan("scan-one-step", 2, 3, 1, 4),
+    _scan("scan-1134-steps", 1, 4, 1134, 3),
+    _scan("scan-47-channels", 1, 47, 33, 8),
+    _scan("scan-groups", 2, 6, 9, 3, groups=2),
+    _scan("scan-no-batch", 0, 3, 4, 2),
+    _attention("attention-head-dim-10", 1, 16, 24, 10, window=8, heads=6, shift=4),
+    _attention("attention-one-window", 2, 4, 4, 5),
+    _attention("attention-odd-shift", 1, 9, 6, 3, window=3, heads=1, shift=1),
+    _attention("attention-no-batch", 0, 8, 4, 2),
+    _attention("attention-1x1", 1, 1, 1, 2, window=1, shift=0),
+    _permuted("permuted-head-dim-10", 1, 8, 16, 20, window=8, shift=4),
+    _permuted("permuted-one-window", 2, 4, 4, 8, shift=0),
+    _permuted("permuted-no-batch", 0, 8, 4, 4),
+    _permuted("permuted-2x2", 1, 2, 2, 4, window=2, shift=0),
+    _channel("channel-borders", 2, 13, 7, 6, window=(4, 8)),
+    _channel("channel-window-over-map", 1, 5, 9, 10, window=64),
+    _channel("channel-1x1", 1, 1, 1, 4, window=8),
+    _channel("channel-one-column", 3, 21, 1, 5, window=8),
+    _channel("channel-many-channels", 1, 9, 11, 70, window=(5, 4)),
+    _channel("channel-no-batch", 0, 6, 5, 4),
+    _spatial("spatial-rectangle", 2, 8, 6, 10, window=(8, 2), base=2),
+    _spatial("spatial-small-window", 1, 4, 8, 6, window=(2, 4), base=8, heads=3),
+    _spatial("spatial-no-batch", 0, 4, 4, 4),
+    _spatial("spatial-1x1", 1, 1, 1, 4, window=(1, 1), base=8),
+    _query("query-grid", 2, 3, 5, size=(8, 9)),
+    _query("query-grid-down", 1, 7, 4, size=(3, 4)),
+    _query("query-two-attentions", 1, 4, 3, size=(9, 8), attentions=2, channels=6),
+    _query("query-1x1", 1, 1, 1, size=(1, 1)),
+    _query("query-one", 1, 3, 4, queries=1),
+    _query("query-no-batch", 0, 3, 4, size=(5, 6)),
+]
+
+# The roads a call can take: the custom op (over the reference), plain ATen, the native kernel.
+ROUTES = ("op", "reference", "native")
+
+
+def roads(cases: list[Case]) -> list:
+    """Each case on each road it has, as parameters `case, route`."""
+    native = {name for name in operators if any(k.backend == "cpu" for k in kernels(name))}
+    return [
+        pytest.param(case, route, id=f"{case.name}-{route}")
+        for case in cases
+        for route in ROUTES
+        if route != "native" or case.operator in native
+    ]
+
+
+def opaque_kernel(operator: str) -> Kernel:
+    """A kernel that runs the reference, so that the public function takes the custom op's road."""
+    return Kernel(operator, "cuda", lambda *args: None, operators[operator].reference)

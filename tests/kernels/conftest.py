@@ -1,0 +1,32 @@
+"""The roads an operator's call can take, as a fixture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+
+import c2d_kernels
+from c2d_kernels import dispatch, native
+from tests.kernels.cases import Case, opaque_kernel
+
+
+@pytest.fixture
+def take(monkeypatch: pytest.MonkeyPatch) -> Callable[[Case, str], AbstractContextManager[None]]:
+    """take(case, route): the custom op over the reference, plain ATen, or the native kernel."""
+
+    @contextmanager
+    def route(case: Case, name: str) -> Iterator[None]:
+        if name == "op":
+            kernels = {**dispatch._kernels, case.operator: [opaque_kernel(case.operator)]}
+            monkeypatch.setattr(dispatch, "_kernels", kernels)
+            with c2d_kernels.backend("auto"):
+                yield
+            return
+        if name == "native" and native.missing is not None:
+            pytest.skip(native.missing)
+        with c2d_kernels.backend({"native": "cpu"}.get(name, name)):
+            yield
+
+    return route

@@ -1,0 +1,168 @@
+"""Positions and digits against exact fractions; grids, coordinates and tiles against each other."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from c2d_kernels import (
+    Region,
+    coordinate_query,
+    coordinate_query_moments,
+    coordinate_query_weight_shapes,
+)
+from c2d_kernels.coordinate_query.positions import free_axis, grid_axis, neighbour_range
+
+HEIGHT, WIDTH, CHANNELS = 7, 9, 8
+SIZES = {"x2": (14, 18), "x4": (28, 36), "x1": (7, 9), "x2.7": (19, 24), "down": (4, 5)}
+
+
+def inputs(attentions: int = 1, batch: int = 1) -> tuple[Tensor, Tensor, dict[str, Tensor], dict]:
+    """Features, image, weights and numbers of a decoder in float64."""
+    generator = torch.Generator().manual_seed(3)
+    numbers = {"levels": 3, "heads": 4, "attentions": attentions}
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    shapes = coordinate_query_weight_shapes(CHANNELS, **numbers)
+    weights = {name: draw(*shape) * 0.5 for name, shape in shapes.items()}
+    maps = (draw(batch, HEIGHT, WIDTH, CHANNELS), draw(batch, HEIGHT, WIDTH, 3))
+    return *maps, weights, numbers
+
+
+def grid_coords(size: tuple[int, int], dtype: torch.dtype, batch: int = 1) -> tuple[Tensor, Tensor]:
+    """The pixel centres of a grid as coords, and its cell."""
+    axes = [(2 * torch.arange(n, dtype=dtype) + 1) / n - 1 for n in size]
+    coords = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(1, -1, 2)
+    cell = torch.tensor([[2 / size[0], 2 / size[1]]], dtype=dtype)
+    return coords.expand(batch, -1, -1), cell.expand(batch, -1)
+
+
+@pytest.mark.parametrize(
+    ("out", "length"), [(14, 7), (28, 7), (7, 7), (19, 7), (4, 7), (2561, 853), (4096, 1024)]
+)
+def test_grid_positions_are_exact(out: int, length: int) -> None:
+    axis = grid_axis(0, out, out, length, 3, torch.float64, "cpu")
+    low, high = neighbour_range(0, out, out, length)
+    assert (low, high) == (axis.low.min(), axis.high.max())
+    for i in range(out):
+        u = Fraction((2 * i + 1) * length - out, 2 * out)
+        cell = math.floor(u + Fraction(1, 2**13))
+        t = u - cell
+        assert axis.low[i] == min(max(cell, 0), length - 1)
+        assert axis.high[i] == min(max(cell + 1, 0), length - 1)
+        assert axis.t[i] == pytest.approx(float(t), abs=1e-15)
+        for level in range(3):
+            digit = math.floor(t * 2 ** (level + 1) + Fraction(1, 2**10))
+            assert axis.digits[level][i] == min(max(digit, 0), 2 ** (level + 1) - 1) % 2
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("length", [48, 64, 339])
+def test_float32_coordinates_keep_the_digits_of_the_grid(scale: int, length: int) -> None:
+    """At x2 and x4 every position lies on a digit's boundary; float32 noise must not flip it."""
+    out = scale * length
+    exact = grid_axis(0, out, out, length, 3, torch.float32, "cpu")
+    coordinate = (2 * torch.arange(out, dtype=torch.float32) + 1) / out - 1
+    free = free_axis(coordinate, length, 3, torch.float32)
+    assert torch.equal(free.low, exact.low) and torch.equal(free.high, exact.high)
+    for got, want in zip(free.digits, exact.digits, strict=True):
+        assert torch.equal(got, want)
+    assert torch.allclose(free.t, exact.t, rtol=0, atol=length * 2e-7)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_grid_equals_its_coordinates(size: tuple[int, int]) -> None:
+    features, image, weights, numbers = inputs(batch=2)
+    grid = coordinate_query(features, image, weights, **numbers, size=size)
+    coords, cell = grid_coords(size, torch.float64, 2)
+    free = coordinate_query(features, image, weights, **numbers, coords=coords, cell=cell)
+    assert grid.shape == (2, *size, 3)
+    assert torch.allclose(free.reshape(grid.shape), grid, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_without_weights_it_is_a_bilinear_resize(size: tuple[int, int]) -> None:
+    features, image, weights, numbers = inputs()
+    zero = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    out = coordinate_query(features, image, zero, **numbers, size=size).movedim(-1, 1)
+    resized = F.interpolate(image.movedim(-1, 1), size=size, mode="bilinear", align_corners=False)
+    assert torch.allclose(out, resized, rtol=0, atol=1e-13)
+
+
+TILES = {
+    "halves": [(0, 10), (10, 19)],
+    "thirds": [(0, 7), (7, 8), (8, 19)],
+    "rows": [(i, i + 1) for i in range(19)],
+}
+
+
+@pytest.mark.parametrize("attentions", [0, 1, 2])
+@pytest.mark.parametrize("rows", TILES.values(), ids=TILES)
+def test_tiles_equal_the_whole(rows: list[tuple[int, int]], attentions: int) -> None:
+    """However the queries are split, and from crops that hold only the LR pixels they read."""
+    size, columns = SIZES["x2.7"], [(0, 11), (11, 24)]
+    features, image, weights, numbers = inputs(attentions, batch=2)
+    whole = coordinate_query(features, image, weights, **numbers, size=size)
+    tiles = []
+    for a, b in rows:
+        for c, d in columns:
+            top, bottom = neighbour_range(a, b, size[0], HEIGHT)
+            left, right = neighbour_range(c, d, size[1], WIDTH)
+            crop = (slice(None), slice(top, bottom + 1), slice(left, right + 1))
+            region = Region((a, b), (c, d), (top, left), (HEIGHT, WIDTH))
+            tiles.append((region, features[crop], image[crop]))
+    means: list[Tensor] = []
+    for _ in range(attentions):
+        sums = [
+            coordinate_query_moments(f, weights, **numbers, size=size, region=r, moments=means)
+            for r, f, _ in tiles
+        ]
+        assert sums[0].shape == (2, 4, CHANNELS // 4, CHANNELS // 4)
+        means.append(sum(sums) / (size[0] * size[1]))
+    for region, f, i in tiles:
+        tile = coordinate_query(f, i, weights, **numbers, size=size, region=region, moments=means)
+        expected = whole[:, slice(*region.rows), slice(*region.columns)]
+        assert torch.allclose(tile, expected, rtol=0, atol=1e-12)
+
+
+def test_moments_are_kept_in_float32_for_half_features() -> None:
+    features, _, weights, numbers = inputs()
+    sums = coordinate_query_moments(features.bfloat16(), weights, **numbers, size=(8, 8))
+    assert sums.dtype == torch.float32
+
+
+def test_region_alone_attends_to_its_own_queries() -> None:
+    """Without moments a region is a picture of its own: not the same as a part of the whole."""
+    features, image, weights, numbers = inputs()
+    size = SIZES["x2"]
+    region = Region((0, 7), (0, 18), (0, 0), (HEIGHT, WIDTH))
+    part = coordinate_query(features, image, weights, **numbers, size=size, region=region)
+    whole = coordinate_query(features, image, weights, **numbers, size=size)[:, :7]
+    assert part.shape == whole.shape
+    assert (part - whole).abs().max() > 1e-3
+
+
+def test_weight_shapes_are_the_published_decoders() -> None:
+    small = coordinate_query_weight_shapes(64, levels=3, heads=4)
+    assert len(small) == 3 * 6 + 10
+    assert list(small)[:3] == ["mlps.0.norm.weight", "mlps.0.norm.bias", "mlps.0.fc1.weight"]
+    assert list(small)[-1] == "attentions.0.proj2.bias"
+    assert small["mlps.0.fc1.weight"] == (64, 260) and small["mlps.2.fc2.weight"] == (3, 64)
+    assert small["attentions.0.k_norm.weight"] == (16,)
+    large = coordinate_query_weight_shapes(256, levels=6, heads=16, attentions=2)
+    assert large["mlps.5.fc1.weight"] == (256, 258) and "attentions.1.qkv.weight" in large
+
+
+def test_image_keeps_its_precision_beside_half_features() -> None:
+    features, image, weights, numbers = inputs()
+    zero = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    out = coordinate_query(features.bfloat16(), image.float(), zero, **numbers, size=(7, 9))
+    assert out.dtype == torch.float32
+    assert torch.allclose(out, image.float(), rtol=0, atol=1e-6)

@@ -1,0 +1,246 @@
+"""The float64 oracle of `c2d_kernels` (csrc/oracle.cpp): compiled once, called with tensors.
+
+Every function has the name and the arguments of the public function it judges, takes tensors of any
+dtype and answers in float64. The compiled module is kept in tests/_build under a name made from its
+source, compiler and Python, so a changed source is compiled again and a stale file is never loaded.
+Where it cannot be compiled, the test that asks for it is skipped with the reason.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+_SOURCE = Path(__file__).resolve().parents[1] / "csrc" / "oracle.cpp"
+_BUILD_FOLDER = Path(__file__).resolve().parent / "_build"
+_FLAGS = ["-O2", "-std=c++20", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden"]
+
+
+def _compiler() -> list[str]:
+    """The compiler's command, or a skip that says what is missing."""
+    wanted = os.environ.get("CXX")
+    command = shlex.split(wanted) if wanted else ["c++"]
+    candidates = [command, *([] if wanted else [["g++"], ["clang++"]])]
+    for candidate in candidates:
+        if shutil.which(candidate[0]):
+            return candidate
+    pytest.skip(f"no C++ compiler for the oracle: {' or '.join(c[0] for c in candidates)}")
+
+
+def _include_folders() -> list[str]:
+    try:
+        import pybind11
+    except ImportError:
+        pytest.skip("pybind11 is not installed, so the oracle cannot be compiled")
+    python = sysconfig.get_path("include")
+    if not Path(python, "Python.h").is_file():
+        pytest.skip(f"Python.h is not in {python}, so the oracle cannot be compiled")
+    return [python, pybind11.get_include()]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time in `folder`; the lock goes with its holder, however that ends."""
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build() -> Path:
+    """Path of the compiled oracle, compiled now if it is not there yet."""
+    compiler, includes = _compiler(), _include_folders()
+    flags = [*_FLAGS, *(["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else [])]
+    identity = [compiler, includes, flags, sys.version, _SOURCE.read_text()]
+    name = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+    _BUILD_FOLDER.mkdir(exist_ok=True)
+    (_BUILD_FOLDER / ".gitignore").write_text("*\n")
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    library = _BUILD_FOLDER / f"oracle_{name}{suffix}"
+    with _alone(_BUILD_FOLDER):  # pytest-xdist: one worker compiles, the others wait for it
+        if library.exists():
+            return library
+        unfinished = library.with_suffix(f".{os.getpid()}.tmp")
+        command = [*compiler, *flags, *(f"-I{folder}" for folder in includes)]
+        command += [str(_SOURCE), "-o", str(unfinished)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode != 0:
+            pytest.fail(f"csrc/oracle.cpp does not compile:\n{result.stderr}", pytrace=False)
+        for stale in _BUILD_FOLDER.glob(f"oracle_*{suffix}"):  # this Python's, of older sources
+            stale.unlink()
+        os.replace(unfinished, library)
+    return library
+
+
+@functools.cache
+def _oracle() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("c2d_oracle", _build())
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def _array(tensor: Tensor | None) -> np.ndarray | None:
+    return None if tensor is None else tensor.detach().cpu().double().contiguous().numpy()
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array)
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """y (B, D, L) and, always, the last state (B, D, N)."""
+    arrays = [_array(t) for t in (u, delta, A, B, C, D, z, delta_bias)]
+    y, last = _oracle().selective_scan(*arrays, delta_softplus)
+    return _tensor(y), _tensor(last)
+
+
+def window_attention(
+    qkv: Tensor,
+    bias_table: Tensor,
+    *,
+    window_size: int,
+    num_heads: int,
+    shift: int = 0,
+    scale: float | None = None,
+) -> Tensor:
+    arguments = (_array(qkv), _array(bias_table), window_size, num_heads, shift, scale)
+    return _tensor(_oracle().window_attention(*arguments))
+
+
+def permuted_window_attention(
+    q: Tensor,
+    kv: Tensor,
+    bias_table: Tensor,
+    *,
+    window_size: int,
+    num_heads: int,
+    shift: int = 0,
+    scale: float | None = None,
+) -> Tensor:
+    arrays = (_array(q), _array(kv), _array(bias_table))
+    return _tensor(
+        _oracle().permuted_window_attention(*arrays, window_size, num_heads, shift, scale)
+    )
+
+
+def _pair(window_size: int | tuple[int, int]) -> tuple[int, int]:
+    return (window_size, window_size) if isinstance(window_size, int) else window_size
+
+
+def channel_correlation(q: Tensor, v: Tensor, *, window_size: int | tuple[int, int]) -> Tensor:
+    return _tensor(_oracle().channel_correlation(_array(q), _array(v), *_pair(window_size)))
+
+
+def spatial_correlation(
+    q: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    weight_bias: Tensor,
+    bias_table: Tensor,
+    *,
+    window_size: int | tuple[int, int],
+    base_window: int,
+    num_heads: int,
+) -> Tensor:
+    arrays = [_array(t) for t in (q, v, weight, weight_bias, bias_table)]
+    return _tensor(
+        _oracle().spatial_correlation(*arrays, *_pair(window_size), base_window, num_heads)
+    )
+
+
+def grid_positions(n: int, n_out: int, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cells (n_out,), offsets (n_out,) and digits (n_out, levels) of an output axis."""
+    cells, offsets, digits = _oracle().grid_positions(n, n_out, levels)
+    return _tensor(cells), _tensor(offsets), _tensor(digits)
+
+
+def coordinate_positions(coordinates: Tensor, n: int, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for coordinates in [-1, 1] along an axis of n: (Q,), (Q,), (Q, levels)."""
+    cells, offsets, digits = _oracle().coordinate_positions(_array(coordinates), n, levels)
+    return _tensor(cells), _tensor(offsets), _tensor(digits)
+
+
+def _pairs(y: Sequence[Tensor], x: Sequence[Tensor]) -> list[Tensor]:
+    """Cells (Q, 2), offsets (Q, 2) and digits (Q, levels, 2) from those of the two axes."""
+    return [torch.stack(pair, -1) for pair in zip(y, x, strict=True)]
+
+
+def coordinate_query(
+    features: Tensor,
+    image: Tensor,
+    weights: Mapping[str, Tensor],
+    *,
+    levels: int,
+    heads: int,
+    attentions: int = 1,
+    size: tuple[int, int] | None = None,
+    coords: Tensor | None = None,
+    cell: Tensor | None = None,
+    rows: slice = slice(None),
+    columns: slice = slice(None),
+    moments: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """The values, (B, h, w, 3) or (B, Q, 3), and each attention's sum of k^T v over the queries.
+
+    `rows` and `columns` choose a part of the output grid; features and image are always whole.
+    """
+    batch, height, width, _ = features.shape
+    if size is not None:
+        i, j = torch.arange(size[0])[rows], torch.arange(size[1])[columns]
+        shape = (len(i), len(j))
+        y = [t[i.repeat_interleave(len(j))] for t in grid_positions(height, size[0], levels)]
+        x = [t[j.repeat(len(i))] for t in grid_positions(width, size[1], levels)]
+        queries = [_pairs(y, x)] * batch
+        rel_cell = 2 * torch.tensor([[height, width]] * batch).double() / torch.tensor(size)
+    else:
+        shape = coords.shape[1:2]
+        queries = [
+            _pairs(
+                coordinate_positions(points[:, 0], height, levels),
+                coordinate_positions(points[:, 1], width, levels),
+            )
+            for points in coords
+        ]
+        rel_cell = cell.double() * torch.tensor([height, width])
+    cells, offsets, digits = (torch.stack(part) for part in zip(*queries, strict=True))
+    values, sums = _oracle().coordinate_query(
+        _array(features),
+        _array(image),
+        [_array(w) for w in weights.values()],
+        levels,
+        heads,
+        attentions,
+        cells.numpy(),
+        offsets.numpy(),
+        digits.numpy(),
+        _array(rel_cell),
+        _array(torch.stack(list(moments))) if moments is not None else None,
+    )
+    return _tensor(values).unflatten(1, shape), list(_tensor(sums))
