@@ -1,0 +1,262 @@
+"""HiET: a transformer whose blocks are a U over window size, with hierarchical encoding.
+
+After C2D-ISR (arXiv 2503.13740). A block runs layers with windows 64, 32, w, 32, 64 at constant
+resolution, joins layers of equal windows by skips, and ends in a convolution. Wide windows mix by
+channel correlation (HiT-SR, arXiv 2407.05878), linear in their area; the bottom of the U attends
+within w x w pixels, like the backbone it is named after.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from c2d_kernels import channel_correlation
+
+from .layers import Conv3x3, Mlp, WindowAttention, init_linear
+from .upsamplers import BilinearPixelShuffle, Network, upsampler
+
+
+def position_digits(window_size: int) -> Tensor:
+    """(w, log2 w) for windows of w: the binary digits of 0..w-1 as -1 / +1, coarse to fine."""
+    levels = window_size.bit_length() - 1
+    if window_size != 1 << levels:
+        raise ValueError(f"window sizes must be powers of two for their digits; got {window_size}")
+    places = torch.arange(levels - 1, -1, -1)
+    digits = (torch.arange(window_size)[:, None] >> places) & 1
+    return 2.0 * digits - 1.0
+
+
+class HierarchicalEncoding(nn.Module):
+    """E: the binary digits of a pixel's place in its window, per axis, through a Linear.
+
+    The Linear is the parameter. It acts on the row's digits and on the column's separately, so E is
+    the sum of a table by row and a table by column, (window_size, dim) each.
+    """
+
+    def __init__(self, dim: int, window_size: int):
+        super().__init__()
+        digits = position_digits(window_size)
+        self.window_size = window_size
+        self.proj = nn.Linear(2 * digits.shape[1], dim)
+        self.register_buffer("digits", digits, persistent=False)
+        self.register_buffer("row_table", None, persistent=False)
+        self.register_buffer("column_table", None, persistent=False)
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """E of each row and of each column of a window, (window_size, dim) both."""
+        by_row, by_column = self.proj.weight.chunk(2, dim=1)
+        rows = F.linear(self.digits, by_row, self.proj.bias)
+        return rows, F.linear(self.digits, by_column)
+
+    def forward(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """E at the rows (H,) and columns (W,) of a map, (H, W, dim)."""
+        frozen = self.row_table is not None
+        row_table, column_table = (self.row_table, self.column_table) if frozen else self.tables()
+        by_row = row_table.index_select(0, rows % self.window_size)
+        by_column = column_table.index_select(0, columns % self.window_size)
+        return by_row[:, None] + by_column
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Keep the tables of the present weights (they follow the module from device to device)."""
+        self.row_table, self.column_table = self.tables()
+
+    def thaw(self) -> None:
+        """Compute the tables from the weights again."""
+        self.row_table = self.column_table = None
+
+
+class DualFeatureExtraction(nn.Module):
+    """DFE(x) = conv branch (1x1, 3x3, 1x1 over dim / 5 channels) times linear branch (HiT-SR).
+
+    Both branches begin with a product with x: they share one Linear.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.split = [max(dim // 5, 1), dim]
+        self.entry = nn.Linear(dim, sum(self.split))
+        self.conv = Conv3x3(self.split[0], self.split[0])
+        self.expand = nn.Linear(self.split[0], dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        local, linear = self.entry(x).split(self.split, dim=-1)
+        local = F.leaky_relu(self.conv(F.leaky_relu(local, 0.2)), 0.2)
+        return self.expand(local) * linear
+
+
+class CorrelationMixer(nn.Module):
+    """Wide windows: q, v = DFE(x + E), their channel correlation beside v, projected.
+
+    In each window of n pixels the correlation is v (q^T v / n)^T, with q and v of dim / 2 channels
+    (HiT-SR's channel self-correlation).
+    """
+
+    def __init__(self, dim: int, window_size: int):
+        super().__init__()
+        self.window_size = window_size
+        self.encoding = HierarchicalEncoding(dim, window_size)
+        self.dfe = DualFeatureExtraction(dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        q, v = self.dfe(x + self.encoding(rows, columns)).chunk(2, dim=-1)
+        correlated = channel_correlation(q, v, window_size=self.window_size)
+        return self.proj(torch.cat([correlated, v], dim=-1))
+
+
+class AttentionMixer(WindowAttention):
+    """The bottom of the U: window attention, which has its own position table and needs no E."""
+
+    def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class HiETLayer(nn.Module):
+    """x + LN(mixer(x)), then x + LN(MLP(x)): the norm is last in its branch, as in HiT-SR."""
+
+    def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float):
+        super().__init__()
+        self.mixer = mixer
+        self.norm1 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, mlp_ratio)
+        self.norm2 = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        x = x + self.norm1(self.mixer(x, rows, columns))
+        return x + self.norm2(self.mlp(x))
+
+
+class HiETBlock(nn.Module):
+    """A U over window size: down to the smallest windows, up again with skips, then a convolution.
+
+    Args:
+        dim: channels.
+        windows: window sizes of the way down, e.g. [64, 32]; the way up mirrors them.
+        bottom: window size of the attention between the two.
+        num_heads: heads of that attention.
+        shift: its shift.
+        mlp_ratio: hidden channels of the MLPs, relative to dim.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        windows: list[int],
+        bottom: int,
+        num_heads: int,
+        shift: int,
+        mlp_ratio: float,
+    ):
+        super().__init__()
+
+        def wide(window_size: int) -> HiETLayer:
+            return HiETLayer(dim, CorrelationMixer(dim, window_size), mlp_ratio)
+
+        self.down = nn.ModuleList(wide(window) for window in windows)
+        self.bottom = HiETLayer(dim, AttentionMixer(dim, bottom, num_heads, shift), mlp_ratio)
+        self.skips = nn.ModuleList(nn.Linear(dim, dim) for _ in windows)
+        self.up = nn.ModuleList(wide(window) for window in reversed(windows))
+        self.conv = Conv3x3(dim, dim)
+
+    def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        entry = x
+        passed = []
+        for layer in self.down:
+            x = layer(x, rows, columns)
+            passed.append(x)
+        x = self.bottom(x, rows, columns)
+        for skip, layer in zip(self.skips, self.up, strict=True):
+            x = layer(x + skip(passed.pop()), rows, columns)
+        return entry + self.conv(x)
+
+
+class HiET(Network):
+    """HiET with the window attention of SwinIR at the bottom of its blocks (HiET-SwinIR).
+
+    Args:
+        scale: 2, 3, 4, ... for a pixel-shuffle up-sampler, None for HIIF.
+        dim: channels of the features.
+        blocks: how many blocks; their attention is shifted by half a window in every other one.
+        windows: window sizes of the way down a block's U, powers of two.
+        bottom: window size at the bottom of the U, to a multiple of which the image is mirrored.
+        num_heads: heads of the attention there.
+        mlp_ratio: hidden channels of the MLPs, relative to dim.
+        decoder: HIIF's width, levels, heads and attentions, used if scale is None.
+    """
+
+    def __init__(
+        self,
+        scale: int | None = 4,
+        *,
+        dim: int,
+        blocks: int,
+        windows: list[int],
+        bottom: int,
+        num_heads: int,
+        mlp_ratio: float,
+        decoder: dict[str, int],
+    ):
+        super().__init__(
+            scale,
+            {
+                "dim": dim,
+                "blocks": blocks,
+                "windows": list(windows),
+                "bottom": bottom,
+                "num_heads": num_heads,
+                "mlp_ratio": mlp_ratio,
+                "decoder": dict(decoder),
+            },
+        )
+        self.pad_multiple = bottom
+        self.period = self.tile_multiple = self.min_overlap = max(windows)
+        self.conv_first = Conv3x3(3, dim)
+        self.blocks = nn.ModuleList(
+            HiETBlock(dim, windows, bottom, num_heads, i % 2 * (bottom // 2), mlp_ratio)
+            for i in range(blocks)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.conv_after_body = Conv3x3(dim, dim)
+        self.apply(init_linear)
+        for module in self.modules():
+            if isinstance(module, DualFeatureExtraction):
+                # Its output is a product of two branches, the correlation one of three of those:
+                # with Swin's 0.02 they would vanish. HiT-SR's convolutions begin like this.
+                module.entry.reset_parameters()
+                module.expand.reset_parameters()
+        self.upsample = upsampler(dim, scale, BilinearPixelShuffle, decoder)
+
+    def positions(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Rows (H,) and columns (W,) as E counts them: from a random place on in training.
+
+        The windows lie still, but what E says of a pixel's place in them is rolled in every step,
+        so that no grid of windows is learned into the picture.
+        """
+        rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+        if self.training:
+            roll = torch.randint(self.period, (2,), device=device)
+            rows, columns = rows + roll[0], columns + roll[1]
+        return rows, columns
+
+    def body(self, image: Tensor) -> Tensor:
+        rows, columns = self.positions(image.shape[1], image.shape[2], image.device)
+        x = shallow = self.conv_first(image - 0.5)
+        for block in self.blocks:
+            x = block(x, rows, columns)
+        return shallow + self.conv_after_body(self.norm(x))
+
+    def prepare(self) -> "HiET":
+        """Evaluation mode with every E computed once. Call it again after changing weights."""
+        self.eval()
+        for module in self.modules():
+            if isinstance(module, HierarchicalEncoding):
+                module.freeze()
+        return self
+
+    def train(self, mode: bool = True) -> "HiET":
+        """Training or evaluation mode; frozen tables are dropped."""
+        for module in self.modules():
+            if isinstance(module, HierarchicalEncoding):
+                module.thaw()
+        return super().train(mode)

@@ -1,0 +1,118 @@
+"""HIIF: an image as a function of continuous position, the continuous up-sampler (2412.03748)."""
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from c2d_kernels import Region, coordinate_query, coordinate_query_moments
+
+from .layers import Conv3x3
+
+
+class QueryMlp(nn.Module):
+    """Parameters of LayerNorm -> Linear -> GELU -> Linear at one level of the hierarchy."""
+
+    def __init__(self, in_features: int, width: int, out_features: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(in_features)
+        self.fc1 = nn.Linear(in_features, width)
+        self.fc2 = nn.Linear(width, out_features)
+
+
+class QueryAttention(nn.Module):
+    """Parameters of the linear attention over all queries, its two-layer output and residual."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width)
+        self.k_norm = nn.LayerNorm(width // heads)
+        self.v_norm = nn.LayerNorm(width // heads)
+        self.proj1 = nn.Linear(width, width)
+        self.proj2 = nn.Linear(width, width)
+
+
+class Decoder(nn.Module):
+    """What `c2d_kernels.coordinate_query` computes with; its parameters' names are the operator's.
+
+    Level 0 reads the four neighbours' features, the relative cell and a digit an axis
+    (4 width + 4); each further level the running state and its own digits (width + 2). The last one
+    gives RGB.
+    """
+
+    def __init__(self, width: int, levels: int, heads: int, attentions: int):
+        super().__init__()
+        in_features = [4 * width + 4] + [width + 2] * (levels - 1)
+        out_features = [width] * (levels - 1) + [3]
+        self.mlps = nn.ModuleList(
+            QueryMlp(i, width, o) for i, o in zip(in_features, out_features, strict=True)
+        )
+        self.attentions = nn.ModuleList(QueryAttention(width, heads) for _ in range(attentions))
+        # Start at the operator's other term, the bilinear sample of the image.
+        nn.init.zeros_(self.mlps[-1].fc2.weight)
+        nn.init.zeros_(self.mlps[-1].fc2.bias)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters by the operator's names, in its order."""
+        return dict(self.named_parameters())
+
+
+class HIIF(nn.Module):
+    """Continuous up-sampler: Conv3x3 to the decoder's width, then RGB at any position.
+
+    HIIF-L, the preset of this project, has 3 levels, width 64, 4 heads and one attention; HIIF has
+    6, 256, 16 and two.
+
+    Args:
+        dim: channels of the body's features.
+        width: channels of the decoder; a multiple of `heads`.
+        levels: MLPs, each with one more binary digit of the position inside the LR pixel.
+        heads: heads of the linear attention.
+        attentions: how many of the first MLPs a linear attention over all queries follows.
+    """
+
+    decode_margin = 1
+    """LR pixels around an output pixel's own that its colour reads (attention apart)."""
+
+    def __init__(self, dim: int, *, width: int, levels: int, heads: int, attentions: int):
+        super().__init__()
+        self.options = {"levels": levels, "heads": heads, "attentions": attentions}
+        self.conv = Conv3x3(dim, width)
+        self.decoder = Decoder(width, levels, heads, attentions)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, H, W, dim) -> (B, H, W, width), the map that positions are looked up in."""
+        return self.conv(x)
+
+    def decode(
+        self,
+        features: Tensor,
+        image: Tensor,
+        *,
+        size: tuple[int, int] | None = None,
+        coords: Tensor | None = None,
+        cell: Tensor | None = None,
+        region: Region | None = None,
+        moments: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Colours on the grid `size` -> (B, 3, h, w), or at `coords` (B, Q, 2) -> (B, Q, 3)."""
+        where = {"size": size, "coords": coords, "cell": cell, "region": region, "moments": moments}
+        image = rearrange(image, "b c h w -> b h w c")
+        colours = coordinate_query(features, image, self.decoder.weights(), **self.options, **where)
+        return rearrange(colours, "b h w c -> b c h w") if coords is None else colours
+
+    def decode_moments(
+        self,
+        features: Tensor,
+        *,
+        size: tuple[int, int],
+        region: Region | None = None,
+        moments: list[Tensor] | tuple[Tensor, ...] = (),
+    ) -> Tensor:
+        """(B, heads, d, d): sum of attention len(moments)'s k^T v over the grid's queries."""
+        return coordinate_query_moments(
+            features,
+            self.decoder.weights(),
+            **self.options,
+            size=size,
+            region=region,
+            moments=moments,
+        )

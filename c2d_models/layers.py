@@ -1,0 +1,108 @@
+"""Layers that several networks share.
+
+Feature maps are channels-last, (B, H, W, C): linear layers and norms act on the last dimension as
+it lies, and a convolution sees the same memory as a (B, C, H, W) tensor in `torch.channels_last`
+format.
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from c2d_kernels import window_attention
+
+RGB_MEAN = (0.4488, 0.4371, 0.4040)
+"""Mean colour of DIV2K, which the published networks subtract at their entry, add at their end."""
+
+
+def rgb_mean(like: Tensor) -> Tensor:
+    """(3,) tensor of RGB_MEAN on the device and in the dtype of `like`, exact in float64 too."""
+    return torch.cat([like.new_full((1,), value) for value in RGB_MEAN])
+
+
+def mirror_index(length: int, padded: int, device: torch.device | None = None) -> Tensor:
+    """(padded,) int64: where 0..padded-1 fall in a line of `length` mirrored at its ends, for ever.
+
+    The edge is not repeated (reflection), and a line of one pixel repeats that pixel: any size
+    works. Plain arithmetic: the limits of `F.pad(mode="reflect")` become guards in an export.
+    """
+    position = torch.arange(padded, device=device) % max(2 * length - 2, 1)
+    return length - 1 - (length - 1 - position).abs()
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Mirror (B, H, W, C) at its lower and right edge until H and W are multiples of `multiple`."""
+    for dim in (1, 2):
+        length = x.shape[dim]
+        padded = (length + multiple - 1) // multiple * multiple
+        x = x.index_select(dim, mirror_index(length, padded, x.device))
+    return x
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """First `height` rows and `width` columns of (B, H, W, C).
+
+    One gather of pixels: a slice, or a split, would put guards on the sizes into an export.
+    """
+    rows = torch.arange(height, device=x.device)[:, None] * x.shape[2]
+    pixels = rows + torch.arange(width, device=x.device)
+    x = rearrange(x, "b h w c -> b (h w) c").index_select(1, pixels.flatten())
+    return rearrange(x, "b (h w) c -> b h w c", h=height, w=width)
+
+
+class Conv3x3(nn.Conv2d):
+    """3x3 convolution with zero padding of a channels-last map, (B, H, W, in) -> (B, H, W, out)."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(rearrange(x, "b h w c -> b c h w"))
+        return rearrange(y, "b c h w -> b h w c")
+
+
+class Mlp(nn.Module):
+    """Linear(dim -> ratio * dim), GELU, Linear(ratio * dim -> dim) on the last dimension."""
+
+    def __init__(self, dim: int, ratio: float):
+        super().__init__()
+        hidden = int(dim * ratio)
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention in (shifted) windows with relative position bias (Swin, eq. 4).
+
+    (B, H, W, dim) -> (B, H, W, dim); H and W are multiples of `window_size`. Partition, shift, mask
+    and bias are the operator's business.
+    """
+
+    def __init__(self, dim: int, window_size: int, num_heads: int, shift: int = 0):
+        super().__init__()
+        self.window_size, self.num_heads, self.shift = window_size, num_heads, shift
+        table = torch.empty((2 * window_size - 1) ** 2, num_heads)
+        self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        attended = window_attention(
+            self.qkv(x),
+            self.relative_position_bias_table,
+            window_size=self.window_size,
+            num_heads=self.num_heads,
+            shift=self.shift,
+        )
+        return self.proj(attended)
+
+
+def init_linear(module: nn.Module) -> None:
+    """Swin's start for one Linear, for `Module.apply`: weight ~ truncated N(0, 0.02), bias 0."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

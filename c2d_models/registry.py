@@ -1,0 +1,75 @@
+"""Networks by name, with their published hyper-parameters."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any
+
+from .hiet import HiET
+from .swinir import SwinIR
+from .upsamplers import Network
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A network class with the arguments that make it the named network."""
+
+    constructor: type[Network]
+    config: Mapping[str, Any]
+
+
+_HIIF_L = {"width": 64, "levels": 3, "heads": 4, "attentions": 1}
+_HIIF_L_TINY = {**_HIIF_L, "width": 32}
+_SWINIR_L = {
+    "dim": 60,
+    "depths": [6, 6, 6, 6],
+    "num_heads": 6,
+    "window_size": 8,
+    "mlp_ratio": 2,
+    "decoder": _HIIF_L,
+}
+_HIET_SWINIR = {
+    "dim": 60,
+    "blocks": 4,
+    "windows": [64, 32],
+    "bottom": 8,
+    "num_heads": 6,
+    "mlp_ratio": 2,
+    "decoder": _HIIF_L,
+}
+_TINY = {"dim": 32, "num_heads": 4, "decoder": _HIIF_L_TINY}
+
+NETWORKS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "swinir_l": Preset(SwinIR, _SWINIR_L),
+        "swinir_l_tiny": Preset(SwinIR, {**_SWINIR_L, **_TINY, "depths": [2, 2]}),
+        "hiet_swinir": Preset(HiET, _HIET_SWINIR),
+        "hiet_swinir_tiny": Preset(HiET, {**_HIET_SWINIR, **_TINY, "blocks": 2}),
+    }
+)
+
+
+def create(name: str, scale: int | None = 4, *, config: Mapping[str, Any] | None = None) -> Network:
+    """A network with fresh weights.
+
+    Args:
+        name: one of `NETWORKS`.
+        scale: the factor, or None for a continuous network (HIIF-L up-sampler).
+        config: constructor arguments that differ from the published ones.
+
+    Returns:
+        The network in training mode, float32, on the CPU.
+
+    Raises:
+        ValueError: no network of that name, or a scale that is not a whole number.
+        TypeError: an argument in `config` that the network does not have.
+    """
+    if name not in NETWORKS:
+        close = get_close_matches(str(name), NETWORKS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"there is no network {name!r}; {hint}known are {', '.join(NETWORKS)}")
+    preset = NETWORKS[name]
+    net = preset.constructor(scale, **{**preset.config, **(config or {})})
+    net.name = name
+    return net

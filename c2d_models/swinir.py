@@ -1,0 +1,119 @@
+"""SwinIR, light: shifted-window transformer for image restoration (arXiv 2108.10257).
+
+Module names are the authors', so that their files load as they are.
+"""
+
+from torch import Tensor, nn
+
+from .layers import Conv3x3, Mlp, WindowAttention, init_linear, rgb_mean
+from .upsamplers import Network, PixelShuffleDirect, upsampler
+
+
+class SwinLayer(nn.Module):
+    """Swin transformer layer: x + MSA(LN(x)), then x + MLP(LN(x))."""
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, shift: int, mlp_ratio: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, window_size, num_heads, shift)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, mlp_ratio)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class LayerStack(nn.Module):
+    """Swin layers whose windows are shifted by half in every other one."""
+
+    def __init__(self, depth: int, dim: int, num_heads: int, window_size: int, mlp_ratio: float):
+        super().__init__()
+        shifts = [i % 2 * (window_size // 2) for i in range(depth)]
+        self.blocks = nn.ModuleList(
+            SwinLayer(dim, num_heads, window_size, shift, mlp_ratio) for shift in shifts
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class ResidualGroup(nn.Module):
+    """Residual Swin transformer block: layers, a convolution, and the way around both."""
+
+    def __init__(self, depth: int, dim: int, num_heads: int, window_size: int, mlp_ratio: float):
+        super().__init__()
+        self.residual_group = LayerStack(depth, dim, num_heads, window_size, mlp_ratio)
+        self.conv = Conv3x3(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(self.residual_group(x))
+
+
+class Embedding(nn.Module):
+    """The norm before the first layer, under the name that the authors' files give it."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
+class SwinIR(Network):
+    """SwinIR with the direct pixel-shuffle up-sampler, or HIIF in its place (scale=None).
+
+    Args:
+        scale: 2, 3, 4, ... or None.
+        dim: channels of the features.
+        depths: layers in each residual group.
+        num_heads: attention heads in every layer.
+        window_size: side of the attention windows.
+        mlp_ratio: hidden channels of the MLPs, relative to dim.
+        decoder: HIIF's width, levels, heads and attentions, used if scale is None.
+    """
+
+    min_overlap = 32
+
+    def __init__(
+        self,
+        scale: int | None = 4,
+        *,
+        dim: int,
+        depths: list[int],
+        num_heads: int,
+        window_size: int,
+        mlp_ratio: float,
+        decoder: dict[str, int],
+    ):
+        super().__init__(
+            scale,
+            {
+                "dim": dim,
+                "depths": list(depths),
+                "num_heads": num_heads,
+                "window_size": window_size,
+                "mlp_ratio": mlp_ratio,
+                "decoder": dict(decoder),
+            },
+        )
+        self.pad_multiple = self.tile_multiple = window_size
+        self.conv_first = Conv3x3(3, dim)
+        self.patch_embed = Embedding(dim)
+        self.layers = nn.ModuleList(
+            ResidualGroup(depth, dim, num_heads, window_size, mlp_ratio) for depth in depths
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.conv_after_body = Conv3x3(dim, dim)
+        self.apply(init_linear)
+        self.upsample = upsampler(dim, scale, PixelShuffleDirect, decoder)
+
+    def body(self, image: Tensor) -> Tensor:
+        shallow = self.conv_first(image - rgb_mean(image))
+        x = self.patch_embed(shallow)
+        for layer in self.layers:
+            x = layer(x)
+        return shallow + self.conv_after_body(self.norm(x))

@@ -1,0 +1,21 @@
+"""What the tests of the networks share."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+sys.path.insert(0, str(GOLDEN))
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(7)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Fresh networks are the same in every run."""
+    torch.manual_seed(11)

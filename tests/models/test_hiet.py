@@ -1,0 +1,163 @@
+"""HiET: its parts, its budget and its start."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from c2d_models import create, hiet, layers
+from c2d_models.hiet import (
+    CorrelationMixer,
+    DualFeatureExtraction,
+    HierarchicalEncoding,
+    position_digits,
+)
+
+
+@pytest.mark.parametrize(
+    ("window_size", "position", "digits"),
+    [
+        pytest.param(2, 1, [1], id="2"),
+        pytest.param(8, 0, [-1, -1, -1], id="8-first"),
+        pytest.param(8, 4, [1, -1, -1], id="8-coarse-digit-first"),
+        pytest.param(8, 6, [1, 1, -1], id="8-six"),
+        pytest.param(64, 33, [1, -1, -1, -1, -1, 1], id="64"),
+    ],
+)
+def test_position_digits(window_size, position, digits):
+    assert position_digits(window_size)[position].tolist() == digits
+
+
+def test_position_digits_refuse_other_windows():
+    with pytest.raises(ValueError, match="powers of two for their digits; got 48"):
+        position_digits(48)
+
+
+def test_encoding_is_a_linear_of_the_digits():
+    encoding = HierarchicalEncoding(6, 8)
+    rows, columns = torch.tensor([0, 5, 9]), torch.tensor([7, 8])
+    digits = position_digits(8)
+    expected = torch.stack(
+        [
+            torch.stack([encoding.proj(torch.cat([digits[y % 8], digits[x % 8]])) for x in columns])
+            for y in rows
+        ]
+    )
+    torch.testing.assert_close(encoding(rows, columns), expected, atol=1e-6, rtol=0)
+
+
+def test_dual_feature_extraction_is_a_product_of_branches(rng):
+    """Against 1x1 convolutions written out, as in HiT-SR."""
+    dfe = DualFeatureExtraction(20)
+    x = torch.randn(2, 5, 6, 20, generator=rng)
+    weight, bias = dfe.entry.weight, dfe.entry.bias
+    image = x.permute(0, 3, 1, 2)
+    local = F.leaky_relu(F.conv2d(image, weight[:4, :, None, None], bias[:4]), 0.2)
+    local = F.leaky_relu(F.conv2d(local, dfe.conv.weight, dfe.conv.bias, padding=1), 0.2)
+    local = F.conv2d(local, dfe.expand.weight[:, :, None, None], dfe.expand.bias)
+    linear = F.conv2d(image, weight[4:, :, None, None], bias[4:])
+    expected = (local * linear).permute(0, 2, 3, 1)
+    torch.testing.assert_close(dfe(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_mixer_is_the_correlation_beside_v(rng):
+    """One window written out: v (q^T v / n)^T next to v, projected."""
+    mixer = CorrelationMixer(8, 4)
+    x = torch.randn(1, 4, 4, 8, generator=rng)
+    place = torch.arange(4)
+    q, v = mixer.dfe(x + mixer.encoding(place, place)).reshape(16, 8).chunk(2, dim=1)
+    expected = mixer.proj(torch.cat([v @ (q.t() @ v / 16).t(), v], dim=1)).reshape(1, 4, 4, 8)
+    torch.testing.assert_close(mixer(x, place, place), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_blocks_are_a_u_over_window_size():
+    net = create("hiet_swinir")
+    for index, block in enumerate(net.blocks):
+        down = [layer.mixer.window_size for layer in block.down]
+        up = [layer.mixer.window_size for layer in block.up]
+        assert [*down, block.bottom.mixer.window_size, *up] == [64, 32, 8, 32, 64]
+        assert block.bottom.mixer.shift == (4 if index % 2 else 0)
+        assert block.bottom.mixer.num_heads == 6
+    assert len(net.blocks) == 4
+
+
+def test_skips_join_equal_windows(rng):
+    """With layers that only note what they get, the skips' Linears must meet their own windows."""
+    block = create("hiet_swinir_tiny").blocks[0]
+    seen = []
+
+    class Note(nn.Module):
+        def forward(self, x, rows, columns):
+            seen.append(x)
+            return x + len(seen)
+
+    block.down = nn.ModuleList([Note(), Note()])
+    block.bottom = Note()
+    block.up = nn.ModuleList([Note(), Note()])
+    x = torch.randn(1, 8, 8, 32, generator=rng)
+    block(x, torch.arange(8), torch.arange(8))
+    after_64, after_32, after_bottom = x + 1, x + 3, x + 6
+    torch.testing.assert_close(seen[3], after_bottom + block.skips[0](after_32))
+    torch.testing.assert_close(seen[4], seen[3] + 4 + block.skips[1](after_64))
+
+
+def test_budget(monkeypatch):
+    """x4 to 1280x720 by the definition-counting formulas: at most 0.89 of HiT-SIR's 53.0 GMAC."""
+    ops = torch.ops.c2d
+
+    def correlation(q, v, *, window_size):
+        return ops.channel_correlation(q, v, window_size, window_size)
+
+    def attention(qkv, table, *, window_size, num_heads, shift):
+        return ops.window_attention(qkv, table, window_size, num_heads, shift, 1.0)
+
+    monkeypatch.setattr(hiet, "channel_correlation", correlation)
+    monkeypatch.setattr(layers, "window_attention", attention)
+    net = create("hiet_swinir", 4).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.empty(1, 3, 180, 320, device="meta"))
+    gmacs = counter.get_total_flops() / 2e9
+    assert gmacs == pytest.approx(46.07, abs=0.01)
+    assert gmacs <= 0.89 * 53.0
+
+
+@pytest.mark.parametrize("mode", ["discrete", "continuous"])
+def test_a_new_network_is_the_bilinear_one(mode, rng):
+    x = torch.rand(1, 3, 10, 13, generator=rng)
+    if mode == "discrete":
+        y = create("hiet_swinir_tiny", 3)(x)
+    else:
+        y = create("hiet_swinir_tiny", None)(x, size=(30, 39))
+    bilinear = F.interpolate(x, size=(30, 39), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(y, bilinear, atol=1e-6, rtol=0)
+
+
+def test_encoding_rolls_in_training_only():
+    net = create("hiet_swinir_tiny")
+    net.train()
+    rolls = {int(net.positions(8, 8, torch.device("cpu"))[0][0]) for _ in range(20)}
+    assert len(rolls) > 5 and rolls <= set(range(64))
+    net.eval()
+    rows, columns = net.positions(3, 4, torch.device("cpu"))
+    assert rows.tolist() == [0, 1, 2] and columns.tolist() == [0, 1, 2, 3]
+
+
+def test_prepare_freezes_and_train_thaws():
+    net = create("hiet_swinir_tiny").prepare()
+    encodings = [module for module in net.modules() if isinstance(module, HierarchicalEncoding)]
+    assert len(encodings) == 8 and not net.training
+    x = torch.rand(1, 8, 8, 3, dtype=torch.float64)
+    net.double()  # the tables must follow
+    before = net.body(x)
+    for encoding in encodings:
+        nn.init.zeros_(encoding.proj.weight)
+    assert torch.equal(net.body(x), before)
+    net.train().eval()
+    assert not torch.equal(net.body(x), before)
+
+
+def test_prepare_keeps_the_state_dict():
+    net = create("hiet_swinir_tiny")
+    before = list(net.state_dict())
+    assert list(net.prepare().state_dict()) == before

@@ -1,0 +1,81 @@
+"""Padding, cropping, colour mean and the channels-last convolution."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from c2d_models.layers import (
+    RGB_MEAN,
+    Conv3x3,
+    WindowAttention,
+    crop,
+    mirror_index,
+    pad_to_multiple,
+    rgb_mean,
+)
+
+
+@pytest.mark.parametrize(
+    ("length", "padded", "expected"),
+    [
+        pytest.param(1, 4, [0, 0, 0, 0], id="one-pixel-repeats"),
+        pytest.param(2, 8, [0, 1, 0, 1, 0, 1, 0, 1], id="two-pixels-alternate"),
+        pytest.param(3, 8, [0, 1, 2, 1, 0, 1, 2, 1], id="mirrored-more-than-once"),
+        pytest.param(5, 8, [0, 1, 2, 3, 4, 3, 2, 1], id="edge-not-repeated"),
+        pytest.param(8, 8, [0, 1, 2, 3, 4, 5, 6, 7], id="nothing-to-pad"),
+    ],
+)
+def test_mirror_index(length, padded, expected):
+    assert mirror_index(length, padded).tolist() == expected
+    reflected = np.pad(np.arange(length), (0, padded - length), mode="reflect")
+    assert mirror_index(length, padded).tolist() == reflected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "padded"),
+    [(1, 1, (8, 8)), (8, 16, (8, 16)), (9, 7, (16, 8)), (17, 30, (24, 32))],
+    ids=["1x1", "fits", "9x7", "17x30"],
+)
+def test_crop_undoes_padding(height, width, padded, rng):
+    x = torch.rand(2, height, width, 3, generator=rng)
+    y = pad_to_multiple(x, 8)
+    assert y.shape == (2, *padded, 3)
+    assert torch.equal(crop(y, height, width), x)
+
+
+def test_padding_is_reflection(rng):
+    x = torch.rand(1, 9, 13, 2, generator=rng)
+    expected = F.pad(x.permute(0, 3, 1, 2), (0, 3, 0, 7), mode="reflect").permute(0, 2, 3, 1)
+    assert torch.equal(pad_to_multiple(x, 16), expected)
+
+
+def test_rgb_mean_is_exact_in_float64():
+    assert tuple(rgb_mean(torch.zeros(1, dtype=torch.float64)).tolist()) == RGB_MEAN
+
+
+def test_conv_acts_on_the_channels_last_map(rng):
+    conv = Conv3x3(3, 5)
+    x = torch.rand(2, 6, 7, 3, generator=rng)
+    expected = F.conv2d(x.permute(0, 3, 1, 2).contiguous(), conv.weight, conv.bias, padding=1)
+    y = conv(x)
+    torch.testing.assert_close(y, expected.permute(0, 2, 3, 1), atol=1e-6, rtol=0)
+    assert y.is_contiguous(), "a float32 convolution must hand on a channels-last map as it lies"
+
+
+def test_shifted_attention_keeps_to_its_windows(rng):
+    """A pixel reaches exactly the 4x4 windows shifted by two pixels, cut at the picture's edge."""
+    attention = WindowAttention(8, window_size=4, num_heads=2, shift=2)
+    x = torch.rand(1, 8, 8, 8, generator=rng)
+    changed = x.clone()
+    changed[0, 3, 3] += 1
+    moved = (attention(changed) - attention(x)).abs().sum(-1)[0] > 1e-7
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[2:6, 2:6] = True
+    assert torch.equal(moved, expected)
+    changed = x.clone()
+    changed[0, 0, 0] += 1
+    moved = (attention(changed) - attention(x)).abs().sum(-1)[0] > 1e-7
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[:2, :2] = True
+    assert torch.equal(moved, expected)

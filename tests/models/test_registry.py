@@ -1,0 +1,83 @@
+"""Names, presets and refusals of `create`."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import c2d_models
+from c2d_models.registry import NETWORKS, create
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("scale", [2, 3, 4, None])
+def test_a_network_says_what_it_is(name, scale):
+    net = create(name, scale)
+    assert (net.name, net.scale, net.training) == (name, scale, True)
+    rebuilt = create(name, scale, config=json.loads(json.dumps(net.config)))
+    shapes = {key: value.shape for key, value in net.state_dict().items()}
+    assert {key: value.shape for key, value in rebuilt.state_dict().items()} == shapes
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "params"),
+    [
+        ("hiet_swinir", 4, 753_468),
+        ("hiet_swinir_tiny", 4, 126_232),
+        ("hiet_swinir_tiny", None, 136_027),
+        ("swinir_l", 4, 929_628),
+    ],
+)
+def test_sizes(name, scale, params):
+    assert sum(p.numel() for p in create(name, scale).parameters()) == params
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "sentence"),
+    [
+        pytest.param(
+            {"name": "hiet_swinr"},
+            ValueError,
+            r"there is no network 'hiet_swinr'; did you mean 'hiet_swinir'\? known are swinir_l, ",
+            id="misspelt",
+        ),
+        pytest.param(
+            {"name": "zzz"},
+            ValueError,
+            r"there is no network 'zzz'; known are swinir_l, ",
+            id="unknown",
+        ),
+        pytest.param(
+            {"name": "swinir_l", "scale": 2.5},
+            ValueError,
+            r"scale must be a whole number such as 2, 3 or 4, or None .*; got 2.5",
+            id="fractional-scale",
+        ),
+        pytest.param(
+            {"name": "swinir_l", "scale": 0}, ValueError, r"whole number .*; got 0", id="zero-scale"
+        ),
+        pytest.param(
+            {"name": "hiet_swinir", "config": {"windows": [64, 48]}},
+            ValueError,
+            r"powers of two .*; got 48",
+            id="window-without-digits",
+        ),
+    ],
+)
+def test_refusals(arguments, error, sentence):
+    with pytest.raises(error, match=sentence):
+        create(**arguments)
+
+
+def test_importing_the_package_is_quick():
+    """`c2d --help` imports it; torch and libvips come when they are needed."""
+    code = "import sys, c2d_models; assert not {'torch', 'pyvips', 'numpy'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_package_offers_its_functions_and_no_others():
+    assert c2d_models.create is create
+    assert set(c2d_models.__all__) <= set(dir(c2d_models))
+    with pytest.raises(AttributeError, match="has no attribute 'enlarge'"):
+        c2d_models.enlarge  # noqa: B018
