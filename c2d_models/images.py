@@ -235,7 +235,9 @@ class Writer:
         """Put `rows` (h, width, channels) of `dtype` at row `top`; writing a row again replaces."""
         expected = (self.width, self.channels)
         if rows.dtype != self.dtype or rows.shape[1:] != expected or rows.ndim != 3:
-            raise ValueError(f"rows are {rows.dtype} {rows.shape}, not {self.dtype} (h, *{expected})")
+            raise ValueError(
+                f"rows are {rows.dtype} {rows.shape}, not {self.dtype} (h, *{expected})"
+            )
         stride = self.width * self.channels * self.dtype.itemsize
         try:
             self._file.seek(top * stride)

@@ -1,0 +1,323 @@
+"""The command `c2d`: upscale, eval, train, models, info.
+
+A mistake in what was asked ends in one sentence on stderr and exit code 2; Ctrl-C in 130. Torch is
+imported by the commands that compute, so that `c2d --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from .folders import Job, Report
+    from .upscaling import Upscaler
+
+MISTAKE, INTERRUPTED, TERMINATED = 2, 130, 143
+
+app = typer.Typer(
+    name="c2d",
+    help="Make photographs larger, by any scale from 1 to 4.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code; the one place where errors become sentences."""
+    try:
+        code = app(arguments, prog_name="c2d", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted.", INTERRUPTED)
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        return _complain(sentence, MISTAKE)
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"c2d {_version()}")
+        raise typer.Exit
+
+
+@app.command()
+def upscale(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Image files, or folders of them.")
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output", "-o", metavar="OUT", help="Output file, or folder to mirror into."
+        ),
+    ],
+    scale: Annotated[
+        float | None,
+        typer.Option(help="Any real number from 1 to 4; without it, the model's, or 4."),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WxH", help="Exact size instead; each axis grows by its own 1 to 4."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="A name of `c2d models`, or a checkpoint file."),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
+    dtype: Annotated[str, typer.Option(metavar="float32|bfloat16|float16")] = "float32",
+    tile: Annotated[
+        str, typer.Option(metavar="N|auto|0", help="Side of the tiles in input pixels; 0: none.")
+    ] = "auto",
+    format: Annotated[
+        str,
+        typer.Option(metavar="same|png|jpg|webp|tiff", help="Format of the files in a folder."),
+    ] = "same",
+    quality: Annotated[int, typer.Option(help="Of JPEG and WebP, 1 to 100.")] = 95,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace outputs that exist; else they are skipped.")
+    ] = False,
+) -> None:
+    """Make photographs larger: PNG, JPEG, WebP and TIFF.
+
+    Profile, EXIF, alpha and 16 bits are kept where the output format has them.
+
+    JPEG has no alpha: there the picture is laid over white.
+
+    Inputs are never overwritten.
+    """
+    if not 1 <= quality <= 100:
+        _refuse(f"quality is {quality}; it must be from 1 to 100.")
+    pixels = None if size is None else _parse_size(size)
+    signal.signal(signal.SIGTERM, _terminate)
+
+    from . import folders, upscaling
+
+    jobs = folders.plan_jobs(inputs, output, format)
+    upscaler = upscaling.Upscaler.load(scale, pixels, model, device, dtype, tile)
+    report = _run_jobs(jobs, upscaler, quality, overwrite)
+    if len(jobs) > 1:
+        typer.echo(_summary(report))
+    if report.failures:
+        raise typer.Exit(MISTAKE)
+
+
+@app.command("eval")
+def evaluate(
+    folders: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FOLDER...", help="HR images; `HR` and `LR_bicubic` below are used."
+        ),
+    ],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|FILE", help="Repeat for several; without it, bicubic alone."),
+    ] = None,
+    scale: Annotated[
+        list[float] | None,
+        typer.Option(help="Repeat for several; without it, the models' own, or 2, 3 and 4."),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", help="A .json, .md or .csv file, or a folder for all three."
+        ),
+    ] = None,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Mean over 8 flips and rotations.")
+    ] = False,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
+) -> None:
+    """Score models against bicubic: PSNR and SSIM of luma, as the papers report them."""
+    from . import evaluation, upscaling
+
+    place = upscaling.choose_device(device)
+    evaluation.run(model or [], folders, scale, output, ensemble, place, Console())
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, as in configs/.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the output folder.")
+    ] = False,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the file; repeat."),
+    ] = None,
+) -> None:
+    """Train a network as a configuration says."""
+    from . import training
+
+    training.run(config, override or [], resume)
+
+
+@app.command()
+def models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME|FILE]", help="Show how this one was trained.")
+    ] = None,
+) -> None:
+    """List the models that come with the package."""
+    from . import checkpoints
+
+    if name is not None:
+        Console().print_json(data=checkpoints.read_record(name))
+        return
+    table = Table("name", "scale", "parameters", "file size")
+    for info in checkpoints.list_models():
+        scale = "1 to 4" if info.scale is None else f"{info.scale}"
+        table.add_row(info.name, scale, f"{info.params:,}", f"{info.size_bytes / 1e6:.1f} MB")
+    if not table.rows:
+        _refuse("no model comes with this installation: train one with c2d train.")
+    Console().print(table)
+
+
+@app.command()
+def info() -> None:
+    """Show versions, memory, and which kernel each operator would use here."""
+    import pyvips
+
+    import c2d_kernels
+
+    from .tiling import available_memory
+
+    libvips = ".".join(str(pyvips.version(part)) for part in range(3))
+    typer.echo(f"c2d        {_version()}, Python {sys.version.split()[0]}, libvips {libvips}")
+    typer.echo(f"memory     {available_memory() / 2**30:.1f} GiB free")
+    typer.echo(c2d_kernels.info())
+
+
+def _run_jobs(jobs: list[Job], upscaler: Upscaler, quality: int, overwrite: bool) -> Report:
+    """Do the jobs under a progress bar; each result is printed as it comes."""
+    from . import folders
+
+    screen = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=screen,
+        transient=True,
+        disable=not screen.is_terminal,
+    )
+    # A file's bytes stand for its pixels: good enough for an ETA, and known without opening it.
+    weights = [job.source.stat().st_size if job.source.is_file() else 0 for job in jobs]
+    report = folders.Report()
+    with bar:
+        task = bar.add_task(jobs[0].source.name, total=max(sum(weights), 1))
+        before = dict(zip(map(id, jobs), _running_sums(weights), strict=True))
+        weight = dict(zip(map(id, jobs), weights, strict=True))
+
+        def progress(job: Job, fraction: float) -> None:
+            done = before[id(job)] + fraction * weight[id(job)]
+            name = job.source.name if fraction < 1 else f"{job.source.name} (saving)"
+            bar.update(task, completed=done, description=name)
+
+        shown = [0, 0, 0]
+        for report in folders.upscale_files(
+            jobs, upscaler, quality=quality, overwrite=overwrite, progress=progress
+        ):
+            for source, target, (height, width), seconds in report.written[shown[0] :]:
+                typer.echo(f"{source} -> {target}  {width}x{height}, {seconds:.1f} s")
+            for target in report.skipped[shown[1] :]:
+                typer.echo(f"{target} exists, skipped (--overwrite replaces it)")
+            for _, sentence in report.failures[shown[2] :]:
+                _complain(sentence, MISTAKE)
+            shown = [len(report.written), len(report.skipped), len(report.failures)]
+    return report
+
+
+def _running_sums(values: list[int]) -> list[int]:
+    """The sum of all values before each."""
+    sums, total = [], 0
+    for value in values:
+        sums.append(total)
+        total += value
+    return sums
+
+
+def _summary(report: Report) -> str:
+    counts = [f"{len(report.written)} written", f"{len(report.skipped)} skipped"]
+    counts.append(f"{len(report.failures)} failed")
+    names = [str(source) for source, _ in report.failures]
+    return ", ".join(counts) + (": " + ", ".join(names) if names else "")
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    """ "1920x1080" to (1080, 1920), (height, width)."""
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        _refuse(f"size is {text}; write width x height, such as 1920x1080.")
+    return int(height), int(width)
+
+
+def _refuse(sentence: str) -> NoReturn:
+    raise ValueError(sentence)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to tell the user, or None for an error that is ours and deserves its traceback.
+
+    Our own refusals are ValueErrors and the like that were raised in this project's code; the same
+    kinds out of a library mean a bug.
+    """
+    if hasattr(error, "format_message"):
+        return error.format_message()  # a usage error of typer's
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    ours = module.partition(".")[0] in ("c2d_models", "c2d_kernels")
+    if ours and isinstance(error, (ValueError, TypeError, RuntimeError, MemoryError)):
+        return str(error)
+    return None
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"c2d: {sentence.rstrip('.')}.", file=sys.stderr)
+    return code
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM unwinds like Ctrl-C, so that temporary files go."""
+    raise SystemExit(TERMINATED)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("c2d-isr")
+    except metadata.PackageNotFoundError:
+        return "from source, not installed"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

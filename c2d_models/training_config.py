@@ -1,0 +1,109 @@
+"""The configuration of a training run: one YAML file, every field typed and checked."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class ConfigError(ValueError):
+    """A training configuration that cannot be run; the message says what to change."""
+
+
+class TrainConfig(BaseModel):
+    """One training run.  Lengths are in steps, sizes in LR pixels."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    network: str
+    stage: Literal["continuous", "discrete"]
+    scale: int | None = Field(None, ge=1, le=8, description="discrete stage only")
+    init: Path | None = Field(
+        None, description="checkpoint whose body is taken; the up-sampler stays fresh"
+    )
+    data: list[Path] = Field(min_length=1)
+    licences: list[str] = Field(
+        default_factory=list, description="licences of the training images, for the record"
+    )
+    output: Path
+
+    steps: int = Field(ge=1)
+    batch: int = Field(16, ge=1)
+    patch: int = Field(64, ge=16)
+    queries: int = Field(4096, ge=1, description="continuous stage: HR pixels compared per sample")
+    max_scale: float = Field(
+        4.0, gt=1, le=8, description="continuous stage: scales are drawn from U(1, max_scale)"
+    )
+    lr: float = Field(4e-4, gt=0)
+    warmup: int = Field(100, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    ema: float = Field(0.999, ge=0, lt=1)
+    autocast: Literal["bfloat16"] | None = None
+    compile: bool = False
+    threads: int | None = Field(None, ge=1)
+    device: str = "cpu"
+    seed: int = 0
+
+    validate_every: int = Field(500, ge=1)
+    validation_images: int = Field(8, ge=1)
+    validation_crop: int = Field(
+        192, ge=32, description="HR side of the centre crop that is scored"
+    )
+    checkpoint_every: int = Field(500, ge=1)
+
+    @model_validator(mode="after")
+    def _stage_has_its_scale(self) -> TrainConfig:
+        if self.stage == "discrete" and self.scale is None:
+            raise ValueError("stage 'discrete' needs 'scale', e.g. scale: 4")
+        if self.stage == "continuous" and self.scale is not None:
+            raise ValueError(
+                "stage 'continuous' draws its scales from U(1, max_scale): remove 'scale'"
+            )
+        return self
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
+    """Read a YAML file, apply ``key=value`` overrides and check every field.
+
+    Raises ConfigError with one sentence for an unreadable file, an unknown key (with a suggestion)
+    or a bad value.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold 'key: value' lines, got {type(values).__name__}")
+    for override in overrides or []:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise ConfigError(f"--set takes key=value, got {override!r}")
+        values[key.strip()] = yaml.safe_load(value)
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_sentence(path, error)) from error
+
+
+def _sentence(path: Path, error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, TrainConfig.model_fields, n=1)
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else f"known keys: {', '.join(TrainConfig.model_fields)}"
+        )
+        return f"{path}: unknown key {key!r}; {hint}"
+    if first["type"] == "missing":
+        return f"{path}: the key {key!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{path}: {key}: {message}, got {first['input']!r}" if key else f"{path}: {message}"

@@ -1,0 +1,246 @@
+"""The command line: exit codes, one sentence for every mistake, and what a run over a folder says."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from c2d_models import checkpoints, create, evaluation, images, training
+from c2d_models.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Tiny checkpoints with random weights: x2.safetensors and any.safetensors."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    for name, scale in (("x2", 2), ("any", None)):
+        net = create("swinir_l_tiny", scale, config={"depths": [1], "dim": 8, "num_heads": 2})
+        checkpoints.save(net, folder / f"{name}.safetensors", {"steps": 7})
+    (folder / "noise.safetensors").write_bytes(b"\1" * 99)
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, models):
+    """A folder to work in: photo.png (10x8), deep.png (16 bit, alpha), broken.png, text.txt."""
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 10, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save("photo.png")
+    deep = pixels.astype(np.uint16) * 257
+    images.write("deep.png", images.ImageData(deep, deep[..., 0]))
+    Path("broken.png").write_bytes(Path("photo.png").read_bytes()[:120])
+    Path("text.txt").write_text("x")
+    for name in ("x2", "any", "noise"):
+        os.symlink(models / f"{name}.safetensors", f"{name}.safetensors")
+    return tmp_path
+
+
+def run(command, capsys):
+    """Exit code, what was printed, and what was complained."""
+    code = main(command.split())
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        pytest.param("--model x2.safetensors", "20x16", id="discrete, its own scale"),
+        pytest.param("--model any.safetensors", "40x32", id="continuous, 4 by default"),
+        pytest.param("--model any.safetensors --scale 2.7", "27x22", id="scale"),
+        pytest.param("--model any.safetensors --size 33x9", "33x9", id="size"),
+        pytest.param("--model x2.safetensors --tile 0 --device cpu", "20x16", id="tile and device"),
+        pytest.param("--model x2.safetensors --dtype bfloat16", "20x16", id="dtype"),
+    ],
+)
+def test_upscale_one_photo(here, capsys, options, size):
+    code, out, err = run(f"upscale photo.png -o out.png {options}", capsys)
+    assert (code, err) == (0, "")
+    assert f"photo.png -> out.png  {size}" in out
+    assert "x".join(map(str, Image.open("out.png").size)) == size
+
+
+def test_16_bits_and_alpha_survive(here, capsys):
+    assert run("upscale deep.png -o out.png --model any.safetensors", capsys)[0] == 0
+    out = images.read("out.png")
+    assert out.bit_depth == 16 and out.pixels.shape == (32, 40, 3) and out.alpha.shape == (32, 40)
+    assert np.unique(out.pixels % 257).size > 20, "8-bit values spread over 16 bits"
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("upscale none.png -o o.png --model x2.safetensors", "none.png does not exist"),
+        (
+            "upscale broken.png -o o.png --model x2.safetensors",
+            "broken.png is truncated or damaged",
+        ),
+        ("upscale text.txt -o o.png --model x2.safetensors", "text.txt is not a PNG"),
+        ("upscale photo.png -o photo.png --model x2.safetensors --overwrite", "never overwritten"),
+        ("upscale photo.png -o o.bmp", "o.bmp ends in .bmp"),
+        ("upscale photo.png -o text.txt/o.png", "text.txt is a file"),
+        ("upscale photo.png -o o.png --scale 5", "scale is 5; it must be from 1 to 4"),
+        ("upscale photo.png -o o.png --scale 0.9", "scale is 0.9"),
+        ("upscale photo.png -o o.png --scale two", "--scale"),
+        ("upscale photo.png -o o.png --size 20", "size is 20; write width x height"),
+        ("upscale photo.png -o o.png --size 20x16 --scale 2", "choose one"),
+        ("upscale photo.png -o o.png --size 50x16 --model any.safetensors", "width 50 from 10"),
+        ("upscale photo.png -o o.png --scale 3 --model x2.safetensors", "enlarges by 2 only"),
+        ("upscale photo.png -o o.png --model none", "no model or file 'none'"),
+        ("upscale photo.png -o o.png --model text.txt", "text.txt"),
+        ("upscale photo.png -o o.png --model noise.safetensors", "noise.safetensors"),
+        ("upscale photo.png -o o.png --quality 0 --model x2.safetensors", "quality is 0"),
+        ("upscale photo.png -o o.png --tile x --model x2.safetensors", "tile is x"),
+        ("upscale photo.png -o o.png --tile 8 --model x2.safetensors", "at least 64"),
+        ("upscale photo.png -o o.png --dtype int8 --model x2.safetensors", "dtype is int8"),
+        ("upscale photo.png -o o.png --device tpu --model x2.safetensors", "device is tpu"),
+        ("upscale photo.png -o o.png --format bmp --model x2.safetensors", "format is bmp"),
+        ("upscale photo.png", "Missing option '--output'"),
+        ("upscale photo.png -o o.png --bogus", "No such option"),
+        ("enlarge photo.png", "No such command"),
+        ("eval none", "none does not exist"),
+        ("eval . --device tpu", "device is tpu"),
+        ("train none.yaml", "none.yaml"),
+        ("models none", "no model or file 'none'"),
+    ],
+    ids=lambda value: value if " -o" not in value else value.replace("upscale ", ""),
+)
+def test_mistakes_get_one_sentence_and_exit_code_2(here, capsys, command, sentence):
+    before = sorted(here.rglob("*"))
+    code, out, err = run(command, capsys)
+    assert code == 2 and out == ""
+    assert sentence in err and err.startswith("c2d: ") and err.count("\n") == 1
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_folder_goes_on_past_a_broken_file(here, capsys):
+    (here / "deep").mkdir()
+    (here / "deep.png").rename("deep/deep.png")
+    code, out, err = run("upscale . -o out --model x2.safetensors", capsys)
+    assert code == 2
+    assert "broken.png is truncated or damaged" in err
+    assert out.splitlines()[-1] == "2 written, 0 skipped, 1 failed: broken.png"
+    written = sorted(str(p.relative_to(here)) for p in (here / "out").rglob("*") if p.is_file())
+    assert written == ["out/deep/deep.png", "out/photo.png"]
+
+
+def test_existing_outputs_are_skipped_and_counted(here, capsys):
+    command = "upscale photo.png deep.png -o out --model x2.safetensors"
+    assert "2 written, 0 skipped" in run(command, capsys)[1]
+    stamp = Path("out/photo.png").stat().st_mtime_ns
+    code, out, _ = run(command, capsys)
+    assert code == 0 and "0 written, 2 skipped, 0 failed" in out
+    assert "out/photo.png exists, skipped" in out
+    assert Path("out/photo.png").stat().st_mtime_ns == stamp
+    assert "2 written, 0 skipped" in run(f"{command} --overwrite", capsys)[1]
+    assert Path("out/photo.png").stat().st_mtime_ns != stamp
+
+
+def test_format_and_quality_reach_the_file(here, capsys):
+    for quality in (20, 95):
+        options = f"--format jpg --quality {quality} --model x2.safetensors"
+        assert run(f"upscale photo.png -o {quality} {options}", capsys)[0] == 0
+    assert Image.open("20/photo.jpg").format == "JPEG"
+    assert Path("20/photo.jpg").stat().st_size < Path("95/photo.jpg").stat().st_size
+
+
+def test_an_error_of_ours_keeps_its_traceback(here, monkeypatch):
+    def broken(*args, **kwargs):
+        return np.zeros(2).reshape(3)  # a ValueError, but out of a library
+
+    monkeypatch.setattr(images, "read", broken)
+    with pytest.raises(ValueError, match="reshape"):
+        main(["upscale", "photo.png", "-o", "o.png", "--model", "x2.safetensors"])
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
+def test_an_interrupted_run_leaves_nothing(here, number, code):
+    Image.fromarray(np.zeros((700, 700, 3), np.uint8)).save("large.png")
+    command = "upscale large.png -o out/large.png --model any.safetensors --tile 64"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "c2d_models.cli", *command.split()],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(here.glob("out/.*.raw")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == code and "Traceback" not in complaint
+    assert list((here / "out").iterdir()) == []
+
+
+def test_help_and_version_do_not_wait_for_torch():
+    code = (
+        "import sys; from c2d_models.cli import main; codes = main(['--version']), main(['--help']);"
+        "print(codes, 'torch' in sys.modules, 'pyvips' in sys.modules)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert out.startswith("c2d ") and out.endswith("(0, 0) False False\n")
+    assert all(command in out for command in ("upscale", "eval", "train", "models", "info"))
+
+
+def test_train_and_eval_pass_their_arguments_on(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(training, "run", lambda *args: calls.append(args))
+    monkeypatch.setattr(evaluation, "run", lambda *args: calls.append(args[:5]))
+    assert main(["train", "a.yaml", "--resume", "--set", "lr=1", "--set", "steps=2"]) == 0
+    assert (
+        main(
+            [
+                "eval",
+                "Set5",
+                "--model",
+                "m",
+                "--model",
+                "n",
+                "--scale",
+                "2",
+                "--scale",
+                "2.5",
+                "-o",
+                "s.json",
+            ]
+        )
+        == 0
+    )
+    assert calls == [
+        (Path("a.yaml"), ["lr=1", "steps=2"], True),
+        (["m", "n"], ["Set5"], [2.0, 2.5], "s.json", False),
+    ]
+
+
+def test_models_lists_what_is_shipped(monkeypatch, capsys, models, tmp_path):
+    monkeypatch.setattr(checkpoints, "WEIGHTS", models)
+    (models / "noise.safetensors").unlink()
+    code, out, _ = run("models", capsys)
+    assert code == 0
+    rows = [line.split() for line in out.splitlines() if "any" in line or "x2" in line]
+    assert "1 to 4" in out and len(rows) == 2
+    assert '"steps": 7' in run("models any", capsys)[1]
+    monkeypatch.setattr(checkpoints, "WEIGHTS", tmp_path)
+    assert run("models", capsys)[0] == 2
+
+
+def test_info_names_operators(capsys):
+    code, out, _ = run("info", capsys)
+    assert code == 0 and "libvips" in out and "channel_correlation" in out
