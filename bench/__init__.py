@@ -1,0 +1,1 @@
+"""The measurements of the project: `pytest bench --benchmark` (see bench/README.md)."""

@@ -1,0 +1,95 @@
+"""One row of the table: check a contender, race it against the reference, check it again."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+
+import c2d_kernels
+from bench.contenders import Contender
+from bench.correctness import Outputs, Truth, WrongResult
+from bench.timing import race
+from bench.workloads import Workload
+
+SECONDS_A_ROW = {"quick": 0.6, "full": 4.0}
+
+
+@dataclass
+class Ledger:
+    """What a session has to tell at its end."""
+
+    rows: list[dict[str, object]] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)  # contender and subject -> reason
+    refused: dict[str, str] = field(default_factory=dict)  # contender and workload -> reason
+    _latest: tuple[Workload, Truth] | None = None
+
+    def truth_of(self, workload: Workload) -> Truth:
+        """The float64 outputs and bounds; kept until the next workload asks for its own."""
+        if self._latest is None or self._latest[0] is not workload:
+            self._latest = None  # frees the old one first: full-size gradients are large
+            exact, plain = workload.job(exact=True), workload.yardsticks()
+            kept = [job.tensors[name] for job in plain for name in workload.never_half]
+            with c2d_kernels.backend("reference"):
+                truth = Truth.of(exact.run, [job.run for job in plain], workload.dtype, kept)
+            self._latest = workload, truth
+        return self._latest[1]
+
+
+def compare(workload: Workload, contender: Contender, benchmark, ledger: Ledger) -> None:
+    """Refuse a wrong contender, else time it beside the reference and enter it in the ledger.
+
+    `benchmark` is pytest-benchmark's fixture; when it is disabled the work runs once, checked, and
+    nothing is timed. Raises WrongResult before the stopwatch starts, and again if the last timed
+    output is wrong or an input was written to.
+    """
+    who = f"{contender.name} on {workload.subject} {workload.label}"
+    try:
+        _compare(workload, contender, benchmark, ledger, who)
+    except Exception as error:
+        wrong = isinstance(error, WrongResult)
+        ledger.refused[who] = str(error) if wrong else f"{who} raised {first_line(error)}"
+        benchmark.has_error = True  # keeps what was timed so far out of the stored results
+        raise
+
+
+def first_line(error: Exception) -> str:
+    """The kind of the error and the beginning of what it says."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:300]}"
+
+
+def _compare(workload: Workload, contender: Contender, benchmark, ledger: Ledger, who: str) -> None:
+    truth = ledger.truth_of(workload)
+    job, reference = workload.job(build=contender.build), workload.job()
+
+    def call() -> Outputs:
+        with c2d_kernels.backend(contender.backend):
+            return job.run()
+
+    def reference_call() -> Outputs:
+        with c2d_kernels.backend("reference"):
+            return reference.run()
+
+    with job.inputs_unchanged(who):
+        if benchmark.disabled:
+            truth.check(benchmark.pedantic(call), who)
+            return
+        benchmark.group = f"{workload.subject} {workload.label}"
+        start = time.perf_counter()
+        outputs = call()
+        first_call_seconds = time.perf_counter() - start  # a compiler's work included
+        verdict = truth.check(outputs, who)
+        del outputs
+        pairs, last = race(call, reference_call, benchmark, SECONDS_A_ROW[workload.size])
+        truth.check(last, f"{who} (its last timed run)")
+    row = {
+        "subject": workload.subject,
+        "shape": workload.shape,
+        "dtype": workload.dtype_name,
+        "direction": workload.direction,
+        "backend": contender.name,
+        **pairs.summary(),
+        "first_call_s": first_call_seconds,
+        **asdict(verdict),
+    }
+    benchmark.extra_info.update(row)
+    ledger.rows.append(row)

@@ -1,0 +1,140 @@
+"""`pytest bench --benchmark [--quick] [--results]`: the options, the parameters, the last table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench import machine, summary
+from bench.comparison import Ledger, compare
+
+RESULTS = Path(__file__).parent / "results"
+LEDGER = pytest.StashKey[Ledger]()
+LOAD = pytest.StashKey["machine.Load | None"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("bench", "benchmarks of c2d_kernels and c2d_models")
+    group.addoption(
+        "--benchmark",
+        action="store_true",
+        default=False,
+        help="Time the benchmarks; without it each body runs once, as a test, at quick sizes.",
+    )
+    group.addoption(
+        "--quick",
+        action="store_true",
+        default=False,
+        help="With --benchmark: small shapes and short runs (what CI runs).",
+    )
+    group.addoption(
+        "--results",
+        action="store_true",
+        default=False,
+        help="With --benchmark: write bench/results/<device>.json (<device>-quick.json).",
+    )
+
+
+def timed(config: pytest.Config) -> bool:
+    return bool(config.getoption("--benchmark", default=False))
+
+
+def size(config: pytest.Config) -> str:
+    return "full" if timed(config) and not config.getoption("--quick") else "quick"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "race(workloads, contenders): the rows a benchmark fills.")
+    config.stash[LEDGER] = Ledger()
+    config.stash[LOAD] = machine.Load.read()
+    if not config.pluginmanager.hasplugin("benchmark"):
+        raise pytest.UsageError("bench needs pytest-benchmark: pip install 'c2d-isr[bench]'.")
+    if not timed(config):
+        if config.getoption("--results", default=False):
+            raise pytest.UsageError("--results stores measured times: add --benchmark.")
+        config.option.benchmark_disable = True
+        return
+    if config.getoption("numprocesses", default=None):
+        raise pytest.UsageError("--benchmark measures one thing at a time: run it without -n.")
+    config.option.benchmark_quiet = True  # its table has no ratios; ours follows below
+    if config.getoption("--results"):
+        RESULTS.mkdir(exist_ok=True)
+        config.option.benchmark_json = results_file(config)
+
+
+def results_file(config: pytest.Config) -> Path:
+    suffix = "-quick" if size(config) == "quick" else ""
+    return RESULTS / f"{machine.device_slug()}{suffix}.json"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marker = metafunc.definition.get_closest_marker("race")
+    if marker is None:
+        return
+    wanted = size(metafunc.config)
+    rows = [
+        pytest.param(workload, contender, id=f"{workload.label}-{contender.name}")
+        for workload in marker.kwargs["workloads"]
+        for contender in marker.kwargs["contenders"]
+        if workload.size == wanted and not (contender.full_only and wanted == "quick")
+    ]
+    metafunc.parametrize(("workload", "contender"), rows)
+
+
+@pytest.fixture
+def fill_row(request: pytest.FixtureRequest, benchmark):
+    """`fill_row(workload, contender)`: skip what is absent, refuse what is wrong, time the rest."""
+    ledger = request.config.stash[LEDGER]
+
+    def fill(workload, contender) -> None:
+        reason = contender.absent(workload)
+        if reason:
+            ledger.absent[f"{contender.name} ({workload.subject})"] = reason
+            pytest.skip(f"{contender.name} is absent: {reason}")
+        try:
+            compare(workload, contender, benchmark, ledger)
+        except Exception as error:
+            if contender.ours:
+                raise
+            pytest.xfail(f"{contender.name} is refused: {error}")
+
+    return fill
+
+
+def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, object]:
+    """In place of the plugin's: it names the host, and not the threads or torch."""
+    return machine.describe()
+
+
+def pytest_benchmark_generate_commit_info(config: pytest.Config) -> dict[str, object]:
+    return machine.commit()
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict) -> None:
+    """Keep what a reader can use: statistics, our row, and what was refused or absent."""
+    ledger = config.stash[LEDGER]
+    output_json["machine_info"]["others_share"] = others_share(config)
+    output_json |= {"size": size(config), "refused": ledger.refused, "absent": ledger.absent}
+    for entry in output_json["benchmarks"]:
+        for unreadable in ("params", "param", "options"):
+            entry.pop(unreadable, None)
+        entry["stats"].pop("data", None)
+
+
+def others_share(config: pytest.Config) -> float | None:
+    before, after = config.stash[LOAD], machine.Load.read()
+    return before.others_share_until(after) if before and after else None
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter, config: pytest.Config):
+    yield  # failures, skips and the short summary first: the table is the last word
+    if not timed(config):
+        return
+    ledger = config.stash[LEDGER]
+    terminalreporter.section("benchmarks")
+    for line in summary.lines(ledger, machine.describe(), others_share(config)):
+        terminalreporter.write_line(line)
+    if config.getoption("--results") and ledger.rows:
+        terminalreporter.write_line(f"written: {results_file(config)}")

@@ -1,0 +1,106 @@
+"""What a number was measured on: processor, threads, versions, commit, and who else was busy."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+import subprocess
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def processor_name() -> str:
+    """The processor's name; family and model are added, since virtual machines shorten the name."""
+    try:
+        listing = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(re.findall(r"^([^\t:]+?)\s*:\s*(.*)$", listing.split("\n\n")[0], re.MULTILINE))
+    name = fields.get("model name", platform.machine())
+    if "cpu family" in fields and "model" in fields:
+        name += f" (family {fields['cpu family']} model {fields['model']})"
+    return name
+
+
+def describe() -> dict[str, object]:
+    """Everything about this machine and this software that a reader needs to judge a number."""
+    import c2d_kernels
+
+    affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return {
+        "device": "cpu",
+        "processor": processor_name(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "pinned_to": affinity,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "c2d_kernels": str(c2d_kernels.info()),
+    }
+
+
+def device_slug() -> str:
+    """A file name for this machine's results, e.g. `amd-epyc-family-25-model-17-2-threads`."""
+    name = f"{processor_name()} {torch.get_num_threads()} threads"
+    name = re.sub(r"\((?:R|TM|tm|r)\)|\bCPU\b|@.*?GHz", " ", name)
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def commit() -> dict[str, object]:
+    """The commit of the checkout and whether files differ from it; `unknown` outside of git."""
+
+    def git(*arguments: str) -> str:
+        answer = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20
+        )
+        return answer.stdout.strip() if answer.returncode == 0 else ""
+
+    try:
+        return {
+            "id": git("rev-parse", "HEAD") or "unknown",
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.TimeoutExpired):
+        return {"id": "unknown", "dirty": True}
+
+
+def now() -> str:
+    """The date in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Load:
+    """Processor seconds used since boot by everybody, by this process, and available to all."""
+
+    everybody: float
+    ours: float
+    available: float
+
+    @classmethod
+    def read(cls) -> Load | None:
+        """Linux only; None elsewhere."""
+        try:
+            ticks = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        except (OSError, ValueError, IndexError):
+            return None
+        seconds = [tick / os.sysconf("SC_CLK_TCK") for tick in ticks]
+        idle = seconds[3] + seconds[4]  # idle and waiting for a disk
+        processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        usage = [resource.getrusage(who) for who in processes]
+        ours = sum(part.ru_utime + part.ru_stime for part in usage)
+        return cls(sum(seconds) - idle, ours, sum(seconds))
+
+    def others_share_until(self, later: Load) -> float:
+        """The share of the machine that other processes (or the host) took from here to `later`."""
+        others = (later.everybody - self.everybody) - (later.ours - self.ours)
+        return max(0.0, others / max(later.available - self.available, 1e-9))

@@ -1,0 +1,162 @@
+"""Workloads of whole networks: one image forward, and the gradients of one training step.
+
+Weights are random but of trained size: a fresh network nearly returns the bilinear picture, and a
+check of that would let a broken body pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import c2d_models
+from bench.contenders import AUTO, COMPILED, REFERENCE, unless
+from bench.workloads import SEED, Function, Job, Size, Workload
+
+CONTENDERS = [
+    REFERENCE,
+    AUTO,  # what a user gets: every kernel that can run here
+    unless(
+        COMPILED,
+        lambda workload: (
+            "torch.compile runs the networks forward only, to keep the full run short"
+            if workload.backward
+            else None
+        ),
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkWorkload(Workload):
+    """A network on `tensors`; for a training step, the gradients of all its parameters."""
+
+    network: str
+    out: tuple[int, int] | None = None  # the size a continuous network is asked for; None: x4
+
+    def job(
+        self,
+        build: Callable[[Workload, dict[str, Tensor]], Function] | None = None,
+        exact: bool = False,
+    ) -> Job:
+        """A fresh network with the same weights and inputs at each call (see Workload.job)."""
+        generator = torch.Generator().manual_seed(SEED)
+        tensors = {name: t.to(self.dtype) for name, t in self.tensors(generator).items()}
+        net = with_weights_in_use(
+            c2d_models.create(self.network, None if self.out else 4), generator
+        )
+        net = net.train() if self.backward else net.prepare()
+        if exact:
+            net, tensors = net.double(), {name: t.double() for name, t in tensors.items()}
+        bound = Bound(self, net)
+        function = build(bound, tensors) if build else bound.function
+        leaves = dict(net.named_parameters()) if self.backward else {}
+        return Job(
+            function,
+            tensors,
+            leaves,
+            self.dtype,
+            random=self.backward,  # HiET rolls its position encoding in training
+        )
+
+    def yardsticks(self) -> list[Job]:
+        """For gradients also on images that differ by one ulp here and there.
+
+        A network with kinks (LeakyReLU in HiET) multiplies rounding where it changes a sign: the
+        error of the very same float32 code was seen to vary sixfold between such images, so that
+        one run of it is a lottery and no yardstick. Outputs need no such care.
+        """
+        jobs = [self.job()]
+        for number in range(3 if self.backward else 0):
+            job, generator = self.job(), torch.Generator().manual_seed(number)
+            image = job.tensors["image"]
+            ulps = torch.randint(-1, 2, image.shape, generator=generator)
+            job.tensors["image"] = image * (1 + ulps * torch.finfo(image.dtype).eps)
+            jobs.append(job)
+        return jobs
+
+
+class Bound:
+    """What a contender's `build` reads of a workload, with the function tied to one network."""
+
+    def __init__(self, workload: NetworkWorkload, net: nn.Module) -> None:
+        self.net, self.out = net, workload.out
+        self.function = self.loss if workload.backward else self.forward
+
+    def forward(self, tensors: dict[str, Tensor]) -> Tensor:
+        image = tensors["image"]
+        return self.net(image, size=self.out) if self.out else self.net(image)
+
+    def loss(self, tensors: dict[str, Tensor]) -> Tensor:
+        """L1, as in training. The optimiser's update is left out: it is the same for everybody."""
+        return (self.net(tensors["image"]) - tensors["target"]).abs().mean()
+
+
+def with_weights_in_use(net: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Random matrices that keep the variance; norms near one and biases near zero."""
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() > 1:
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+            else:
+                parameter.copy_(0.1 * noise + (1.0 if name.endswith("weight") else 0.0))
+    return net
+
+
+def workloads(network: str, tiny: str) -> list[NetworkWorkload]:
+    """Forward at x4 and, from the continuous network, at x2.7; a training step on patches.
+
+    Full sizes are the published ones: 320x180 to 1280x720, and four patches of 64x64. The quick
+    training step takes the `tiny` preset.
+    """
+    rows = []
+    sizes: tuple[tuple[Size, int, int], ...] = (("quick", 40, 48), ("full", 180, 320))
+    for size, height, width in sizes:
+        for factor in (4, 2.7):
+            out = (round(height * factor), round(width * factor))
+            rows.append(
+                NetworkWorkload(
+                    subject=network,
+                    shape=f"{width}x{height} to {out[1]}x{out[0]}",
+                    size=size,
+                    tensors=picture(height, width),
+                    network=network,
+                    out=None if factor == 4 else out,
+                )
+            )
+    for size, name, batch, side in (("quick", tiny, 2, 32), ("full", network, 4, 64)):
+        rows.append(
+            NetworkWorkload(
+                subject=name,
+                shape=f"x4 {batch} patches {side}x{side}",
+                size=size,
+                tensors=patches(batch, side),
+                network=name,
+                backward=True,
+            )
+        )
+    return rows
+
+
+def picture(height: int, width: int) -> Callable[[torch.Generator], dict[str, Tensor]]:
+    def tensors(generator: torch.Generator) -> dict[str, Tensor]:
+        return {"image": torch.rand(1, 3, height, width, generator=generator)}
+
+    return tensors
+
+
+def patches(batch: int, side: int) -> Callable[[torch.Generator], dict[str, Tensor]]:
+    def tensors(generator: torch.Generator) -> dict[str, Tensor]:
+        target = torch.rand(batch, 3, 4 * side, 4 * side, generator=generator)
+        # far from any output: near zero the sign of a difference, L1's gradient, is rounding's
+        far = torch.where(target > 0.5, 10.0, -10.0)
+        return {
+            "image": torch.rand(batch, 3, side, side, generator=generator),
+            "target": far,
+        }
+
+    return tensors

@@ -1,0 +1,104 @@
+"""Coordinate query (HIIF-L's decoder): a whole picture, and random positions as in training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import c2d_kernels
+from bench.contenders import COMPILED, REFERENCE, Contender, kernels_of
+from bench.workloads import Workload, table
+
+# HIIF-L: three levels, width 64, four heads, one attention.
+HIIF_L = {"levels": 3, "heads": 4, "attentions": 1}
+GRIDS = {
+    "quick": {"24x16 to 96x64": {"lr": (16, 24), "size": (64, 96)}},
+    "full": {
+        "320x180 to 1280x720": {"lr": (180, 320), "size": (720, 1280)},
+        "320x180 to 864x486 (x2.7)": {"lr": (180, 320), "size": (486, 864)},
+    },
+}
+POINTS = {
+    "quick": {"B2 16x16 Q512": {"batch": 2, "side": 16, "queries": 512}},
+    "full": {"B4 64x64 Q4096": {"batch": 4, "side": 64, "queries": 4096}},
+}
+
+
+def decoder_weights(generator: torch.Generator, width: int) -> dict[str, Tensor]:
+    """Weights of a decoder in use: matrices that keep the variance, norms around one."""
+    weights = {}
+    for name, shape in c2d_kernels.coordinate_query_weight_shapes(width, **HIIF_L).items():
+        value = torch.randn(*shape, generator=generator, dtype=torch.float64)
+        if name.endswith("norm.weight"):
+            value = 1 + 0.1 * value
+        elif len(shape) == 2:
+            value = value / shape[1] ** 0.5
+        else:
+            value = 0.1 * value
+        weights[name] = value
+    return weights
+
+
+def split(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the operator takes by name, and the weights mapping."""
+    named = {name: value for name, value in tensors.items() if "." not in name}
+    return named, {name: value for name, value in tensors.items() if "." in name}
+
+
+def grid(lr: tuple[int, int], size: tuple[int, int], width: int = 64) -> dict[str, object]:
+    def tensors(generator: torch.Generator) -> dict[str, Tensor]:
+        return {
+            "features": torch.randn(1, *lr, width, generator=generator, dtype=torch.float64),
+            "image": torch.rand(1, *lr, 3, generator=generator, dtype=torch.float64),
+            **decoder_weights(generator, width),
+        }
+
+    def query(tensors: dict[str, Tensor]) -> Tensor:
+        named, weights = split(tensors)
+        return c2d_kernels.coordinate_query(**named, weights=weights, size=size, **HIIF_L)
+
+    return {
+        "function": query,
+        "tensors": tensors,
+        "half": frozenset({"features", "image"}),
+        "constants": frozenset({"image"}),
+    }
+
+
+def points(batch: int, side: int, queries: int, width: int = 64) -> dict[str, object]:
+    def tensors(generator: torch.Generator) -> dict[str, Tensor]:
+        shape = (batch, side, side)
+        # On a lattice of 1/32 LR pixel, shifted by half a step: float32 holds these coordinates
+        # exactly, and none lies where rounding could flip a digit (float64 would then disagree).
+        steps = torch.randint(0, 32 * side, (batch, queries, 2), generator=generator).double()
+        scale = 1 + 3 * torch.rand(batch, 1, generator=generator, dtype=torch.float64)
+        return {
+            "features": torch.randn(*shape, width, generator=generator, dtype=torch.float64),
+            "image": torch.rand(*shape, 3, generator=generator, dtype=torch.float64),
+            "coords": (2 * steps + 1) / (32 * side) - 1,
+            "cell": (2 / (side * scale)).expand(batch, 2).contiguous(),
+            **decoder_weights(generator, width),
+        }
+
+    def query(tensors: dict[str, Tensor]) -> Tensor:
+        named, weights = split(tensors)
+        return c2d_kernels.coordinate_query(**named, weights=weights, **HIIF_L)
+
+    return {
+        "function": query,
+        "tensors": tensors,
+        "half": frozenset({"features", "image"}),
+        "constants": frozenset({"image", "coords", "cell"}),
+    }
+
+
+@pytest.mark.race(
+    workloads=[
+        *table("coordinate_query", GRIDS, grid, directions=("forward",)),
+        *table("coordinate_query", POINTS, points, directions=("forward+backward",)),
+    ],
+    contenders=[REFERENCE, *kernels_of("coordinate_query"), COMPILED],
+)
+def test_coordinate_query(workload: Workload, contender: Contender, fill_row) -> None:
+    fill_row(workload, contender)

@@ -1,0 +1,83 @@
+"""Selective scan: the reference's loop over time, our kernels, and mamba_ssm's where it runs."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from torch import Tensor
+
+import c2d_kernels
+from bench.contenders import (
+    COMPILED,
+    REFERENCE,
+    Contender,
+    kernels_of,
+    peer,
+    unless,
+    without_package,
+)
+from bench.workloads import Function, Workload, table
+
+# MambaIRv2-L: 48 channels, 8 states, one token a pixel of the LR image (x4: 320x180 -> 1280x720).
+SHAPES = {
+    "quick": {"B1 L256": {"batch": 1, "length": 256}},
+    "full": {
+        "B1 L57600 (320x180)": {"batch": 1, "length": 320 * 180},
+        "B4 L4096 (64x64)": {"batch": 4, "length": 64 * 64},
+    },
+}
+LONGEST_UNROLLED = 64
+
+
+def make(batch: int, length: int, channels: int = 48, states: int = 8) -> dict[str, object]:
+    def tensors(generator: torch.Generator) -> dict[str, Tensor]:
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        return {
+            "u": normal(batch, channels, length),
+            "delta": 0.5 * normal(batch, channels, length),
+            # Mamba's initial decay rates 1 .. N, and steps softplus(. - 3) of about 0.05
+            "A": -torch.arange(1, states + 1, dtype=torch.float64).repeat(channels, 1),
+            "B": normal(batch, 1, states, length),
+            "C": normal(batch, 1, states, length),
+            "D": normal(channels),
+            "delta_bias": 0.5 * normal(channels) - 3,
+        }
+
+    def scan(tensors: dict[str, Tensor]) -> Tensor:
+        return c2d_kernels.selective_scan(**tensors, delta_softplus=True)
+
+    return {"function": scan, "tensors": tensors, "half": frozenset({"u", "delta", "B", "C"})}
+
+
+def mamba_ssm(workload: Workload, tensors: dict[str, Tensor]) -> Function:
+    """The package that defined the operator; its kernel takes the same names."""
+    module = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
+    return lambda tensors: module.selective_scan_fn(**tensors, delta_softplus=True)
+
+
+def too_long_to_unroll(workload: Workload) -> str | None:
+    """torch.compile copies the body of the reference's loop into the graph for each token."""
+    length = int(workload.shape.split()[1].removeprefix("L"))
+    if length > LONGEST_UNROLLED:
+        return f"torch.compile would unroll the reference's loop over {length} tokens"
+    return None
+
+
+CONTENDERS: list[Contender] = [
+    REFERENCE,
+    *kernels_of("selective_scan"),
+    unless(COMPILED, too_long_to_unroll),
+    unless(
+        peer("mamba_ssm", mamba_ssm, without_package("mamba_ssm")),
+        lambda workload: "mamba_ssm's kernel runs on CUDA tensors only",
+    ),
+]
+
+
+@pytest.mark.race(workloads=table("selective_scan", SHAPES, make), contenders=CONTENDERS)
+def test_selective_scan(workload: Workload, contender: Contender, fill_row) -> None:
+    fill_row(workload, contender)

@@ -1,0 +1,78 @@
+"""`pytest bench --benchmark` as typed, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import machine, summary
+from bench.comparison import Ledger
+
+ROOT = Path(__file__).resolve().parent.parent
+ONE_ROW = "test_channel_correlation and w32 and float32-forward-reference"
+
+
+def run_pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments, "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_benchmark_times_and_ends_with_the_table(tmp_path: Path) -> None:
+    stored = tmp_path / "run.json"
+    done = run_pytest(
+        "bench", "--benchmark", "--quick", "-k", ONE_ROW, f"--benchmark-json={stored}"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = done.stdout[done.stdout.index("= benchmarks =") :]
+    (row,) = [line for line in table.splitlines() if line.startswith("channel_correlation ")]
+    assert row.split()[-3].replace(".", "").isdigit()  # median ms
+    assert row.split()[-2].endswith("x")  # ratio
+    run = json.loads(stored.read_text())
+    assert run["machine_info"]["threads"] == torch.get_num_threads()
+    assert run["machine_info"]["torch"] == torch.__version__
+    assert run["machine_info"]["processor"]
+    assert set(run["commit_info"]) == {"id", "dirty"}
+    (entry,) = run["benchmarks"]
+    assert entry["group"] == "channel_correlation 96x80_w32-float32-forward"
+    assert entry["extra_info"]["ratio"] > 0
+    assert entry["stats"]["median"] * 1e3 == pytest.approx(entry["extra_info"]["median_ms"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [pytest.param(["--results"], "add --benchmark", id="results-without-times")],
+)
+def test_refusals(arguments: list[str], sentence: str) -> None:
+    done = run_pytest("bench", *arguments, "--collect-only", "-q")
+    assert done.returncode == 4
+    assert sentence in done.stderr
+
+
+def test_summary_names_what_is_refused_absent_and_busy() -> None:
+    ledger = Ledger(
+        absent={"a (x)": "not installed", "b (x)": "not installed"},
+        refused={"c on x": "c is wrong"},
+    )
+    text = "\n".join(summary.lines(ledger, machine.describe(), others=0.5))
+    assert "absent: a (x), b (x): not installed" in text
+    assert "REFUSED, not timed: c is wrong" in text
+    assert "50% of this machine during the run: do not quote the milliseconds" in text
+    assert f"threads {torch.get_num_threads()}" in text
+
+
+def test_results_are_named_by_device() -> None:
+    slug = machine.device_slug()
+    assert slug == slug.lower().strip("-")
+    assert slug.endswith(f"-{torch.get_num_threads()}-threads")

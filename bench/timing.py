@@ -1,0 +1,102 @@
+"""The stopwatch: a contender and the reference in turns, so that both meet the same machine.
+
+On a shared machine the speed drifts by tens of percent within a minute. Two medians taken one
+after the other compare two moments; pairs taken in turns compare two programs. The ratio of a row
+is the median over the pairs; its quartiles say how far it can be trusted. The reference's own row
+is such a race against itself: what it shows beside 1.00 is noise.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+WARM_UP_SECONDS = 0.05
+MOST_ROUNDS = 300
+FEWEST_ROUNDS = 5
+FEWEST_LONG_ROUNDS = 3  # where one pair alone takes the whole budget
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a race measured: seconds of both, round by round."""
+
+    contender: list[float]
+    reference: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Reference time over contender time: above 1 the contender is faster."""
+        return [r / c for r, c in zip(self.reference, self.contender, strict=True)]
+
+    def summary(self) -> dict[str, float | int]:
+        """Medians and quartiles, in milliseconds where a time."""
+        low, middle, high = quartiles(self.ratios)
+        return {
+            "median_ms": 1e3 * statistics.median(self.contender),
+            "reference_median_ms": 1e3 * statistics.median(self.reference),
+            "ratio": middle,
+            "ratio_q1": low,
+            "ratio_q3": high,
+            "rounds": len(self.contender),
+        }
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """First quartile, median, third quartile."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def clocked(call: Callable[[], object]) -> float:
+    """Seconds of one call. CPU operators are synchronous, so the host clock is right."""
+    start = time.perf_counter()
+    result = call()
+    seconds = time.perf_counter() - start
+    del result  # freed after the clock stopped, as pytest-benchmark does with the contender's
+    return seconds
+
+
+def race(
+    call: Callable[[], Result],
+    reference: Callable[[], object],
+    benchmark,
+    seconds: float,
+) -> tuple[Pairs, Result]:
+    """Time `call` through the pytest-benchmark fixture, with one reference run before each round.
+
+    `seconds` is the budget of all rounds together. Returns the pairs and the last round's result,
+    for a second look at its correctness.
+    """
+    pair = warm_up(call, reference)
+    fewest = FEWEST_ROUNDS if FEWEST_ROUNDS * pair < 2 * seconds else FEWEST_LONG_ROUNDS
+    rounds = max(fewest, min(MOST_ROUNDS, int(seconds / pair)))
+    reference_seconds: list[float] = []
+    latest: list[Result] = []
+
+    def before_each_round() -> None:
+        latest.clear()  # both run while no earlier output holds memory, or one would be favoured
+        reference_seconds.append(clocked(reference))
+
+    gc.collect()
+    benchmark.pedantic(
+        lambda: latest.append(call()), setup=before_each_round, rounds=rounds, iterations=1
+    )
+    return Pairs(list(benchmark.stats.stats.data), reference_seconds), latest[0]
+
+
+def warm_up(call: Callable[[], object], reference: Callable[[], object]) -> float:
+    """Run pairs until the warm-up time is used, at least one; the shortest pair's seconds."""
+    shortest, used = float("inf"), 0.0
+    while used < WARM_UP_SECONDS:
+        pair = clocked(reference) + clocked(call)
+        shortest, used = min(shortest, pair), used + pair
+    return shortest
