@@ -41,7 +41,7 @@ app = typer.Typer(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code; the one place where errors become sentences."""
+    """Run the command line, return its exit code; the one place where errors become sentences."""
     try:
         code = app(arguments, prog_name="c2d", standalone_mode=False)
         return code if isinstance(code, int) else 0

@@ -41,8 +41,8 @@ class Report:
 def plan_jobs(inputs: Sequence[str | Path], output: str | Path, format: str = "same") -> list[Job]:
     """Where each input goes.
 
-    One file goes to `output` if that has an ending and is no folder; everything else into the folder
-    `output`, folders searched recursively and mirrored (several below it by their own names). `format`
+    One file goes to `output` if that has an ending and is no folder; everything else into the
+    folder `output`, folders recursively and mirrored (several by their own names). `format`
     "same" keeps each file's ending (PNG for GIF); for a single output file its own ending decides.
 
     Raises:
@@ -167,7 +167,7 @@ def _walk(folder: Path, output: Path) -> Iterator[Path]:
 
 
 def _renamed(name: str, format: str) -> str:
-    """A file name with the ending of `format`, unless it has it already ("same": GIF becomes PNG)."""
+    """A file name with the ending of `format`, unless it has it ("same": GIF becomes PNG)."""
     path = Path(name)
     if format == "same":
         return name if path.suffix.lower() in images.OUTPUT_SUFFIXES else f"{path.stem}.png"
@@ -196,7 +196,7 @@ def _refuse_clashes(jobs: list[Job]) -> None:
         input_there = inputs.get(_identity(job.target)) if job.target.exists() else None
         if input_there is not None:
             job.problem = (
-                f"{job.target} is the input {input_there} itself, and inputs are never overwritten: "
+                f"{job.target} is the input {input_there}, and inputs are never overwritten: "
                 "choose another output."
             )
         elif key in taken:

@@ -2,7 +2,7 @@
 
 An image is read once into a NumPy array with everything a viewer needs to show it alike: bit depth,
 alpha, ICC profile, EXIF. The upscaled image is far larger, so it is never held: `Writer` takes its
-rows in any order into a raw file beside the destination, and libvips then encodes that file strip by
+rows in any order into a raw file beside the destination; libvips then encodes that file strip by
 strip into a second one, which replaces the destination in one step. Whatever interrupts this, the
 destination is either the old file or the whole new one.
 """

@@ -1,8 +1,8 @@
 """Networks over images of any size, in bounded memory: tiles in, strips out.
 
-The body sees square tiles of the LR image that overlap; their features are blended where they do, and
+The body sees overlapping square tiles of the LR image; their features are blended there, and
 leave in bands of finished rows, top to bottom. A discrete up-sampler turns each band into pixels at
-once. A continuous one attends over the whole picture, so the bands are kept (on disk if they are many),
+once. A continuous one attends over the whole picture: the bands are kept (on disk if many),
 its attention's matrices are summed over all strips first, and only then are the strips decoded: the
 picture is the one that the network makes of the whole image, whatever the strips.
 """
@@ -30,9 +30,9 @@ Sink = Callable[[int, Tensor], None]
 """Takes (first row, (3, h, W_out)) of the output; rows may come again after memory ran out."""
 
 ENCODE_BYTES = 150
-"""Peak bytes of a body per LR pixel and channel, float32: 126 to 154 measured, SwinIR-L and HiET."""
+"""Peak bytes of a body per LR pixel and channel, float32: measured 126 to 154 (SwinIR-L, HiET)."""
 DECODE_BYTES = 68
-"""Peak bytes of a continuous decoder per query and channel of its width: 64 to 68 measured, HIIF-L."""
+"""Peak bytes of a continuous decoder per query and channel: 64 to 68 measured, HIIF-L."""
 _DECODE_WORK = 0.1
 """Work of one continuous query in one pass, relative to one LR pixel through the body."""
 
@@ -42,7 +42,7 @@ class Plan:
     """How an image is cut.
 
     Attributes:
-        tile: side of the square tiles in LR pixels, a multiple of the network's `tile_multiple`; a side
+        tile: side of the square tiles in LR pixels, a multiple of the net's `tile_multiple`; a side
             of the image no longer than this is not cut.
         overlap: LR pixels that neighbouring tiles share, a multiple of it too.
         strip_bytes: memory for the decoding of one strip.
@@ -131,7 +131,7 @@ def run(
     folder: Path | None = None,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> Plan:
-    """Send the whole output of `net` to `sink`, starting over with smaller tiles when memory runs out.
+    """Send the output of `net` to `sink`, starting over with smaller tiles when memory runs out.
 
     Arguments:
         net: in evaluation mode, on the device that `source` delivers to.
@@ -158,7 +158,7 @@ def run(
             smaller = plan.halved(*size, net.tile_multiple)
             if smaller is None:
                 raise MemoryError(
-                    f"memory ran out with tiles of {plan.tile} pixels, the smallest for this network: "
+                    f"memory ran out with tiles of {plan.tile} pixels, this network's smallest: "
                     "close other programs, or choose another device or a smaller network."
                 ) from None
             plan = smaller
@@ -229,7 +229,7 @@ def encode_bands(
 ) -> Iterator[tuple[int, Tensor]]:
     """(first row, features (h, W, C)) of consecutive bands that cover the LR image, top to bottom.
 
-    `done` is told the pixels of each tile. Blending is in float32, or float64 for a float64 network.
+    `done` is told the pixels of each tile. Blending is in float32 (float64 for a float64 net).
     """
     height, width = size
     rows, columns = spans(height, plan), spans(width, plan)
@@ -325,7 +325,7 @@ def _decode_continuous(
     bands: Iterator[tuple[int, Tensor]],
     done: Callable[[float], None],
 ) -> None:
-    """Keep all bands; sum each attention's matrices over the strips; decode the strips with them."""
+    """Keep all bands, sum each attention's matrices over the strips, decode strips with them."""
     (height, width), (out_height, out_width) = size, out_size
     with _feature_store(folder) as store:
         features = None
@@ -368,7 +368,7 @@ def _decode_continuous(
 
 @contextlib.contextmanager
 def _feature_store(folder: Path | None) -> Iterator[Callable[[tuple[int, ...], Tensor], Tensor]]:
-    """Makes tensors like a given one: in its own memory if there is room, else in a file, mapped."""
+    """Makes tensors like a given one: in memory if there is room, else in a mapped file."""
     path = None
 
     def make(shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class Upscaler:
         net: in evaluation mode.
         scale: of the request, or None when `size` is given.
         size: (H_out, W_out), or None.
-        dtype: float32, or the type that the network computes in under autocast. The bilinear part of
+        dtype: float32, or the type the network computes in under autocast. The bilinear part of
             the output and the blending stay in float32: a half-precision one would band.
         tile: side in LR pixels, 0 for no tiles, None for as large as memory allows.
     """
@@ -74,13 +74,13 @@ class Upscaler:
             scale = float(net.scale or 4)
         if net.scale is not None and scale not in (None, net.scale):
             raise UpscaleError(
-                f"{_title(net)} enlarges by {net.scale} only; for scale {scale:g} take a continuous "
+                f"{_title(net)} enlarges by {net.scale} only; for {scale:g} take a continuous "
                 "model (c2d models lists them)."
             )
         return cls(net, scale, None if size is None else tuple(size), place, kind, side)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """(H_out, W_out) for an image; a given size may stretch each axis by its own factor in [1, 4].
+        """(H_out, W_out) for an image; a given size has a factor of its own, 1 to 4, on each axis.
 
         Raises:
             UpscaleError: the size is out of reach.
@@ -181,12 +181,12 @@ def upscale(
         progress: called with the fraction that is done.
 
     Returns:
-        The same kind and type of image, H_out x W_out; for a path, an array of uint8 or uint16. Alpha
-        is resized by itself, bicubically. A PIL image keeps its mode where that is one of L, LA, RGB,
-        RGBA and I;16 (others become RGB or RGBA) and its ICC profile, and is turned upright.
+        The same kind and type of image, H_out x W_out; for a path, an array of uint8 or uint16.
+        Alpha is resized alone, bicubically. A PIL image keeps its mode (one of L, LA, RGB, RGBA,
+        I;16; others become RGB or RGBA) and its ICC profile, and is turned upright.
 
     Raises:
-        UpscaleError: scale, size, device, dtype or tile is out of range, or does not suit the model.
+        UpscaleError: scale, size, device, dtype or tile is out of range or does not suit the model.
         ImageError: the file cannot be read.
         checkpoints.ModelFileError: the model file is of something else.
         MemoryError: the smallest tiles do not fit.

@@ -1,4 +1,4 @@
-"""The command line: exit codes, one sentence for every mistake, and what a run over a folder says."""
+"""The command line: exit codes, one sentence for each mistake, what a run over a folder says."""
 
 import os
 import signal
@@ -185,7 +185,8 @@ def test_an_interrupted_run_leaves_nothing(here, number, code):
 
 def test_help_and_version_do_not_wait_for_torch():
     code = (
-        "import sys; from c2d_models.cli import main; codes = main(['--version']), main(['--help']);"
+        "import sys; from c2d_models.cli import main\n"
+        "codes = main(['--version']), main(['--help'])\n"
         "print(codes, 'torch' in sys.modules, 'pyvips' in sys.modules)"
     )
     out = subprocess.run(

@@ -1,10 +1,11 @@
 """Tiles, strips, memory and kinds of images: the picture must not depend on how it was cut.
 
-Most tests use a network of three convolutions, whose tiles can be exact: what reaches further than the
-overlap's guard would show as a seam here, in any amount.
+Most tests use a network of three convolutions, whose tiles can be exact: what reaches further than
+the overlap's guard would show as a seam here, in any amount.
 """
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,15 @@ from c2d_models.layers import Conv3x3
 from c2d_models.tiling import Plan
 from c2d_models.upsamplers import BilinearPixelShuffle, Network, upsampler
 from c2d_models.upscaling import UpscaleError, Upscaler
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The pictures are too small to share out: a second thread would mostly wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Local(Network):
@@ -186,7 +196,7 @@ def test_tiles_cover_with_weights_that_add_up(length, tile, overlap):
         total[start:stop] += weight
     assert pieces[-1][1] == length
     assert torch.allclose(total, torch.ones(length))
-    assert all(a[1] - b[0] >= overlap for a, b in zip(pieces, pieces[1:], strict=False))
+    assert all(a[1] - b[0] >= overlap for a, b in pairwise(pieces))
     assert all(a[1] <= c[0] for a, c in zip(pieces, pieces[2:], strict=False))
 
 
@@ -375,7 +385,7 @@ def test_the_shipped_model_for_a_scale(monkeypatch, models, scale, expected):
 
 def test_no_shipped_model_is_said(monkeypatch):
     monkeypatch.setattr(checkpoints, "list_models", lambda: shipped(TINY[0]))
-    with pytest.raises(UpscaleError, match="no shipped model serves scale 2.7"):
+    with pytest.raises(UpscaleError, match=r"no shipped model serves scale 2\.7"):
         upscaling.choose_model(2.7)
 
 

@@ -14,26 +14,30 @@
 // At C = 30 in float32 the forward does 7.5 FLOP per byte: arithmetic in cache, near the balance of
 // arithmetic and memory on large maps.
 //
-// What was tried. AMD Zen 4 core in a shared virtual machine with other work on it, one thread,
-// best of many in processor time, variants run in turn; "ratio" is old time / new time.
-//   step                                         predicted                  measured ratio
-//   against the reference in ATen, AVX-512       2-3                        2.0-2.3 (4 x 64 x 64 x 30)
-//                                                                           3.5-3.8 (180 x 320 x 30)
-//     forward and backward together                                         2.1-2.2; 3.3-3.4
-//     AVX2                                                                  2.2-2.3; 2.8-3.9
-//     baseline (SSE2)                            1                          1.1-1.2; 1.3-1.5
-//   tile 12 x 2, remainder 6, 3, 1               (the first version)        1
-//   tile 8 x 2, remainder 4, 2, 1                1.3 at window 32 (12 does  1.0 at C = 30,
-//                                                not divide it)             1.1-1.2 at C = 16: kept
-//   prefetch the next window row in the gram     1.4 at 180 x 320           0.8-0.9: dropped
-//   strips of 64 tokens, not 512 (first cache)   1.1 on maps wider than     1.1-1.9 in a row of equal
-//                                                the window                 calls, 0.9-1.1 alone, 0.95
-//                                                                           for one window: kept, it
-//                                                                           also shortens the sums
-//   512-token strips walked in 64-token chunks   the same gain              1.0: dropped
-//   in cache, 4 x 64 x 64 x 30: 98 GFLOP/s forward, 95 backward, of about 118 at 3.7 GHz.
-// Known and left: C = 24 wastes a third of the second AVX-512 vector (a half-width vector for the
-// tail would save a quarter of the steps on this core).
+// What was measured: an AMD EPYC core with AVX-512 in a shared virtual machine that had other work
+// to do, one thread, least of 10-25 runs in processor time, kernel and reference in turn. The same
+// call varied by half and more from minute to minute: read the ratios to one digit.
+//   ratio to the reference in ATen      AVX-512                  AVX2
+//   (forward; forward and backward)
+//     4 x 64 x 64 x 30, window 64       2.4; 2.0                 2.0; 1.7
+//     4 x 64 x 64 x 24, window 32       1.6; 1.9                 1.4; 1.6
+//     180 x 320 x 30, window 64         4.0; 3.6                 3.5; 3.0
+//     180 x 320 x 16, window 32         3.5; 2.7                 3.2; 2.7
+//   The baseline (SSE2) was 0.7-0.9 on the first two and 1.5-1.9 on the others, with an ATen that
+//   went on using AVX-512 (and with strips of 64 tokens, below). Alone in cache, 4 x 64 x 64 x 30
+//   runs at 98 (forward) and 95 (backward) GFLOP/s.
+//
+// What was tried (old time / new time; a prediction was written first where one is given):
+//   8 x 2 tile with remainders 4, 2, 1 instead of 12 x 2 with 6, 3, 1. Predicted 1.4 at window 32,
+//     which 12 does not divide, and 1.1 at C = 16. Measured 1.0 and 1.1-1.2: kept, less code.
+//   Prefetch of the next window row in the gram. Predicted 1.4-1.7 at 180 x 320; measured 0.8-0.9:
+//     dropped.
+//   Strips of 64 tokens instead of 512, no prediction. Measured 0.9-2.6 on maps 64 high and 192-448
+//     wide called over and over, but 0.95 at 4 x 64 x 64 and 0.6-1.1 at 180 x 320: dropped. Why the
+//     wide low maps gain is not understood.
+//   512-token strips walked in 64-token chunks. Predicted that same gain; measured 0.6-1.4 without
+//     a trend: dropped.
+// Known and left: at C = 24 a third of the second AVX-512 vector is wasted, and AVX2 can be faster.
 #include "../common/simd.h"
 #include "channel_correlation.h"
 

@@ -29,9 +29,9 @@ class Export:
     routes: tuple[str, ...] = ("op", "reference")
 
 
-# Windows of 4 (2 for attention, 4x2 for the spatial one): maps are derived dimensions, whole windows. With one
-# window along an axis, the reference in plain ATen would be traced into another program; the op
-# would not, but shares the row.
+# Windows of 4 (2 for attention, 4x2 for the spatial one): maps are derived dimensions, whole
+# windows. With one window along an axis, the reference in plain ATen would be traced into another
+# program; the op would not, but shares the row.
 LENGTHS = {0: B, 2: L}
 MAP = {0: B, 1: 4 * rows, 2: 4 * columns}
 EXPORTS = [

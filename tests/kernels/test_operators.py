@@ -235,7 +235,7 @@ def test_gradient_only_where_asked(case: Case, take) -> None:
 @pytest.mark.parametrize("route", ["op", "reference"])
 def test_meta_device(case: Case, route: str, take) -> None:
     """Shapes without data; and a tensor made on the wrong device would not mix with these."""
-    tensors = {name: x.detach().to("meta") for name, x in with_gradients(case).items()}
+    tensors = {name: x.to("meta") for name, x in case.tensors().items()}
     tensors = {name: x.requires_grad_(name in case.shapes) for name, x in tensors.items()}
     with take(case, route):
         outputs = case.outputs(tensors)

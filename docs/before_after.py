@@ -1,0 +1,37 @@
+"""Draws docs/before_after.png: crops of the example photo, bicubic beside the shipped x4 model.
+
+python docs/before_after.py
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pyvips
+
+from c2d_models import upscale
+from c2d_models.data import imresize, read_rgb
+
+ROOT = Path(__file__).resolve().parent.parent
+CROPS = [(150, 420, 300, 300), (330, 130, 300, 300)]  # top, left, height, width in the x4 picture
+GAP = 6
+
+
+def main() -> None:
+    lr = read_rgb(ROOT / "examples" / "photo.png")
+    bicubic = imresize(lr, 4).permute(1, 2, 0).numpy()
+    ours = upscale(lr.permute(1, 2, 0).numpy(), scale=4)
+    rows = []
+    for top, left, height, width in CROPS:
+        pair = [picture[top : top + height, left : left + width] for picture in (bicubic, ours)]
+        rows.append(
+            np.concatenate([pair[0], np.full((height, GAP, 3), 255, np.uint8), pair[1]], axis=1)
+        )
+    gap = np.full((rows[0].shape[0], 3 * GAP, 3), 255, np.uint8)
+    drawing = np.concatenate([rows[0], gap, rows[1]], axis=1)
+    pyvips.Image.new_from_array(drawing).write_to_file(
+        str(ROOT / "docs" / "before_after.png"), compression=9
+    )
+
+
+if __name__ == "__main__":
+    main()
