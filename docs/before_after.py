@@ -1,4 +1,4 @@
-"""Draws docs/before_after.png: crops of the example photo, bicubic beside the shipped x4 model.
+"""Draws docs/before_after.jpg: crops of the example photo, bicubic beside the shipped x4 model.
 
 python docs/before_after.py
 """
@@ -29,7 +29,7 @@ def main() -> None:
     gap = np.full((rows[0].shape[0], 3 * GAP, 3), 255, np.uint8)
     drawing = np.concatenate([rows[0], gap, rows[1]], axis=1)
     pyvips.Image.new_from_array(drawing).write_to_file(
-        str(ROOT / "docs" / "before_after.png"), compression=9
+        str(ROOT / "docs" / "before_after.jpg"), Q=90
     )
 
 

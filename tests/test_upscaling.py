@@ -161,7 +161,7 @@ def test_tiles_halve_when_memory_runs_out(scale):
 
 
 def test_memory_too_small_for_any_tile_is_said():
-    with pytest.raises(MemoryError, match="tiles of 32 pixels, the smallest"):
+    with pytest.raises(MemoryError, match="tiles of 32 pixels, this network's smallest"):
         upscale(photo(64, 64), 2, model=local(2, limit=100))
 
 
