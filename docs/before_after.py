@@ -12,7 +12,7 @@ from c2d_models import upscale
 from c2d_models.data import imresize, read_rgb
 
 ROOT = Path(__file__).resolve().parent.parent
-CROPS = [(150, 420, 300, 300), (330, 130, 300, 300)]  # top, left, height, width in the x4 picture
+CROPS = [(100, 390, 200, 200), (180, 270, 200, 200)]  # top, left, height, width in the x4 picture
 GAP = 6
 
 
@@ -28,6 +28,7 @@ def main() -> None:
         )
     gap = np.full((rows[0].shape[0], 3 * GAP, 3), 255, np.uint8)
     drawing = np.concatenate([rows[0], gap, rows[1]], axis=1)
+    drawing = drawing.repeat(2, axis=0).repeat(2, axis=1)  # pixels large enough to judge
     pyvips.Image.new_from_array(drawing).write_to_file(
         str(ROOT / "docs" / "before_after.jpg"), Q=90
     )
