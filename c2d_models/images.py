@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyvips
@@ -207,25 +207,24 @@ class Writer:
                 f"{path} would be {width}x{height}, but {self.format} allows at most {longest} "
                 "pixels a side: choose another format (png, tiff) or a smaller scale."
             )
-        self._raw = self._encoded = None
-        size = height * width * self.channels * self.dtype.itemsize
-        folder = self.path.parent
-        try:
-            free = shutil.disk_usage(folder).free
-            if free < 2 * size:
-                raise ImageError(
-                    f"{path} needs up to {2 * size / 2**20:.0f} MiB while it is written, but "
-                    f"{folder} has {free / 2**20:.0f} MiB free."
-                )
-            # A leading dot keeps the folder walk and most viewers from taking it for a picture.
-            handle, raw = tempfile.mkstemp(".raw", f".{self.path.stem[:64]}.", folder)
-        except OSError as error:
-            raise ImageError(f"cannot write {path}: {error.strerror or error}.") from None
-        self._file = os.fdopen(handle, "r+b", buffering=0)
-        self._raw = Path(raw)
-        self._encoded = self._raw.with_suffix(f".{self.format}.part")
+        # A leading dot keeps the folder walk and most viewers from taking them for pictures.
+        mark = f".{self.path.stem[:64]}.{secrets.token_hex(4)}"
+        self._raw = self.path.with_name(f"{mark}.raw")
+        self._encoded = self.path.with_name(f"{mark}.{self.format}.part")
+        self._file: BinaryIO | None = None
 
     def __enter__(self) -> Writer:
+        # The file comes into being here, and under this `try`: a signal that arrives between the
+        # creation and the body of the `with` must not leave it behind.
+        try:
+            self._check_space()
+            self._file = open(self._raw, "x+b", buffering=0)
+        except BaseException as error:
+            self.discard()
+            if isinstance(error, OSError):
+                reason = error.strerror or error
+                raise ImageError(f"cannot write {self.path}: {reason}.") from None
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -260,10 +259,21 @@ class Writer:
 
     def discard(self) -> None:
         """Remove the temporary files; harmless after `finish`."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         for leftover in (self._raw, self._encoded):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 os.unlink(leftover)
+
+    def _check_space(self) -> None:
+        """The raw file and the encoded one may be there at the same time."""
+        needed = 2 * self.height * self.width * self.channels * self.dtype.itemsize
+        free = shutil.disk_usage(self.path.parent).free
+        if free < needed:
+            raise ImageError(
+                f"{self.path} needs up to {needed / 2**20:.0f} MiB while it is written, but "
+                f"{self.path.parent} has {free / 2**20:.0f} MiB free."
+            )
 
     def _assemble(self) -> pyvips.Image:
         """The output as a libvips pipeline over the raw file; nothing is computed yet."""

@@ -286,8 +286,9 @@ def test_reduction_to_8_bit_rounds(value):
 )
 def test_unwritable_outputs_get_one_sentence(tmp_path, name, size, sentence):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ImageError, match=sentence):
-        Writer(tmp_path / name, *size, like=ImageData(noise(4, 4, 3)))
+    like = ImageData(noise(4, 4, 3))
+    with pytest.raises(ImageError, match=sentence), Writer(tmp_path / name, *size, like=like):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -302,6 +303,18 @@ def test_an_unfinished_output_leaves_the_old_file_alone(tmp_path):
         writer.write(0, noise(8, 8, 3))
         raise RuntimeError
     assert target.read_bytes() == before and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_signal_while_the_file_is_made_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        open(*args, **kwargs).close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(images, "open", interrupted, raising=False)
+    like = ImageData(noise(4, 4, 3))
+    with pytest.raises(KeyboardInterrupt), Writer(tmp_path / "a.png", 8, 8, like=like):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_while_encoding_leaves_nothing(tmp_path):
