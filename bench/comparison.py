@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 import c2d_kernels
 from bench.contenders import Contender
-from bench.correctness import Outputs, Truth, WrongResult
+from bench.correctness import PEER_SLACK, Outputs, Truth, WrongResult
 from bench.timing import race
 from bench.workloads import Workload
 
@@ -69,18 +69,19 @@ def _compare(workload: Workload, contender: Contender, benchmark, ledger: Ledger
         with c2d_kernels.backend("reference"):
             return reference.run()
 
+    slack = 1 if contender.ours else PEER_SLACK
     with job.inputs_unchanged(who):
         if benchmark.disabled:
-            truth.check(benchmark.pedantic(call), who)
+            truth.check(benchmark.pedantic(call), who, slack)
             return
         benchmark.group = f"{workload.subject} {workload.label}"
         start = time.perf_counter()
         outputs = call()
         first_call_seconds = time.perf_counter() - start  # a compiler's work included
-        verdict = truth.check(outputs, who)
+        verdict = truth.check(outputs, who, slack)
         del outputs
         pairs, last = race(call, reference_call, benchmark, SECONDS_A_ROW[workload.size])
-        truth.check(last, f"{who} (its last timed run)")
+        truth.check(last, f"{who} (its last timed run)", slack)
     row = {
         "subject": workload.subject,
         "shape": workload.shape,

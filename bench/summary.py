@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.comparison import Ledger
+from bench.correctness import PEER_SLACK
 
 HEADINGS = ("operator", "shape", "dtype", "pass", "backend", "median ms", "ratio", "quartiles")
 
@@ -13,6 +14,8 @@ def lines(ledger: Ledger, machine: dict[str, object], others: float | None) -> l
     """The table, what was refused, what was absent, and what the numbers were measured on."""
     text = align([HEADINGS, *(cells(row) for row in ledger.rows)]) if ledger.rows else []
     text += [""] if text else []
+    if any(map(beyond_the_rule, ledger.rows)):
+        text.append(f"*: a peer less exact than our rule allows us (up to {PEER_SLACK} times).")
     text += [f"REFUSED, not timed: {reason}" for reason in ledger.refused.values()]
     for reason, names in by_reason(ledger.absent).items():
         text.append(f"absent: {', '.join(names)}: {reason}")
@@ -38,11 +41,16 @@ def cells(row: dict[str, object]) -> tuple[str, ...]:
         str(row["shape"]),
         str(row["dtype"]),
         "fwd+bwd" if row["direction"] != "forward" else "fwd",
-        str(row["backend"]),
+        str(row["backend"]) + ("*" if beyond_the_rule(row) else ""),
         f"{row['median_ms']:.3g}" if row["median_ms"] < 100 else f"{row['median_ms']:.0f}",
         f"{row['ratio']:.2f}x",
         f"{row['ratio_q1']:.2f}-{row['ratio_q3']:.2f}",
     )
+
+
+def beyond_the_rule(row: dict[str, object]) -> bool:
+    """Whether a peer is less exact than the rule asks of this project's kernels."""
+    return row["error"] > row["bound"]
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import comparison
+from bench import comparison, summary
 from bench.comparison import Ledger, compare
-from bench.contenders import AUTO, COMPILED, REFERENCE, peer
+from bench.contenders import AUTO, COMPILED, REFERENCE, Contender, peer
 from bench.correctness import RoundEveryOperation, Truth, WrongResult, worst_error
 from bench.machine import Load
 from bench.networks import workloads as networks
@@ -88,7 +88,7 @@ def test_scaled_output_is_refused_and_not_timed(workload: Workload) -> None:
     factor = 1.001 if workload.dtype == torch.float32 else 1.3
     stopwatch, ledger = Stopwatch(), Ledger()
     with pytest.raises(WrongResult, match=r"refused and not timed: (output|gradient)"):
-        compare(workload, peer("broken", scaled(factor)), stopwatch, ledger)
+        compare(workload, Contender("broken", build=scaled(factor)), stopwatch, ledger)
     assert stopwatch.rounds == 0
     assert stopwatch.has_error
     assert not ledger.rows
@@ -177,6 +177,23 @@ def test_only_our_own_failures_turn_a_run_red() -> None:
     assert AUTO.ours
     assert not COMPILED.ours
     assert not peer("SDPA").ours
+
+
+def test_a_peer_may_be_less_exact_but_not_wrong() -> None:
+    bound = 2e-7  # about the rule's for this workload
+    for factor, timed in ((1 + 6 * bound, True), (1 + 60 * bound, False)):
+        ledger = Ledger()
+        if timed:
+            compare(correlation(), peer("rough", scaled(factor)), Stopwatch(), ledger)
+            (row,) = ledger.rows
+            assert row["bound"] < row["error"] <= 8 * row["bound"]
+            assert "rough*" in summary.cells(row)
+        else:
+            with pytest.raises(WrongResult):
+                compare(correlation(), peer("wrong", scaled(factor)), Stopwatch(), ledger)
+        with pytest.raises(WrongResult):
+            ours = Contender("ours", build=scaled(factor))
+            compare(correlation(), ours, Stopwatch(), Ledger())
 
 
 def test_writing_to_an_input_is_refused() -> None:
