@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -9,13 +10,20 @@ import torch
 PATH = Path(__file__).with_name("_native.so")
 
 
+def _build_note() -> str:
+    """What the build said about itself, one line."""
+    try:
+        return json.loads(PATH.with_name("_build.json").read_text(encoding="utf-8"))["note"]
+    except (OSError, ValueError, KeyError):
+        return (
+            "this is a source tree, or an install without a C++ compiler; pip install . builds it"
+        )
+
+
 def _load() -> str | None:
     """Load the library; the reason if that fails, which must not keep anyone from importing us."""
     if not PATH.exists():
-        return (
-            f"the native library {PATH.name} was not built (a pure-Python install): "
-            "reinstall with a C++ compiler present"
-        )
+        return f"the native library was not built: {_build_note()}"
     try:
         torch.ops.load_library(str(PATH))
     except Exception as error:  # whatever the loader raises, it is a reason and no more

@@ -216,3 +216,23 @@ def test_native_runs_on_cpu_tensors_only() -> None:
     x = torch.zeros(1, 2, 2, 1, device="meta")
     assert cpu.can_run(x, x, 2, 2) == "it runs on CPU tensors, and these are on meta"
     assert cpu.can_run(x.to("cpu", copy=True) if x.is_cpu else torch.zeros(1), x, 2, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("note", "reason"),
+    [
+        (
+            '{"native": false, "note": "pure Python: no C++ compiler"}',
+            "pure Python: no C++ compiler",
+        ),
+        ("half a file", "pip install . builds it"),
+        (None, "pip install . builds it"),
+    ],
+    ids=["noted", "broken note", "no note"],
+)
+def test_a_missing_library_gives_the_build_s_reason(tmp_path, monkeypatch, note, reason):
+    monkeypatch.setattr(native, "PATH", tmp_path / "_native.so")
+    if note is not None:
+        (tmp_path / "_build.json").write_text(note)
+    assert native._load().startswith("the native library was not built: ")
+    assert native._load().endswith(reason)
