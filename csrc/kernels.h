@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <tuple>
 
 namespace c2d {
@@ -18,5 +19,18 @@ Tensor channel_correlation(const Tensor& q, const Tensor& v, int64_t window_heig
 std::tuple<Tensor, Tensor> channel_correlation_backward(const Tensor& grad, const Tensor& q,
                                                         const Tensor& v, int64_t window_height,
                                                         int64_t window_width);
+
+// (y, last state) of the scan in scan.h; u, delta, z (batch, D, L), A (D, N), B and C (D, N),
+// (batch, N, L) or (batch, G, N, L), D and delta_bias (D,), all of one type: float32 or float64.
+std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const Tensor& delta, const Tensor& A,
+                                          const Tensor& B, const Tensor& C, std::optional<Tensor> D,
+                                          std::optional<Tensor> z, std::optional<Tensor> delta_bias,
+                                          bool delta_softplus);
+
+// (du, ddelta, dA, dB, dC, dD, dz, ddelta_bias) of selective_scan; empty for what was not given.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> selective_scan_backward(
+    const Tensor& grad_y, const Tensor& grad_last_state, const Tensor& u, const Tensor& delta,
+    const Tensor& A, const Tensor& B, const Tensor& C, std::optional<Tensor> D,
+    std::optional<Tensor> z, std::optional<Tensor> delta_bias, bool delta_softplus);
 
 }  // namespace c2d

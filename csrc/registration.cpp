@@ -59,6 +59,14 @@ STABLE_TORCH_LIBRARY(c2d_native, m) {
     m.def(
         "channel_correlation_backward(Tensor grad, Tensor q, Tensor v, int window_height, "
         "int window_width) -> (Tensor, Tensor)");
+    m.def(
+        "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
+        "Tensor? z, Tensor? delta_bias, bool delta_softplus) -> (Tensor, Tensor)");
+    m.def(
+        "selective_scan_backward(Tensor grad_y, Tensor grad_last_state, Tensor u, Tensor delta, "
+        "Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+        "bool delta_softplus) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(c2d_native, CompositeExplicitAutograd, m) {
@@ -69,4 +77,6 @@ STABLE_TORCH_LIBRARY_IMPL(c2d_native, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
     m.impl("channel_correlation", TORCH_BOX(&c2d::channel_correlation));
     m.impl("channel_correlation_backward", TORCH_BOX(&c2d::channel_correlation_backward));
+    m.impl("selective_scan", TORCH_BOX(&c2d::selective_scan));
+    m.impl("selective_scan_backward", TORCH_BOX(&c2d::selective_scan_backward));
 }

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import checks, dispatch
 from ..operators import Operator, define
-from . import reference
+from . import native, reference
 
 MAX_STATES = 256
 
@@ -116,3 +116,4 @@ _operator = define(
         unrolls=True,
     )
 )
+dispatch.register(native.selective_scan)

@@ -5,9 +5,9 @@
 //   h_t = a_t h_(t-1) + (delta_t u_t) B_t,   a_t = exp(delta_t A) = 2^(delta_t A log2 e)
 //   y_t = sum_n C_t h_t + D u_t,             times silu(z_t)
 //
-// A does not depend on t: over a run of steps the decay is 2^(A log2 e * sum of delta), and what one
-// run of steps hands to the next is the pair (sum of delta, h at its end). There is no division by a
-// running product, which overflows.
+// A does not depend on t: over a run of steps the decay is 2^(A log2 e * sum of delta), and what
+// one run of steps hands to the next is the pair (sum of delta, h at its end). There is no division
+// by a running product, which overflows.
 //
 // A value V is a float, a double or a vector of them. The file that includes this one provides,
 // before it: C2D_SCAN_FUNCTION (inline, on host or device), C2D_SCAN_NAMESPACE, and for its V in
@@ -40,8 +40,7 @@ template <class V>
 C2D_SCAN_FUNCTION V softplus(V x) {
     const V zero = broadcast<V>(0);
     const V magnitude = maximum(x, -x);
-    const V tail =
-        log1p_of_fraction(exp2_of(magnitude * broadcast<V>(Scalar<V>(-kLog2E))));
+    const V tail = log1p_of_fraction(exp2_of(magnitude * broadcast<V>(Scalar<V>(-kLog2E))));
     const V threshold = broadcast<V>(Scalar<V>(kSoftplusThreshold));
     return select(x > threshold, x, maximum(x, zero) + tail);
 }
