@@ -34,6 +34,8 @@ class Operator:
         fake: tensors of the outputs' shapes and dtypes, from the arguments.
         flops: operations of the definition, from the arguments with shapes for tensors.
         example: small arguments on a device; what info() asks the kernels about.
+        layouts: for each output the argument whose layout in memory it takes (as empty_like does),
+            or None: contiguous. Empty: all contiguous.
         unrolls: tracing the reference would unroll a loop over the data, so that a compiled or
             exported program holds the op even where only the reference can run it.
     """
@@ -45,6 +47,7 @@ class Operator:
     fake: Callable[..., Tensor | tuple[Tensor, ...]]
     flops: Callable[..., int]
     example: Callable[[torch.device], tuple]
+    layouts: tuple[int | None, ...] = ()
     unrolls: bool = False
 
     def __call__(self, *args: object) -> Tensor | tuple[Tensor, ...]:
@@ -68,8 +71,11 @@ def define(operator: Operator) -> Operator:
         kernel = dispatch.select(name, *args)
         with dispatch.without_autocast(args[0].device):
             out = (operator.reference if kernel is None else kernel.forward)(*args)
-        # The fakes promise contiguous outputs; a reference may return a view of other strides.
-        return out.contiguous() if operator.outputs == 1 else tuple(x.contiguous() for x in out)
+        if operator.outputs == 1:
+            return _laid_out(out, None)
+        layouts = operator.layouts or (None,) * operator.outputs
+        models = (None if place is None else args[place] for place in layouts)
+        return tuple(map(_laid_out, out, models))
 
     def backward(*args):
         grads, inputs, mask = args[: operator.outputs], args[operator.outputs : -1], args[-1]
@@ -166,6 +172,14 @@ def _recording() -> Iterator[None]:
     included = torch._C._dispatch_tls_local_include_set()
     with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
         yield
+
+
+def _laid_out(out: Tensor, model: Tensor | None) -> Tensor:
+    """An output with the strides that its fake promises; a reference may return any."""
+    if model is None:
+        return out.contiguous()
+    promised = torch.empty_like(model, device="meta").stride()
+    return out if out.stride() == promised else torch.empty_like(model, dtype=out.dtype).copy_(out)
 
 
 def _tensors(kinds: list[str], inputs: Sequence[object]) -> list[Tensor | None]:

@@ -42,7 +42,7 @@ def selective_scan(
         return_last_state: whether to return h_L too.
 
     Returns:
-        y (batch, D, L) in the dtype of u; with return_last_state, (y, h_L), h_L (batch, D, N) in
+        y (batch, D, L) in the dtype and layout of u; with return_last_state, (y, h_L), h_L (batch, D, N) in
         float32 (float64 for float64).
 
     Raises:
@@ -95,7 +95,7 @@ def flops(batch: int, channels: int, length: int, states: int) -> int:
 
 def _fake(u: Tensor, delta: Tensor, A: Tensor, *_) -> tuple[Tensor, Tensor]:
     state = torch.promote_types(u.dtype, torch.float32)
-    return u.new_empty(u.shape), u.new_empty((u.shape[0], u.shape[1], A.shape[1]), dtype=state)
+    return torch.empty_like(u), u.new_empty((u.shape[0], u.shape[1], A.shape[1]), dtype=state)
 
 
 def _example(device: torch.device) -> tuple:
@@ -113,6 +113,7 @@ _operator = define(
         fake=_fake,
         flops=lambda u, delta, A, *_: flops(*u, A[1]),
         example=_example,
+        layouts=(0, None),
         unrolls=True,
     )
 )

@@ -65,23 +65,37 @@ int64_t padded_states(int64_t states) {
 }
 
 // buffer[step][lane] = the block's channels at steps begin.., zero in lanes without a channel.
+// Fetches the lines of the tile `ahead` steps further (or back) on, while this one is worked on.
 template <class T>
-void read_tile(Sequence<const T> from, int64_t channels, int64_t begin, int64_t steps, T* buffer) {
+void read_tile(Sequence<const T> from, int64_t channels, int64_t begin, int64_t steps,
+               int64_t ahead, T* buffer) {
     constexpr int lanes = kLanes<T>;
     const T* data = from.data + begin * from.step_stride;
+    const int64_t distance = ahead * from.step_stride;
     if (from.channel_stride == 1 && channels == lanes) {
         for (int64_t t = 0; t < steps; ++t) {
-            store<T, lanes>(buffer + t * lanes, load<T, lanes>(data + t * from.step_stride));
+            const T* row = data + t * from.step_stride;
+            __builtin_prefetch(row + distance);
+            __builtin_prefetch(row + distance + lanes - 1);
+            store<T, lanes>(buffer + t * lanes, load<T, lanes>(row));
         }
         return;
     }
     int64_t t = 0;
     if (from.step_stride == 1) {
         for (; t + lanes <= steps; t += lanes) {
-            V<T> rows[lanes];
-            for (int c = 0; c < lanes; ++c) {
-                rows[c] =
-                    c < channels ? load<T, lanes>(data + c * from.channel_stride + t) : V<T>{};
+            V<T> rows[lanes] = {};
+            if (channels == lanes) {
+#pragma GCC unroll 16
+                for (int c = 0; c < lanes; ++c) {
+                    const T* row = data + c * from.channel_stride + t;
+                    __builtin_prefetch(row + distance);
+                    rows[c] = load<T, lanes>(row);
+                }
+            } else {
+                for (int64_t c = 0; c < channels; ++c) {
+                    rows[c] = load<T, lanes>(data + c * from.channel_stride + t);
+                }
             }
             transpose<T, lanes>(rows);
             for (int c = 0; c < lanes; ++c) {
@@ -212,19 +226,25 @@ template <class T>
 struct Inputs {
     alignas(64) T u[kForwardTile * kLanes<T>];
     alignas(64) T delta[kForwardTile * kLanes<T>];
+    alignas(64) T slope[kForwardTile * kLanes<T>];  // of softplus, for read with_slope
     V<T> bias;
 
     explicit Inputs(const ScanBlock<T>& block)
         : bias(block.delta_bias ? gather(block.delta_bias, 1, block.channels) : V<T>{}) {}
 
-    void read(const ScanBlock<T>& block, int64_t begin, int64_t steps) {
+    template <bool with_slope = false>
+    void read(const ScanBlock<T>& block, int64_t begin, int64_t steps, int64_t ahead) {
         constexpr int lanes = kLanes<T>;
-        read_tile(block.u, block.channels, begin, steps, u);
-        read_tile(block.delta, block.channels, begin, steps, delta);
+        read_tile(block.u, block.channels, begin, steps, ahead, u);
+        read_tile(block.delta, block.channels, begin, steps, ahead, delta);
         if (block.softplus || block.delta_bias) {
             for (int64_t i = 0; i < steps * lanes; i += lanes) {
                 const V<T> x = load<T, lanes>(delta + i) + bias;
-                store<T, lanes>(delta + i, block.softplus ? softplus(x) : x);
+                V<T> derivative = filled<V<T>>(1);
+                store<T, lanes>(delta + i, block.softplus ? softplus(x, derivative) : x);
+                if constexpr (with_slope) {
+                    store<T, lanes>(slope + i, derivative);
+                }
             }
         }
     }
@@ -313,7 +333,7 @@ void forward(const ScanBlock<T>& block, int64_t begin, int64_t end, T* state, T*
     const int64_t tile = checkpoints ? kBackwardTile : kForwardTile;
     for (int64_t t = begin; t < end; t += tile) {
         const int64_t steps = end - t < tile ? end - t : tile;
-        in.read(block, t, steps);
+        in.read(block, t, steps, tile);
         if (checkpoints || delta_sum) {
             if (checkpoints) {
                 __builtin_memcpy(checkpoints, state, padded * lanes * sizeof(T));
@@ -334,7 +354,7 @@ void forward(const ScanBlock<T>& block, int64_t begin, int64_t end, T* state, T*
         }
         sweep_groups<T, false>(block, in, t, steps, rates, state, y);
         if (block.z.data) {
-            read_tile(block.z, block.channels, t, steps, z);
+            read_tile(block.z, block.channels, t, steps, tile, z);
             for (int64_t i = 0; i < steps * lanes; i += lanes) {
                 const V<T> gate = load<T, lanes>(z + i);
                 store<T, lanes>(y + i, load<T, lanes>(y + i) * silu(gate, sigmoid(gate)));
@@ -362,7 +382,7 @@ struct Collected {
 
 // Decays and states of a group again, from the state before the tile; adds C h to y if there is a
 // gate, whose gradient wants it.
-template <class T, int count, bool constant_B, bool constant_C>
+template <class T, int count, bool constant_B, bool constant_C, bool gated>
 void repeat(const Inputs<T>& in, int64_t steps, const T* rates, View<T> B, View<T> C,
             const T* checkpoint, T* y, Kept<T>& kept) {
     constexpr int lanes = kLanes<T>;
@@ -383,9 +403,11 @@ void repeat(const Inputs<T>& in, int64_t steps, const T* rates, View<T> B, View<
             h[s] = advance(h[s], a, delta_u, at<T, constant_B>(B, s, t));
             store<T, lanes>(kept.decays + (t * count + s) * lanes, a);
             store<T, lanes>(kept.states + ((t + 1) * count + s) * lanes, h[s]);
-            sum += at<T, constant_C>(C, s, t) * h[s];
+            if constexpr (gated) {
+                sum += at<T, constant_C>(C, s, t) * h[s];
+            }
         }
-        if (y != nullptr) {
+        if constexpr (gated) {
             store<T, lanes>(y + t * lanes, load<T, lanes>(y + t * lanes) + sum);
         }
     }
@@ -485,7 +507,6 @@ void back_groups(const ScanBlock<T>& block, const Inputs<T>& in, int64_t begin, 
         const View<T> B = view_of(block.B, group, block.channels, begin, steps, B_buffer);
         const View<T> C = view_of(block.C, group, block.channels, begin, steps, C_buffer);
         const T* rate = rates + n * lanes;
-        T* y = block.z.data ? collected.y : nullptr;
         ScanGradients<T> sums = gradients;
         sums.dA += n * lanes;
         sums.dB += block.B.constant ? n * lanes : 0;
@@ -494,8 +515,9 @@ void back_groups(const ScanBlock<T>& block, const Inputs<T>& in, int64_t begin, 
         const int64_t mixing_step = 2 * padded_states(block.states);
         by_form(block.B.constant, block.C.constant, [&]<bool constant_B, bool constant_C>() {
             const auto both = [&]<int count>() {
-                repeat<T, count, constant_B, constant_C>(in, steps, rate, B, C,
-                                                         checkpoint + n * lanes, y, kept);
+                const auto again = block.z.data ? repeat<T, count, constant_B, constant_C, true>
+                                                : repeat<T, count, constant_B, constant_C, false>;
+                again(in, steps, rate, B, C, checkpoint + n * lanes, collected.y, kept);
                 sweep_back<T, count, constant_B, constant_C>(in, steps, rate, B, C, dy, kept,
                                                              adjoint + n * lanes, collected, sums,
                                                              mixing_step);
@@ -516,7 +538,6 @@ void backward(const ScanBlock<T>& block, const ScanGradients<T>& gradients, int6
     alignas(64) T rates[kMostStates * lanes];
     alignas(64) T dy[kBackwardTile * lanes];
     alignas(64) T z[kBackwardTile * lanes];
-    alignas(64) T raw_delta[kBackwardTile * lanes];
     Inputs<T> in(block);
     Collected<T> collected;
     decay_rates(block, rates);
@@ -527,10 +548,10 @@ void backward(const ScanBlock<T>& block, const ScanGradients<T>& gradients, int6
         const int64_t t = begin + tile * kBackwardTile;
         const int64_t steps = end - t < kBackwardTile ? end - t : kBackwardTile;
         const int64_t numbers = steps * lanes;
-        in.read(block, t, steps);
-        read_tile(gradients.dy, block.channels, t, steps, dy);
+        in.template read<true>(block, t, steps, -kBackwardTile);
+        read_tile(gradients.dy, block.channels, t, steps, -kBackwardTile, dy);
         if (block.z.data) {
-            read_tile(block.z, block.channels, t, steps, z);
+            read_tile(block.z, block.channels, t, steps, -kBackwardTile, z);
         }
         for (int64_t i = 0; i < numbers; i += lanes) {
             const V<T> u = load<T, lanes>(in.u + i);
@@ -548,16 +569,13 @@ void backward(const ScanBlock<T>& block, const ScanGradients<T>& gradients, int6
         here.mixing = gradients.mixing ? gradients.mixing + (t - begin) * 2 * padded : nullptr;
         back_groups(block, in, t, steps, rates, dy, checkpoints + tile * padded * lanes, adjoint,
                     collected, here);
-        if (block.softplus) {
-            read_tile(block.delta, block.channels, t, steps, raw_delta);
-        }
         // The tile's buffers turn into gradients: through_B into du, through_decay into ddelta.
         for (int64_t i = 0; i < numbers; i += lanes) {
             const V<T> u = load<T, lanes>(in.u + i), through = load<T, lanes>(dy + i);
             const V<T> through_B = load<T, lanes>(collected.through_B + i);
             V<T> ddelta = u * through_B + load<T, lanes>(collected.through_decay + i) * T(kLn2);
             if (block.softplus) {
-                ddelta *= softplus_slope(load<T, lanes>(raw_delta + i) + in.bias);
+                ddelta *= load<T, lanes>(in.slope + i);
             }
             dbias += ddelta;
             dD += through * u;
@@ -595,10 +613,10 @@ void adjoint(const ScanBlock<T>& block, Sequence<const T> dy_from, int64_t begin
     for (int64_t tile = (end - begin - 1) / kForwardTile; tile >= 0; --tile) {
         const int64_t t = begin + tile * kForwardTile;
         const int64_t steps = end - t < kForwardTile ? end - t : kForwardTile;
-        in.read(block, t, steps);
-        read_tile(dy_from, block.channels, t, steps, dy);
+        in.read(block, t, steps, -kForwardTile);
+        read_tile(dy_from, block.channels, t, steps, -kForwardTile, dy);
         if (block.z.data) {
-            read_tile(block.z, block.channels, t, steps, z);
+            read_tile(block.z, block.channels, t, steps, -kForwardTile, z);
             for (int64_t i = 0; i < steps * lanes; i += lanes) {
                 const V<T> gate = load<T, lanes>(z + i);
                 store<T, lanes>(dy + i, load<T, lanes>(dy + i) * silu(gate, sigmoid(gate)));

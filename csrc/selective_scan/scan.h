@@ -35,27 +35,28 @@ C2D_SCAN_FUNCTION V log1p_of_fraction(V w) {
     return (s + s) * sum;
 }
 
-// softplus(x) = log(1 + e^x), and x itself above the threshold.
+// softplus(x) = log(1 + e^x), and x itself above the threshold; `slope` becomes its derivative.
+// Both come from e^-|x|: a caller that does not want the slope pays nothing for it.
+template <class V>
+C2D_SCAN_FUNCTION V softplus(V x, V& slope) {
+    const V zero = broadcast<V>(0), one = broadcast<V>(1);
+    const V threshold = broadcast<V>(Scalar<V>(kSoftplusThreshold));
+    const V magnitude = maximum(x, -x);
+    const V w = exp2_of(magnitude * broadcast<V>(Scalar<V>(-kLog2E)));
+    slope = select(x > threshold, one, select(x > zero, one, w) / (one + w));
+    return select(x > threshold, x, maximum(x, zero) + log1p_of_fraction(w));
+}
+
 template <class V>
 C2D_SCAN_FUNCTION V softplus(V x) {
-    const V zero = broadcast<V>(0);
-    const V magnitude = maximum(x, -x);
-    const V tail = log1p_of_fraction(exp2_of(magnitude * broadcast<V>(Scalar<V>(-kLog2E))));
-    const V threshold = broadcast<V>(Scalar<V>(kSoftplusThreshold));
-    return select(x > threshold, x, maximum(x, zero) + tail);
+    V slope;
+    return softplus(x, slope);
 }
 
 template <class V>
 C2D_SCAN_FUNCTION V sigmoid(V x) {
     const V one = broadcast<V>(1);
     return one / (one + exp2_of(x * broadcast<V>(Scalar<V>(-kLog2E))));
-}
-
-// The derivative of softplus as it is defined above.
-template <class V>
-C2D_SCAN_FUNCTION V softplus_slope(V x) {
-    const V threshold = broadcast<V>(Scalar<V>(kSoftplusThreshold));
-    return select(x > threshold, broadcast<V>(1), sigmoid(x));
 }
 
 // silu(z) = z sigmoid(z), from s = sigmoid(z); and its derivative.
