@@ -31,6 +31,11 @@ class Kernel:
     on them, or None. `forward` returns what the operator returns. `backward` takes the gradients of
     the outputs first and a mask last, and returns one gradient (or None) for each tensor; without
     it, the reference is run again and differentiated.
+
+    A kernel that `keeps` (see Operator.kept) takes one argument more in `forward`, whether gradients
+    will be wanted, and returns one tensor more: what it keeps, whose first number is 0, if they
+    will, else an empty one. Its `backward` gets it between the gradients and the arguments, or, from
+    another kernel's forward, a tensor that begins with -1.
     """
 
     operator: str
@@ -38,6 +43,7 @@ class Kernel:
     can_run: Callable[..., str | None]
     forward: Callable[..., Tensor | tuple[Tensor, ...]]
     backward: Callable[..., Sequence[Tensor | None]] | None = None
+    keeps: bool = False
 
 
 def register(kernel: Kernel) -> None:

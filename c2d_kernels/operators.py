@@ -34,6 +34,8 @@ class Operator:
         fake: tensors of the outputs' shapes and dtypes, from the arguments.
         flops: operations of the definition, from the arguments with shapes for tensors.
         example: small arguments on a device; what info() asks the kernels about.
+        kept: a tensor, from the arguments, of the shape and dtype of what a kernel may keep for its
+            backward: one more output of the op, which only the backward sees. See Kernel.keeps.
         layouts: for each output the argument whose layout in memory it takes (as empty_like does),
             or None: contiguous. Empty: all contiguous.
         unrolls: tracing the reference would unroll a loop over the data, so that a compiled or
@@ -47,6 +49,7 @@ class Operator:
     fake: Callable[..., Tensor | tuple[Tensor, ...]]
     flops: Callable[..., int]
     example: Callable[[torch.device], tuple]
+    kept: Callable[..., Tensor] | None = None
     layouts: tuple[int | None, ...] = ()
     unrolls: bool = False
 
@@ -57,59 +60,103 @@ class Operator:
         if kernel is None and not (traced and torch.compiler.is_compiling()):
             with dispatch.without_autocast(args[0].device):
                 return self.reference(*args)
-        return getattr(torch.ops.c2d, self.name).default(*args)
+        op = getattr(torch.ops.c2d, self.name).default
+        if self.kept is None:
+            return op(*args)
+        trains = torch.is_grad_enabled() and any(
+            isinstance(x, Tensor) and x.requires_grad for x in args
+        )
+        *outputs, _ = op(*args, trains)
+        return outputs[0] if self.outputs == 1 else tuple(outputs)
 
 
 def define(operator: Operator) -> Operator:
     """Register the operator's two custom ops, their fakes, autograd and FLOP formulas."""
     name, kinds = operator.name, [part.split()[0] for part in operator.arguments.split(", ")]
     operators[name] = operator
-    returns = "Tensor" if operator.outputs == 1 else f"({', '.join(['Tensor'] * operator.outputs)})"
+    count, keeps = len(kinds), operator.kept is not None
+    returned = ["Tensor"] * (operator.outputs + keeps)
+    returns = "Tensor" if len(returned) == 1 else f"({', '.join(returned)})"
     grads = ", ".join(f"Tensor grad_{i}" for i in range(operator.outputs))
 
     def forward(*args):
-        kernel = dispatch.select(name, *args)
-        with dispatch.without_autocast(args[0].device):
-            out = (operator.reference if kernel is None else kernel.forward)(*args)
-        if operator.outputs == 1:
-            return _laid_out(out, None)
+        inputs, trains = args[:count], any(args[count:])
+        kernel = dispatch.select(name, *inputs)
+        kept = []
+        with dispatch.without_autocast(inputs[0].device):
+            if keeps and kernel is not None and kernel.keeps:
+                *out, state = kernel.forward(*inputs, trains)
+                kept = [state]
+            else:
+                out = (operator.reference if kernel is None else kernel.forward)(*inputs)
+                out = [out] if operator.outputs == 1 else out
+                if keeps:  # nothing: a kernel that keeps something begins it with a 0
+                    kept = [kept_fake(inputs, trains).fill_(-1)]
         layouts = operator.layouts or (None,) * operator.outputs
-        models = (None if place is None else args[place] for place in layouts)
-        return tuple(map(_laid_out, out, models))
+        models = (None if place is None else inputs[place] for place in layouts)
+        out = [*map(_laid_out, out, models), *kept]
+        return out[0] if len(out) == 1 else tuple(out)
+
+    def fake(*args):
+        inputs, trains = args[:count], any(args[count:])
+        if not keeps:
+            return operator.fake(*inputs)
+        out = operator.fake(*inputs)
+        return *((out,) if operator.outputs == 1 else out), kept_fake(inputs, trains)
+
+    def kept_fake(inputs, trains):
+        kept = operator.kept(*inputs)
+        return kept if trains else kept.new_empty(0)
 
     def backward(*args):
-        grads, inputs, mask = args[: operator.outputs], args[operator.outputs : -1], args[-1]
+        grads, mask = args[: operator.outputs], args[-1]
+        kept, inputs = args[operator.outputs : -1 - count], args[-1 - count : -1]
         kernel = dispatch.select(name, *inputs)
         with dispatch.without_autocast(inputs[0].device):
             if kernel is not None and kernel.backward is not None:
-                found = kernel.backward(*grads, *inputs, mask)
+                kept = kept if kernel.keeps else ()
+                found = kernel.backward(*grads, *kept, *inputs, mask)
             else:
                 found = _differentiate(operator.reference, kinds, grads, inputs, mask)
         return _owned(found, grads)
 
     def backward_fake(*args):
-        inputs, mask = args[operator.outputs : -1], args[-1]
+        inputs, mask = args[-1 - count : -1], args[-1]
         return [
             x.new_empty(x.shape) if needed else args[0].new_empty(0)
             for x, needed in zip(_tensors(kinds, inputs), mask, strict=True)
         ]
 
     def save(ctx, inputs, output):
+        inputs = inputs[:count]
         tensors = _tensors(kinds, inputs)
-        ctx.save_for_backward(*tensors)
         # The rest: what is not a tensor, and how long the lists are.
         ctx.inputs = _regroup(kinds, inputs, [None] * len(tensors))
+        ctx.save_for_backward(*tensors, *(output[operator.outputs :] if keeps else ()))
+        if keeps:
+            ctx.mark_non_differentiable(output[-1])
+            ctx.set_materialize_grads(False)  # zeros for what is kept would cost as much as it
 
     def differentiate(ctx, *grads):
         mask: list[bool] = []
-        for kind, needed in zip(kinds, ctx.needs_input_grad, strict=True):
+        for kind, needed in zip(kinds, ctx.needs_input_grad[:count], strict=True):
             if kind in _TENSOR_KINDS:
                 mask += needed if kind == "Tensor[]" else [needed]
-        inputs = _regroup(kinds, ctx.inputs, ctx.saved_tensors)
-        found = getattr(torch.ops.c2d, f"{name}_backward").default(*grads, *inputs, mask)
+        tensors = ctx.saved_tensors
+        inputs = _regroup(kinds, ctx.inputs, tensors[: len(mask)])
+        if keeps:
+            models = operator.fake(*inputs)
+            models = (models,) if operator.outputs == 1 else models
+            grads = [
+                torch.zeros_like(model) if grad is None else grad
+                for grad, model in zip(grads[: operator.outputs], models, strict=True)
+            ]
+        op = getattr(torch.ops.c2d, f"{name}_backward").default
+        found = op(*grads, *tensors[len(mask) :], *inputs, mask)
         found = [x if needed else None for x, needed in zip(found, mask, strict=True)]
         found = _regroup(kinds, ctx.inputs, found)
-        return tuple(found[i] if kind in _TENSOR_KINDS else None for i, kind in enumerate(kinds))
+        found = [found[i] if kind in _TENSOR_KINDS else None for i, kind in enumerate(kinds)]
+        return (*found, None) if keeps else tuple(found)
 
     def refuse(ctx, *grads):
         raise RuntimeError(
@@ -117,22 +164,24 @@ def define(operator: Operator) -> Operator:
             'c2d_kernels.backend("reference"), which torch differentiates any number of times.'
         )
 
-    schema = f"({operator.arguments}) -> {returns}"
+    trains = ", bool trains=False" if keeps else ""
+    schema = f"({operator.arguments}{trains}) -> {returns}"
     op = torch.library.custom_op(f"c2d::{name}", forward, mutates_args=(), schema=schema)
-    op.register_fake(operator.fake)
+    op.register_fake(fake)
     op.register_autograd(differentiate, setup_context=save)
-    schema = f"({grads}, {operator.arguments}, bool[] mask) -> Tensor[]"
+    kept = ", Tensor kept" if keeps else ""
+    schema = f"({grads}{kept}, {operator.arguments}, bool[] mask) -> Tensor[]"
     op = torch.library.custom_op(f"c2d::{name}_backward", backward, mutates_args=(), schema=schema)
     op.register_fake(backward_fake)
     op.register_autograd(refuse)
 
     @register_flop_formula(getattr(torch.ops.c2d, name))
     def forward_flops(*args, out_shape=None, **kwargs) -> int:
-        return operator.flops(*args)
+        return operator.flops(*args[:count])
 
     @register_flop_formula(getattr(torch.ops.c2d, f"{name}_backward"))
     def backward_flops(*args, out_shape=None, **kwargs) -> int:
-        return 2 * operator.flops(*args[operator.outputs : -1])
+        return 2 * operator.flops(*args[-1 - count : -1])
 
     return operator
 

@@ -20,17 +20,21 @@ std::tuple<Tensor, Tensor> channel_correlation_backward(const Tensor& grad, cons
                                                         const Tensor& v, int64_t window_height,
                                                         int64_t window_width);
 
-// (y, last state) of the scan in scan.h; u, delta, z (batch, D, L), A (D, N), B and C (D, N),
-// (batch, N, L) or (batch, G, N, L), D and delta_bias (D,), all of one type: float32 or float64.
-std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const Tensor& delta, const Tensor& A,
-                                          const Tensor& B, const Tensor& C, std::optional<Tensor> D,
-                                          std::optional<Tensor> z, std::optional<Tensor> delta_bias,
-                                          bool delta_softplus);
+// (y, last state, kept states) of the scan in scan.h; u, delta, z (batch, D, L), A (D, N), B and C
+// (D, N), (batch, N, L) or (batch, G, N, L), D and delta_bias (D,), all of one type: float32 or
+// float64. Kept are, if asked for, the states before every 16th step, (batch, ceil(L / 16), N, D),
+// which spare the backward a sweep; else an empty tensor.
+std::tuple<Tensor, Tensor, Tensor> selective_scan(const Tensor& u, const Tensor& delta,
+                                                  const Tensor& A, const Tensor& B, const Tensor& C,
+                                                  std::optional<Tensor> D, std::optional<Tensor> z,
+                                                  std::optional<Tensor> delta_bias,
+                                                  bool delta_softplus, bool keep_states);
 
 // (du, ddelta, dA, dB, dC, dD, dz, ddelta_bias) of selective_scan; empty for what was not given.
+// kept_states may be empty, or hold anything but 0 in the first place: then they are found again.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> selective_scan_backward(
-    const Tensor& grad_y, const Tensor& grad_last_state, const Tensor& u, const Tensor& delta,
-    const Tensor& A, const Tensor& B, const Tensor& C, std::optional<Tensor> D,
+    const Tensor& grad_y, const Tensor& grad_last_state, const Tensor& kept_states, const Tensor& u,
+    const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C, std::optional<Tensor> D,
     std::optional<Tensor> z, std::optional<Tensor> delta_bias, bool delta_softplus);
 
 }  // namespace c2d

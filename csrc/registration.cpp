@@ -61,10 +61,12 @@ STABLE_TORCH_LIBRARY(c2d_native, m) {
         "int window_width) -> (Tensor, Tensor)");
     m.def(
         "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
-        "Tensor? z, Tensor? delta_bias, bool delta_softplus) -> (Tensor, Tensor)");
+        "Tensor? z, Tensor? delta_bias, bool delta_softplus, bool keep_states) -> "
+        "(Tensor, Tensor, Tensor)");
     m.def(
-        "selective_scan_backward(Tensor grad_y, Tensor grad_last_state, Tensor u, Tensor delta, "
-        "Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+        "selective_scan_backward(Tensor grad_y, Tensor grad_last_state, Tensor kept_states, "
+        "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? "
+        "delta_bias, "
         "bool delta_softplus) -> "
         "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

@@ -19,18 +19,23 @@ def _can_run(u: Tensor, *_: object) -> str | None:
     return None
 
 
-def _forward(u: Tensor, *rest: Tensor | bool | None) -> tuple[Tensor, Tensor]:
-    y, last_state = torch.ops.c2d_native.selective_scan.default(*_ready(u.dtype, u, *rest))
-    return y.to(u.dtype), last_state
+def _forward(u: Tensor, *rest: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor]:
+    op = torch.ops.c2d_native.selective_scan.default
+    y, last_state, states = op(*_ready(u.dtype, u, *rest))
+    return y.to(u.dtype), last_state, states
 
 
 def _backward(
-    grad_y: Tensor, grad_last_state: Tensor, u: Tensor, *rest: Tensor | bool | list[bool] | None
+    grad_y: Tensor,
+    grad_last_state: Tensor,
+    states: Tensor,
+    u: Tensor,
+    *rest: Tensor | bool | list[bool] | None,
 ) -> Sequence[Tensor | None]:
     *rest, mask = rest
     inputs = (u, *rest[:-1])
     op = torch.ops.c2d_native.selective_scan_backward.default
-    found = op(*_ready(u.dtype, grad_y, grad_last_state, u, *rest))
+    found = op(*_ready(u.dtype, grad_y, grad_last_state, states, u, *rest))
     return [
         gradient.to(x.dtype) if needed else None
         for gradient, x, needed in zip(found, inputs, mask, strict=True)
@@ -43,4 +48,4 @@ def _ready(dtype: torch.dtype, *arguments: Tensor | bool | None) -> list[Tensor 
     return [x.to(compute) if isinstance(x, Tensor) else x for x in arguments]
 
 
-selective_scan = Kernel("selective_scan", "cpu", _can_run, _forward, _backward)
+selective_scan = Kernel("selective_scan", "cpu", _can_run, _forward, _backward, keeps=True)

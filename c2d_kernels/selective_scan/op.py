@@ -10,6 +10,7 @@ from ..operators import Operator, define
 from . import native, reference
 
 MAX_STATES = 256
+STEPS_A_STATE = 16  # between the states that a kernel may keep for the backward
 
 
 def selective_scan(
@@ -98,6 +99,13 @@ def _fake(u: Tensor, delta: Tensor, A: Tensor, *_) -> tuple[Tensor, Tensor]:
     return torch.empty_like(u), u.new_empty((u.shape[0], u.shape[1], A.shape[1]), dtype=state)
 
 
+def _states_kept(u: Tensor, delta: Tensor, A: Tensor, *_) -> Tensor:
+    """The states before every 16th step, (batch, ceil(L/16), N, D)."""
+    batch, channels, length = u.shape
+    shape = (batch, (length + STEPS_A_STATE - 1) // STEPS_A_STATE, A.shape[1], channels)
+    return u.new_empty(shape, dtype=torch.promote_types(u.dtype, torch.float32))
+
+
 def _example(device: torch.device) -> tuple:
     x = torch.zeros(1, 4, 8, device=device)
     return x, x, x[0, :, :2], x[:, :2], x[:, :2], None, None, None, False
@@ -113,6 +121,7 @@ _operator = define(
         fake=_fake,
         flops=lambda u, delta, A, *_: flops(*u, A[1]),
         example=_example,
+        kept=_states_kept,
         layouts=(0, None),
         unrolls=True,
     )

@@ -252,8 +252,8 @@ struct Inputs {
 
 // h over a tile for one group of states; adds C h to y unless `states_only`.
 template <class T, int count, bool constant_B, bool constant_C, bool states_only>
-void sweep(const Inputs<T>& in, int64_t steps, const T* rates, View<T> B, View<T> C, T* state,
-           T* y) {
+void sweep(const T* delta_tile, const T* u_tile, int64_t steps, const T* rates, View<T> B,
+           View<T> C, T* state, T* y) {
     constexpr int lanes = kLanes<T>;
     V<T> h[count], rate[count];
 #pragma GCC unroll 8
@@ -262,8 +262,8 @@ void sweep(const Inputs<T>& in, int64_t steps, const T* rates, View<T> B, View<T
         rate[s] = load<T, lanes>(rates + s * lanes);
     }
     for (int64_t t = 0; t < steps; ++t) {
-        const V<T> delta = load<T, lanes>(in.delta + t * lanes);
-        const V<T> delta_u = delta * load<T, lanes>(in.u + t * lanes);
+        const V<T> delta = load<T, lanes>(delta_tile + t * lanes);
+        const V<T> delta_u = delta * load<T, lanes>(u_tile + t * lanes);
         V<T> sum = {};
 #pragma GCC unroll 8
         for (int s = 0; s < count; ++s) {
@@ -294,9 +294,11 @@ C2D_SCAN_FUNCTION void by_form(bool constant_B, bool constant_C, const Function&
     }
 }
 
+// h over `steps` steps from `begin` on, all groups; `offset` is their place in the tile. y is null
+// where only states are wanted.
 template <class T, bool states_only>
-void sweep_groups(const ScanBlock<T>& block, const Inputs<T>& in, int64_t begin, int64_t steps,
-                  const T* rates, T* state, T* y) {
+void sweep_groups(const ScanBlock<T>& block, const Inputs<T>& in, int64_t offset, int64_t begin,
+                  int64_t steps, const T* rates, T* state, T* y) {
     constexpr int lanes = kLanes<T>;
     alignas(64) T B_buffer[kMixingBuffer<T>], C_buffer[kMixingBuffer<T>];
     for (int64_t n = 0; n < block.states; n += kGroup) {
@@ -304,63 +306,88 @@ void sweep_groups(const ScanBlock<T>& block, const Inputs<T>& in, int64_t begin,
         const View<T> B = view_of(block.B, group, block.channels, begin, steps, B_buffer);
         const View<T> C =
             states_only ? B : view_of(block.C, group, block.channels, begin, steps, C_buffer);
-        const T* rate = rates + n * lanes;
-        T* h = state + n * lanes;
         by_form(block.B.constant, !states_only && block.C.constant,
                 [&]<bool constant_B, bool constant_C>() {
-                    if (group.count == 1) {
-                        sweep<T, 1, constant_B, constant_C, states_only>(in, steps, rate, B, C, h,
-                                                                         y);
-                    } else {
-                        sweep<T, kGroup, constant_B, constant_C, states_only>(in, steps, rate, B, C,
-                                                                              h, y);
-                    }
+                    const auto run = group.count == 1
+                                         ? sweep<T, 1, constant_B, constant_C, states_only>
+                                         : sweep<T, kGroup, constant_B, constant_C, states_only>;
+                    run(in.delta + offset * lanes, in.u + offset * lanes, steps, rates + n * lanes,
+                        B, C, state + n * lanes, y + offset * lanes);
                 });
     }
 }
 
 template <class T>
+void write_checkpoint(const ScanBlock<T>& block, const T* state, int64_t tile, Checkpoints<T> to) {
+    constexpr int lanes = kLanes<T>;
+    for (int64_t n = 0; n < block.states; ++n) {
+        T* data = to.data + tile * to.tile_stride + n * to.state_stride;
+        if (block.channels == lanes) {
+            store<T, lanes>(data, load<T, lanes>(state + n * lanes));
+        } else {
+            __builtin_memcpy(data, state + n * lanes, block.channels * sizeof(T));
+        }
+    }
+}
+
+// Also fetches the lines of the tile before.
+template <class T>
+void read_checkpoint(const ScanBlock<T>& block, Checkpoints<const T> from, int64_t tile, T* state) {
+    constexpr int lanes = kLanes<T>;
+    for (int64_t n = 0; n < block.states; ++n) {
+        const T* data = from.data + tile * from.tile_stride + n * from.state_stride;
+        __builtin_prefetch(data - from.tile_stride);
+        if (block.channels == lanes) {
+            store<T, lanes>(state + n * lanes, load<T, lanes>(data));
+        } else {
+            __builtin_memcpy(state + n * lanes, data, block.channels * sizeof(T));
+        }
+    }
+}
+
+template <class T>
 void forward(const ScanBlock<T>& block, int64_t begin, int64_t end, T* state, T* delta_sum,
-             T* checkpoints) {
+             Checkpoints<T> checkpoints) {
     constexpr int lanes = kLanes<T>;
     alignas(64) T rates[kMostStates * lanes];
     alignas(64) T y[kForwardTile * lanes];
     alignas(64) T z[kForwardTile * lanes];
     Inputs<T> in(block);
     decay_rates(block, rates);
-    const int64_t padded = padded_states(block.states);
     const V<T> skip = block.D ? gather(block.D, 1, block.channels) : V<T>{};
-    const int64_t tile = checkpoints ? kBackwardTile : kForwardTile;
-    for (int64_t t = begin; t < end; t += tile) {
-        const int64_t steps = end - t < tile ? end - t : tile;
-        in.read(block, t, steps, tile);
-        if (checkpoints || delta_sum) {
-            if (checkpoints) {
-                __builtin_memcpy(checkpoints, state, padded * lanes * sizeof(T));
-                checkpoints += padded * lanes;
+    const int64_t sweep_steps = checkpoints.data ? kBackwardTile : kForwardTile;
+    for (int64_t t = begin; t < end; t += kForwardTile) {
+        const int64_t steps = end - t < kForwardTile ? end - t : kForwardTile;
+        const int64_t numbers = steps * lanes;
+        in.read(block, t, steps, kForwardTile);
+        if (delta_sum != nullptr) {
+            V<T> sum = load<T, lanes>(delta_sum);
+            for (int64_t i = 0; i < numbers; i += lanes) {
+                sum += load<T, lanes>(in.delta + i);
             }
-            if (delta_sum) {
-                V<T> sum = load<T, lanes>(delta_sum);
-                for (int64_t i = 0; i < steps; ++i) {
-                    sum += load<T, lanes>(in.delta + i * lanes);
-                }
-                store<T, lanes>(delta_sum, sum);
-            }
-            sweep_groups<T, true>(block, in, t, steps, rates, state, nullptr);
-            continue;
+            store<T, lanes>(delta_sum, sum);
         }
-        for (int64_t i = 0; i < steps * lanes; i += lanes) {
+        for (int64_t i = 0; block.y.data && i < numbers; i += lanes) {
             store<T, lanes>(y + i, skip * load<T, lanes>(in.u + i));
         }
-        sweep_groups<T, false>(block, in, t, steps, rates, state, y);
-        if (block.z.data) {
-            read_tile(block.z, block.channels, t, steps, tile, z);
-            for (int64_t i = 0; i < steps * lanes; i += lanes) {
+        for (int64_t i = 0; i < steps; i += sweep_steps) {
+            const int64_t count = steps - i < sweep_steps ? steps - i : sweep_steps;
+            if (checkpoints.data) {
+                write_checkpoint(block, state, (t + i - begin) / kBackwardTile, checkpoints);
+            }
+            const auto sweep_some = block.y.data ? sweep_groups<T, false> : sweep_groups<T, true>;
+            sweep_some(block, in, i, t + i, count, rates, state, y);
+        }
+        if (block.y.data && block.z.data) {
+            read_tile(block.z, block.channels, t, steps, kForwardTile, z);
+            for (int64_t i = 0; i < numbers; i += lanes) {
                 const V<T> gate = load<T, lanes>(z + i);
                 store<T, lanes>(y + i, load<T, lanes>(y + i) * silu(gate, sigmoid(gate)));
             }
         }
-        write_tile(block.y, block.channels, t, steps, y);
+        if (block.y.data) {
+            write_tile(block.y, block.channels, t, steps, y);
+        }
     }
 }
 
@@ -533,11 +560,12 @@ void back_groups(const ScanBlock<T>& block, const Inputs<T>& in, int64_t begin, 
 
 template <class T>
 void backward(const ScanBlock<T>& block, const ScanGradients<T>& gradients, int64_t begin,
-              int64_t end, const T* checkpoints, T* adjoint) {
+              int64_t end, Checkpoints<const T> checkpoints, T* adjoint) {
     constexpr int lanes = kLanes<T>;
     alignas(64) T rates[kMostStates * lanes];
     alignas(64) T dy[kBackwardTile * lanes];
     alignas(64) T z[kBackwardTile * lanes];
+    alignas(64) T before[kMostStates * lanes] = {};  // zero where there is no channel or state
     Inputs<T> in(block);
     Collected<T> collected;
     decay_rates(block, rates);
@@ -567,8 +595,8 @@ void backward(const ScanBlock<T>& block, const ScanGradients<T>& gradients, int6
         }
         ScanGradients<T> here = gradients;
         here.mixing = gradients.mixing ? gradients.mixing + (t - begin) * 2 * padded : nullptr;
-        back_groups(block, in, t, steps, rates, dy, checkpoints + tile * padded * lanes, adjoint,
-                    collected, here);
+        read_checkpoint(block, checkpoints, tile, before);
+        back_groups(block, in, t, steps, rates, dy, before, adjoint, collected, here);
         // The tile's buffers turn into gradients: through_B into du, through_decay into ddelta.
         for (int64_t i = 0; i < numbers; i += lanes) {
             const V<T> u = load<T, lanes>(in.u + i), through = load<T, lanes>(dy + i);

@@ -38,6 +38,13 @@ struct ScanBlock {
     Sequence<T> y;
 };
 
+// States of a block before every kBackwardTile-th step: channels lie side by side.
+template <class T>
+struct Checkpoints {
+    T* data = nullptr;
+    int64_t tile_stride = 0, state_stride = 0;
+};
+
 // Where the gradients of a block go; null where nobody asked.
 template <class T>
 struct ScanGradients {
@@ -59,10 +66,10 @@ struct ScanKernels {
     int64_t (*padded_states)(int64_t states);
 
     // Steps begin..end - 1 from `state` on, which is left at the state after the last one. Writes y
-    // unless `delta_sum` or `checkpoints` is given: the first is a vector to which delta is added,
-    // the second takes the state before every kBackwardTile-th step.
+    // if the block has one, the state before every kBackwardTile-th step to `checkpoints` if there
+    // are any, and adds delta to the vector `delta_sum` unless it is null.
     void (*forward)(const ScanBlock<T>& block, int64_t begin, int64_t end, T* state, T* delta_sum,
-                    T* checkpoints);
+                    Checkpoints<T> checkpoints);
 
     // Steps end - 1..begin. `adjoint` is what the loss gains by the state after step end - 1
     // through all that follows, and on return the same for the state before step begin.
@@ -71,7 +78,7 @@ struct ScanKernels {
 
     // The same with every gradient; `checkpoints` are those of forward for these steps.
     void (*backward)(const ScanBlock<T>& block, const ScanGradients<T>& gradients, int64_t begin,
-                     int64_t end, const T* checkpoints, T* adjoint);
+                     int64_t end, Checkpoints<const T> checkpoints, T* adjoint);
 
     // Over a whole run of steps: to = 2^(A log2 e * delta_sum) * from + local.
     void (*join)(const ScanBlock<T>& block, const T* delta_sum, const T* from, const T* local,
