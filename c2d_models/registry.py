@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .hiet import HiET
+from .mambairv2 import MambaIRv2
 from .swinir import SwinIR
 from .upsamplers import Network
 
@@ -29,6 +30,17 @@ _SWINIR_L = {
     "mlp_ratio": 2,
     "decoder": _HIIF_L,
 }
+_MAMBAIRV2_L = {
+    "dim": 48,
+    "depths": [5, 5, 5, 5],
+    "num_heads": 4,
+    "window_size": 16,
+    "mlp_ratio": 1,
+    "d_state": 8,
+    "inner_rank": 32,
+    "num_tokens": 64,
+    "decoder": _HIIF_L,
+}
 _HIET_SWINIR = {
     "dim": 60,
     "blocks": 4,
@@ -44,6 +56,7 @@ NETWORKS: Mapping[str, Preset] = MappingProxyType(
     {
         "swinir_l": Preset(SwinIR, _SWINIR_L),
         "swinir_l_tiny": Preset(SwinIR, {**_SWINIR_L, **_TINY, "depths": [2, 2]}),
+        "mambairv2_l": Preset(MambaIRv2, _MAMBAIRV2_L),
         "hiet_swinir": Preset(HiET, _HIET_SWINIR),
         "hiet_swinir_tiny": Preset(HiET, {**_HIET_SWINIR, **_TINY, "blocks": 2}),
     }
