@@ -3,8 +3,12 @@
 After C2D-ISR (arXiv 2503.13740). A block runs layers with windows 64, 32, w, 32, 64 at constant
 resolution, joins layers of equal windows by skips, and ends in a convolution. Wide windows mix by
 channel correlation (HiT-SR, arXiv 2407.05878), linear in their area; the bottom of the U attends
-within w x w pixels, like the backbone it is named after.
+within w x w pixels. What surrounds the mixers in a layer is the backbone's, after which a HiET is
+named.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +17,7 @@ from torch.nn import functional as F
 from c2d_kernels import channel_correlation
 
 from .layers import Conv3x3, Mlp, WindowAttention, init_linear
+from .mambairv2 import AttentiveLayer
 from .upsamplers import BilinearPixelShuffle, Network, upsampler
 
 
@@ -113,7 +118,7 @@ class AttentionMixer(WindowAttention):
 
 
 class HiETLayer(nn.Module):
-    """x + LN(mixer(x)), then x + LN(MLP(x)): the norm is last in its branch, as in HiT-SR."""
+    """HiET-SwinIR's layer: x + LN(mixer(x)), then x + LN(MLP(x)), as in HiT-SR."""
 
     def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float):
         super().__init__()
@@ -127,36 +132,39 @@ class HiETLayer(nn.Module):
         return x + self.norm2(self.mlp(x))
 
 
+class HiETAttentiveLayer(AttentiveLayer):
+    """HiET-MambaIRv2's layer: MambaIRv2's, with the mixer in the place of its attention."""
+
+    def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float, **state_space: Any):
+        super().__init__(dim, mlp_ratio, **state_space)
+        self.mixer = mixer
+
+    def mix(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.mixer(x, rows, columns)
+
+
 class HiETBlock(nn.Module):
     """A U over window size: down to the smallest windows, up again with skips, then a convolution.
 
     Args:
         dim: channels.
         windows: window sizes of the way down, e.g. [64, 32]; the way up mirrors them.
-        bottom: window size of the attention between the two.
-        num_heads: heads of that attention.
-        shift: its shift.
-        mlp_ratio: hidden channels of the MLPs, relative to dim.
+        attention: the mixer between the two.
+        layer: makes a layer of a mixer.
     """
 
     def __init__(
         self,
         dim: int,
         windows: list[int],
-        bottom: int,
-        num_heads: int,
-        shift: int,
-        mlp_ratio: float,
+        attention: nn.Module,
+        layer: Callable[[nn.Module], nn.Module],
     ):
         super().__init__()
-
-        def wide(window_size: int) -> HiETLayer:
-            return HiETLayer(dim, CorrelationMixer(dim, window_size), mlp_ratio)
-
-        self.down = nn.ModuleList(wide(window) for window in windows)
-        self.bottom = HiETLayer(dim, AttentionMixer(dim, bottom, num_heads, shift), mlp_ratio)
+        self.down = nn.ModuleList(layer(CorrelationMixer(dim, window)) for window in windows)
+        self.bottom = layer(attention)
         self.skips = nn.ModuleList(nn.Linear(dim, dim) for _ in windows)
-        self.up = nn.ModuleList(wide(window) for window in reversed(windows))
+        self.up = nn.ModuleList(layer(CorrelationMixer(dim, window)) for window in windows[::-1])
         self.conv = Conv3x3(dim, dim)
 
     def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -172,7 +180,7 @@ class HiETBlock(nn.Module):
 
 
 class HiET(Network):
-    """HiET with the window attention of SwinIR at the bottom of its blocks (HiET-SwinIR).
+    """HiET with SwinIR's window attention and MLP in its layers (HiET-SwinIR).
 
     Args:
         scale: 2, 3, 4, ... for a pixel-shuffle up-sampler, None for HIIF.
@@ -183,7 +191,10 @@ class HiET(Network):
         num_heads: heads of the attention there.
         mlp_ratio: hidden channels of the MLPs, relative to dim.
         decoder: HIIF's width, levels, heads and attentions, used if scale is None.
+        layer_options: what a subclass's `layer_type` takes besides.
     """
+
+    layer_type: type[nn.Module] = HiETLayer
 
     def __init__(
         self,
@@ -196,6 +207,7 @@ class HiET(Network):
         num_heads: int,
         mlp_ratio: float,
         decoder: dict[str, int],
+        **layer_options: Any,
     ):
         super().__init__(
             scale,
@@ -206,15 +218,21 @@ class HiET(Network):
                 "bottom": bottom,
                 "num_heads": num_heads,
                 "mlp_ratio": mlp_ratio,
+                **layer_options,
                 "decoder": dict(decoder),
             },
         )
         self.pad_multiple = bottom
         self.period = self.tile_multiple = self.min_overlap = max(windows)
         self.conv_first = Conv3x3(3, dim)
+
+        def layer(mixer: nn.Module) -> nn.Module:
+            return self.layer_type(dim, mixer, mlp_ratio, **layer_options)
+
+        shifts = [i % 2 * (bottom // 2) for i in range(blocks)]
         self.blocks = nn.ModuleList(
-            HiETBlock(dim, windows, bottom, num_heads, i % 2 * (bottom // 2), mlp_ratio)
-            for i in range(blocks)
+            HiETBlock(dim, windows, AttentionMixer(dim, bottom, num_heads, shift), layer)
+            for shift in shifts
         )
         self.norm = nn.LayerNorm(dim)
         self.conv_after_body = Conv3x3(dim, dim)
@@ -260,3 +278,12 @@ class HiET(Network):
             if isinstance(module, HierarchicalEncoding):
                 module.thaw()
         return super().train(mode)
+
+
+class HiETMambaIRv2(HiET):
+    """HiET with MambaIRv2's state-space part and gated MLPs in its layers (HiET-MambaIRv2).
+
+    Arguments as for HiET, and d_state, inner_rank, num_tokens, routing as for MambaIRv2.
+    """
+
+    layer_type = HiETAttentiveLayer

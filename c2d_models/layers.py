@@ -5,6 +5,8 @@ it lies, and a convolution sees the same memory as a (B, C, H, W) tensor in `tor
 format.
 """
 
+from collections.abc import Callable
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -31,12 +33,23 @@ def mirror_index(length: int, padded: int, device: torch.device | None = None) -
     return length - 1 - (length - 1 - position).abs()
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Mirror (B, H, W, C) at its lower and right edge until H and W are multiples of `multiple`."""
+def symmetric_index(length: int, padded: int, device: torch.device | None = None) -> Tensor:
+    """As mirror_index, with the edge repeated (NumPy's "symmetric")."""
+    position = torch.arange(padded, device=device) % (2 * length)
+    return torch.minimum(position, 2 * length - 1 - position)
+
+
+def pad_to_multiple(
+    x: Tensor, multiple: int, index: Callable[..., Tensor] = mirror_index
+) -> Tensor:
+    """Mirror (B, H, W, C) at its lower and right edge until H and W are multiples of `multiple`.
+
+    `index` says how: mirror_index or symmetric_index.
+    """
     for dim in (1, 2):
         length = x.shape[dim]
         padded = (length + multiple - 1) // multiple * multiple
-        x = x.index_select(dim, mirror_index(length, padded, x.device))
+        x = x.index_select(dim, index(length, padded, x.device))
     return x
 
 

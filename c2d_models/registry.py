@@ -6,7 +6,8 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
-from .hiet import HiET
+from .hiet import HiET, HiETMambaIRv2
+from .mambairv2 import MambaIRv2
 from .swinir import SwinIR
 from .upsamplers import Network
 
@@ -29,6 +30,16 @@ _SWINIR_L = {
     "mlp_ratio": 2,
     "decoder": _HIIF_L,
 }
+_STATE_SPACE = {"d_state": 8, "inner_rank": 32, "num_tokens": 64}
+_MAMBAIRV2_L = {
+    "dim": 48,
+    "depths": [5, 5, 5, 5],
+    "num_heads": 4,
+    "window_size": 16,
+    "mlp_ratio": 1,
+    **_STATE_SPACE,
+    "decoder": _HIIF_L,
+}
 _HIET_SWINIR = {
     "dim": 60,
     "blocks": 4,
@@ -38,14 +49,27 @@ _HIET_SWINIR = {
     "mlp_ratio": 2,
     "decoder": _HIIF_L,
 }
+_HIET_MAMBAIRV2 = {
+    "dim": 48,
+    "blocks": 4,
+    "windows": [64, 32],
+    "bottom": 16,
+    "num_heads": 4,
+    "mlp_ratio": 1,
+    **_STATE_SPACE,
+    "decoder": _HIIF_L,
+}
 _TINY = {"dim": 32, "num_heads": 4, "decoder": _HIIF_L_TINY}
 
 NETWORKS: Mapping[str, Preset] = MappingProxyType(
     {
         "swinir_l": Preset(SwinIR, _SWINIR_L),
         "swinir_l_tiny": Preset(SwinIR, {**_SWINIR_L, **_TINY, "depths": [2, 2]}),
+        "mambairv2_l": Preset(MambaIRv2, _MAMBAIRV2_L),
         "hiet_swinir": Preset(HiET, _HIET_SWINIR),
         "hiet_swinir_tiny": Preset(HiET, {**_HIET_SWINIR, **_TINY, "blocks": 2}),
+        "hiet_mambairv2": Preset(HiETMambaIRv2, _HIET_MAMBAIRV2),
+        "hiet_mambairv2_tiny": Preset(HiETMambaIRv2, {**_HIET_MAMBAIRV2, **_TINY, "blocks": 2}),
     }
 )
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from c2d_kernels import Region
 
 from .hiif import HIIF
-from .layers import Conv3x3, crop, pad_to_multiple, rgb_mean
+from .layers import Conv3x3, crop, mirror_index, pad_to_multiple, rgb_mean
 
 
 class PixelShuffleDirect(nn.Sequential):
@@ -63,13 +63,15 @@ class Network(nn.Module, ABC):
         name: the preset's name.
         scale: the factor, or None for a continuous network.
         config: the constructor's arguments, JSON values only.
-        pad_multiple: the image is mirrored to a multiple of this many pixels at the entry.
+        pad_multiple: the image is mirrored to a multiple of this many pixels at the entry ...
+        pad_index: ... by this rule of layers.py.
         tile_multiple: tiles of a large image must begin at multiples of this many LR pixels ...
         min_overlap: ... and overlap by at least so many, for the seams to vanish.
     """
 
     name: str = ""
     pad_multiple: int
+    pad_index = staticmethod(mirror_index)
     tile_multiple: int
     min_overlap: int
     upsample: PixelShuffleDirect | HIIF
@@ -96,7 +98,8 @@ class Network(nn.Module, ABC):
     def encode(self, x: Tensor) -> Tensor:
         """Features of the images x (B, 3, H, W), for `decode`: (B, H, W, C) of their own size."""
         check_images(x)
-        image = pad_to_multiple(rearrange(x, "b c h w -> b h w c"), self.pad_multiple)
+        image = rearrange(x, "b c h w -> b h w c")
+        image = pad_to_multiple(image, self.pad_multiple, self.pad_index)
         features = self.upsample.features(self.body(image))
         return crop(features, x.shape[2], x.shape[3])
 

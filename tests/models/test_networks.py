@@ -7,13 +7,18 @@ from torch import nn
 import c2d_kernels
 from c2d_models import create
 
-TINY = ["hiet_swinir_tiny", "swinir_l_tiny"]
+TINY = ["hiet_swinir_tiny", "swinir_l_tiny", "mambairv2_l", "hiet_mambairv2_tiny"]
+# The reference of the scan is a loop over all pixels: few layers, and no wide windows' padding.
+SMALL = {
+    "mambairv2_l": {"dim": 16, "depths": [2], "num_tokens": 8},
+    "hiet_mambairv2_tiny": {"dim": 16, "blocks": 1, "windows": [32], "num_tokens": 8},
+}
 SIZES = [(1, 1), (1, 9), (2, 1), (7, 65), (16, 8), (33, 21)]
 
 
 def lively(name: str, scale: int | None) -> nn.Module:
     """A network in evaluation mode whose up-sampler's last layer is not zero, as it is at first."""
-    net = create(name, scale).eval()
+    net = create(name, scale, config=SMALL.get(name)).eval()
     for name, parameter in net.named_parameters():
         if name.endswith(("upsample.0.weight", "fc2.weight")):
             nn.init.normal_(parameter, std=0.05)
@@ -137,20 +142,32 @@ def test_half_precision_stays_near(name, scale, half, rng):
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "least", "example"),
+    ("name", "config", "least", "example", "backend"),
     [
-        pytest.param("swinir_l_tiny", {"depths": [2]}, 9, (19, 42), id="swinir"),
+        pytest.param("swinir_l_tiny", {"depths": [2]}, 9, (19, 42), "reference", id="swinir"),
         # An export fixes an axis that has one window only: more than the widest, 16, are needed.
-        pytest.param("hiet_swinir_tiny", {"blocks": 1, "windows": [16]}, 17, (19, 42), id="hiet"),
+        pytest.param(
+            "hiet_swinir_tiny", {"blocks": 1, "windows": [16]}, 17, (19, 42), "reference", id="hiet"
+        ),
+        # A scan stays one op: its reference would be unrolled for the example's sizes.
+        pytest.param("mambairv2_l", {"depths": [1]}, 17, (19, 42), "auto", id="mambairv2"),
+        pytest.param(
+            "hiet_mambairv2_tiny",
+            {"blocks": 1, "windows": [16]},
+            17,
+            (19, 42),
+            "auto",
+            id="hiet_mambairv2",
+        ),
     ],
 )
-def test_export_with_dynamic_sizes(name, config, least, example, rng):
-    """To plain ATen, with sizes that are no multiples of any window."""
+def test_export_with_dynamic_sizes(name, config, least, example, backend, rng):
+    """To plain ATen and what must stay an op, with sizes that are no multiples of any window."""
     net = create(name, 2, config=config).eval()
     nn.init.normal_(net.upsample[0].weight, std=0.05)
     height, width = (torch.export.Dim(axis, min=least, max=4096) for axis in ("height", "width"))
     x = torch.rand(1, 3, *example, generator=rng)
-    with torch.no_grad(), c2d_kernels.backend("reference"):
+    with torch.no_grad(), c2d_kernels.backend(backend):
         program = torch.export.export(
             net,
             (x,),
@@ -161,6 +178,14 @@ def test_export_with_dynamic_sizes(name, config, least, example, rng):
         for size in [example, (least, least + 3), (2 * least + 1, least + 7)]:
             other = torch.rand(1, 3, *size, generator=rng)
             torch.testing.assert_close(program.module()(other), net(other), atol=1e-5, rtol=0)
+
+
+def test_compiles_in_one_graph(name, rng):
+    net = lively(name, 2)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    x = torch.rand(2, 3, 19, 12, generator=rng)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), net(x), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,16 @@ def golden_array(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Standard normal float64 seeded by crc32(name), scaled by the role of the parameter."""
     x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     leaf = name.rsplit(".", 1)[-1]
+    if leaf == "A_logs":  # (channels, states), around log(1..N)
+        return np.log(np.arange(1, shape[-1] + 1)) + 0.1 * x
+    if leaf in ("Ds", "scale1", "scale2"):  # skips
+        return 0.5 + 0.1 * x
+    if leaf == "dt_projs_bias":  # a step size of softplus(-3), about 0.05
+        return -3.0 + 0.5 * x
     if leaf == "relative_position_bias_table":
         return 0.5 * x
+    if leaf in ("x_proj_weight", "dt_projs_weight"):  # (1, out, in)
+        return x / np.sqrt(shape[-1])
     if len(shape) >= 2:  # linear, convolution
         return x / np.sqrt(np.prod(shape[1:]))
     if leaf == "weight":  # gain of a norm
