@@ -37,4 +37,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> selec
     const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C, std::optional<Tensor> D,
     std::optional<Tensor> z, std::optional<Tensor> delta_bias, bool delta_softplus);
 
+// The coordinate query's decoder (positions.py, reference.py) over a grid or free positions: RGB
+// (B, queries, 3) with every attention folded into `folds`, or, for the attention after those
+// folded so far, the sums of k^T v over all queries, (B, heads, d, d) in float64. `weights` hold
+// the folded decoder in the order of native.py.
+Tensor coordinate_query(const Tensor& features, const Tensor& image, const Tensor& weights,
+                        const Tensor& folds, const Tensor& y_low, const Tensor& y_high,
+                        const Tensor& y_t, const Tensor& y_digits, const Tensor& x_low,
+                        const Tensor& x_high, const Tensor& x_t, const Tensor& x_digits,
+                        const Tensor& rel_cell, int64_t levels, int64_t heads, int64_t attentions);
+Tensor coordinate_query_moments(const Tensor& features, const Tensor& weights, const Tensor& folds,
+                                const Tensor& y_low, const Tensor& y_high, const Tensor& y_t,
+                                const Tensor& y_digits, const Tensor& x_low, const Tensor& x_high,
+                                const Tensor& x_t, const Tensor& x_digits, const Tensor& rel_cell,
+                                int64_t levels, int64_t heads, int64_t attentions);
+
 }  // namespace c2d

@@ -69,6 +69,15 @@ STABLE_TORCH_LIBRARY(c2d_native, m) {
         "delta_bias, "
         "bool delta_softplus) -> "
         "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+    m.def(
+        "coordinate_query(Tensor features, Tensor image, Tensor weights, Tensor folds, "
+        "Tensor y_low, Tensor y_high, Tensor y_t, Tensor y_digits, Tensor x_low, Tensor x_high, "
+        "Tensor x_t, Tensor x_digits, Tensor rel_cell, int levels, int heads, int attentions) "
+        "-> Tensor");
+    m.def(
+        "coordinate_query_moments(Tensor features, Tensor weights, Tensor folds, Tensor y_low, "
+        "Tensor y_high, Tensor y_t, Tensor y_digits, Tensor x_low, Tensor x_high, Tensor x_t, "
+        "Tensor x_digits, Tensor rel_cell, int levels, int heads, int attentions) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(c2d_native, CompositeExplicitAutograd, m) {
@@ -81,4 +90,6 @@ STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
     m.impl("channel_correlation_backward", TORCH_BOX(&c2d::channel_correlation_backward));
     m.impl("selective_scan", TORCH_BOX(&c2d::selective_scan));
     m.impl("selective_scan_backward", TORCH_BOX(&c2d::selective_scan_backward));
+    m.impl("coordinate_query", TORCH_BOX(&c2d::coordinate_query));
+    m.impl("coordinate_query_moments", TORCH_BOX(&c2d::coordinate_query_moments));
 }

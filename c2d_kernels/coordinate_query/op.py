@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import checks, dispatch
 from ..operators import Operator, define
-from . import reference
+from . import native, reference
 from .positions import Region, neighbour_range
 
 
@@ -309,3 +309,4 @@ _operator = define(
         example=_example,
     )
 )
+dispatch.register(native.kernel)

@@ -1,4 +1,5 @@
-// Powers of two for vectors of any width: what the CPU kernels need of a mathematics library.
+// Powers of two and the error function for vectors of any width: what the CPU kernels need of a
+// mathematics library.
 //
 // 2^x = 2^n 2^r with n the nearest integer and |r| <= 1/2. The polynomial for 2^r begins with
 // exactly 1, so that powers near 1 are not biased: a recursion may multiply thousands of them.
@@ -9,7 +10,7 @@
 
 #include "simd.h"
 
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -98,6 +99,74 @@ inline __attribute__((always_inline)) V exp2_of(V x) {
     Integers bits = (Integers)shifted - (Integers)filled<V>(magic);
     bits = (bits + bias) << mantissa;
     return exponential_series(x - n) * (V)bits;
+}
+
+template <class V>
+inline __attribute__((always_inline)) V sqrt_of(V x) {
+    constexpr bool is_float = sizeof(Element<V>) == 4;
+#if defined(__AVX512F__)
+    if constexpr (sizeof(V) == 64 && is_float) {
+        return V(_mm512_maskz_sqrt_ps(0xffff, __m512(x)));
+    } else if constexpr (sizeof(V) == 64) {
+        return V(_mm512_maskz_sqrt_pd(0xff, __m512d(x)));
+    }
+#endif
+#if defined(__AVX2__)
+    if constexpr (sizeof(V) == 32 && is_float) {
+        return V(_mm256_sqrt_ps(__m256(x)));
+    } else if constexpr (sizeof(V) == 32) {
+        return V(_mm256_sqrt_pd(__m256d(x)));
+    }
+#endif
+#if defined(__x86_64__)
+    if constexpr (sizeof(V) == 16 && is_float) {
+        return V(_mm_sqrt_ps(__m128(x)));
+    } else if constexpr (sizeof(V) == 16) {
+        return V(_mm_sqrt_pd(__m128d(x)));
+    }
+#endif
+    for (unsigned i = 0; i < sizeof(V) / sizeof(Element<V>); ++i) {
+        x[i] = is_float ? __builtin_sqrtf(x[i]) : __builtin_sqrt(x[i]);
+    }
+    return x;
+}
+
+// erf(x): float by x P(x^2) / Q(x^2), fitted to a relative error of 1.9e-8 up to |x| = 3.92, where
+// it is 1 in float; double by the C library, one number at a time.
+template <class V>
+inline __attribute__((always_inline)) V erf_of(V x) {
+    if constexpr (sizeof(Element<V>) == 8) {
+        for (unsigned i = 0; i < sizeof(V) / sizeof(double); ++i) {
+            x[i] = __builtin_erf(x[i]);
+        }
+        return x;
+    } else {
+        constexpr float kP[6] = {1.1283791461f,    0.19040729555f,    0.052748837549f,
+                                 0.0037656538914f, 0.00028488379080f, 2.0500839067e-06f};
+        constexpr float kQ[6] = {1.0f,
+                                 0.50207681283f,
+                                 0.11410945876f,
+                                 0.014969290238f,
+                                 0.0011625449128f,
+                                 3.8091735968e-05f};
+        x = x > 3.92f ? filled<V>(3.92f) : x;
+        x = x < -3.92f ? filled<V>(-3.92f) : x;
+        const V t = x * x;
+        V p = filled<V>(kP[5]), q = filled<V>(kQ[5]);
+#pragma GCC unroll 5
+        for (int k = 4; k >= 0; --k) {
+            p = p * t + kP[k];
+            q = q * t + kQ[k];
+        }
+        return x * p / q;
+    }
+}
+
+// GELU(x) = x Phi(x), the exact one.
+template <class V>
+inline __attribute__((always_inline)) V gelu_of(V x) {
+    using T = Element<V>;
+    return x * T(0.5) * (T(1) + erf_of(x * T(0.70710678118654752440)));
 }
 
 }  // namespace

@@ -1,0 +1,198 @@
+"""The coordinate query by the native CPU kernel (csrc/coordinate_query), forward only.
+
+The weights are folded here, once a call: LayerNorms' gains and offsets go into the Linear after
+them, and after each pass over the queries the linear attention becomes one matrix with the Linears
+around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .. import native
+from ..dispatch import Kernel
+from . import reference
+from .positions import Axis, Region, free_axis, grid_axis
+
+MAX_WIDTH, MAX_LEVELS = 256, 16
+
+
+def can_run(
+    features: Tensor, image: Tensor | None, weights: object, levels: int, *_: object
+) -> str | None:
+    """Why the kernel cannot decode these, or None."""
+    if native.missing is not None:
+        return native.missing
+    if features.device.type != "cpu":
+        return f"it runs on CPU tensors, and these are on {features.device}"
+    if features.shape[-1] > MAX_WIDTH or levels > MAX_LEVELS:
+        return f"it decodes at most {MAX_WIDTH} channels in {MAX_LEVELS} levels"
+    if image is not None and image.dtype == torch.float64 != features.dtype:
+        return "it takes a float64 image beside float64 features only"
+    return None
+
+
+def coordinate_query(
+    features: Tensor,
+    image: Tensor,
+    weights: Mapping[str, Tensor],
+    levels: int,
+    heads: int,
+    attentions: int,
+    size: Sequence[int] | None = None,
+    coords: Tensor | None = None,
+    cell: Tensor | None = None,
+    region: Region | None = None,
+    moments: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """As reference.coordinate_query."""
+    decoder = _Decoder(features, weights, levels, heads, attentions, size, coords, cell, region)
+    if moments is None:
+        moments = []
+        while len(moments) < attentions:
+            moments.append(decoder.moments(moments) / decoder.queries)
+    op = torch.ops.c2d_native.coordinate_query.default
+    picture = image.to(decoder.dtype)
+    out = op(decoder.features, picture, *decoder.arguments(moments)).to(image.dtype)
+    return out if size is None else out.reshape(-1, *reference.grid_shape(size, region), 3)
+
+
+def coordinate_query_moments(
+    features: Tensor,
+    weights: Mapping[str, Tensor],
+    levels: int,
+    heads: int,
+    attentions: int,
+    size: Sequence[int] | None = None,
+    coords: Tensor | None = None,
+    cell: Tensor | None = None,
+    region: Region | None = None,
+    moments: Sequence[Tensor] = (),
+) -> Tensor:
+    """As reference.coordinate_query_moments."""
+    decoder = _Decoder(features, weights, levels, heads, attentions, size, coords, cell, region)
+    return decoder.moments(moments).to(decoder.dtype)
+
+
+class _Decoder:
+    """Folded weights and positions, in the form in which the kernel takes them."""
+
+    def __init__(
+        self,
+        features: Tensor,
+        weights: Mapping[str, Tensor],
+        levels: int,
+        heads: int,
+        attentions: int,
+        size: Sequence[int] | None,
+        coords: Tensor | None,
+        cell: Tensor | None,
+        region: Region | None,
+    ) -> None:
+        self.dtype = torch.promote_types(features.dtype, torch.float32)
+        self.features = features.to(self.dtype)
+        self.weights = {name: weight.double() for name, weight in weights.items()}
+        self.numbers = (levels, heads, attentions)
+        y, x, rel_cell = _positions(self.features, levels, size, coords, cell, region)
+        self.queries = y.t.numel() * x.t.numel() if size is not None else y.t.shape[1]
+        self.positions = [*_flat(y), *_flat(x), rel_cell.to(self.dtype)]
+        self.line = self._line().to(self.dtype)
+
+    def moments(self, before: Sequence[Tensor]) -> Tensor:
+        """Sums of k^T v in attention number len(before), float64, given the means before it."""
+        op = torch.ops.c2d_native.coordinate_query_moments.default
+        return op(self.features, *self.arguments(before))
+
+    def arguments(self, moments: Sequence[Tensor]) -> list[Tensor | int]:
+        """What both native operators take after the features (and the image)."""
+        return [self.line, self._folds(moments), *self.positions, *self.numbers]
+
+    def _line(self) -> Tensor:
+        """All weights in one line, in the order of Decoder in coordinate_query.cpp."""
+        levels, _, attentions = self.numbers
+        width, weights, parts = self.features.shape[-1], self.weights, []
+        for level in range(levels):
+            name = f"mlps.{level}"
+            matrix = weights[f"{name}.fc1.weight"]
+            bias = matrix @ weights[f"{name}.norm.bias"] + weights[f"{name}.fc1.bias"]
+            matrix = matrix * weights[f"{name}.norm.weight"]
+            if level == 0:
+                taps = matrix[:, : 4 * width].unflatten(1, (4, width)).transpose(0, 1)
+                parts += [taps, matrix[:, 4 * width :], matrix.sum(1), bias]
+            else:
+                parts += [matrix, bias]
+            parts += [weights[f"{name}.fc2.weight"], weights[f"{name}.fc2.bias"]]
+        for index in range(attentions):
+            name = f"attentions.{index}"
+            parts += [weights[f"{name}.qkv.{leaf}"][width:] for leaf in ("weight", "bias")]
+            for norm in ("k_norm", "v_norm"):
+                parts += [weights[f"{name}.{norm}.{leaf}"] for leaf in ("weight", "bias")]
+            parts += [weights[f"{name}.proj2.{leaf}"] for leaf in ("weight", "bias")]
+        return torch.cat([part.flatten() for part in parts])
+
+    def _folds(self, moments: Sequence[Tensor]) -> Tensor:
+        """proj1 of q M + x as one Linear of x, (attentions done, B, width^2 + width)."""
+        batch, width = self.features.shape[0], self.features.shape[-1]
+        folds = self.features.new_empty((len(moments), batch, width * width + width))
+        for index, moment in enumerate(moments):
+            name = f"attentions.{index}"
+            query, offset = (
+                self.weights[f"{name}.qkv.{leaf}"][:width] for leaf in ("weight", "bias")
+            )
+            proj = self.weights[f"{name}.proj1.weight"]
+            mixed = torch.stack([torch.block_diag(*heads.mT) for heads in moment.double()])
+            matrix = proj @ (mixed @ query + torch.eye(width, dtype=torch.float64))
+            bias = (proj @ mixed @ offset[:, None]).squeeze(-1) + self.weights[f"{name}.proj1.bias"]
+            folds[index] = torch.cat([matrix.flatten(1), bias], dim=1)
+        return folds
+
+
+def _positions(
+    features: Tensor,
+    levels: int,
+    size: Sequence[int] | None,
+    coords: Tensor | None,
+    cell: Tensor | None,
+    region: Region | None,
+) -> tuple[Axis, Axis, Tensor]:
+    """Two axes of a grid, or (B, Q) positions twice, and rel_cell (1 or B, 2) in LR pixels."""
+    height, width = features.shape[1:3] if region is None else region.lr_size
+    dtype = features.dtype
+    if size is None:
+        y, x = coords.detach().unbind(-1)
+        rel_cell = torch.stack([cell[:, 0] * height, cell[:, 1] * width], dim=-1)
+        y, x = free_axis(y, height, levels, dtype), free_axis(x, width, levels, dtype)
+        return y, x, rel_cell
+    rows, columns = ((0, size[0]), (0, size[1])) if region is None else region[:2]
+    y = grid_axis(*rows, size[0], height, levels, dtype, features.device)
+    x = grid_axis(*columns, size[1], width, levels, dtype, features.device)
+    if region is not None:
+        y, x = (
+            axis._replace(low=axis.low - origin, high=axis.high - origin)
+            for axis, origin in zip((y, x), region.lr_origin, strict=True)
+        )
+    return y, x, features.new_tensor([[2 * height / size[0], 2 * width / size[1]]])
+
+
+def _flat(axis: Axis) -> list[Tensor]:
+    return [axis.low, axis.high, axis.t, torch.stack(axis.digits)]
+
+
+def _forward(
+    features: Tensor,
+    image: Tensor,
+    weights: Sequence[Tensor],
+    levels: int,
+    heads: int,
+    attentions: int,
+    *where: Sequence[int] | Tensor | None,
+) -> Tensor:
+    names = reference.weight_shapes(features.shape[-1], levels, heads, attentions)
+    named = dict(zip(names, weights, strict=True))
+    return coordinate_query(features, image, named, levels, heads, attentions, *where)
+
+
+kernel = Kernel("coordinate_query", "cpu", can_run, _forward)
