@@ -24,7 +24,17 @@ FORMAT = 1
 """Version of the metadata; a file with a higher one is refused."""
 
 _WRAPPERS = ("params_ema", "params", "state_dict", "model")
-_BUFFERS = ("relative_position_index", "attn_mask")
+_BUFFERS = ("relative_position_index", "relative_position_index_SA", "attn_mask")
+_LAYERS = "layers.0.residual_group"
+_SIGNATURES = {
+    "swinir_l": {"patch_embed.norm.weight", f"{_LAYERS}.blocks.0.attn.qkv.weight"},
+    "mambairv2_l": {
+        "patch_embed.norm.weight",
+        f"{_LAYERS}.layers.0.win_mhsa.proj.weight",
+        f"{_LAYERS}.layers.0.assm.selectiveScan.A_logs",
+    },
+}
+"""Parameters by which an author's file is recognised."""
 
 
 class ModelFileError(ValueError):
@@ -89,7 +99,7 @@ def load(
 
     Args:
         name_or_path: the name of a shipped model (see `list_models`), a file that `save` wrote, or
-            an author's file of SwinIR-L: .pth, .pt or .safetensors.
+            an author's file of SwinIR-L or MambaIRv2-L: .pth, .pt or .safetensors.
         device: where to put it.
         dtype: its floating-point type; by default float32, also for a half-precision file, and
             float64 for a float64 one.
@@ -224,14 +234,15 @@ def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
 
 def _recognise(path: Path, state: dict[str, Tensor]) -> Network:
     """A fresh network of the kind whose parameters' names a file has."""
-    swinir = {"patch_embed.norm.weight", "layers.0.residual_group.blocks.0.attn.qkv.weight"}
-    if swinir <= state.keys() and "upsample.0.weight" in state:
-        shape = state["upsample.0.weight"].shape
-        scale = isqrt(shape[0] // 3) if shape else 0
-        if scale and shape[0] == 3 * scale * scale:
-            return create("swinir_l", scale)
+    for name, signature in _SIGNATURES.items():
+        if signature <= state.keys() and "upsample.0.weight" in state:
+            shape = state["upsample.0.weight"].shape
+            scale = isqrt(shape[0] // 3) if shape else 0
+            if scale and shape[0] == 3 * scale * scale:
+                return create(name, scale)
     raise ModelFileError(
-        f"{path} holds weights of no network that is known here (authors' files: SwinIR-L)"
+        f"{path} holds weights of no network that is known here "
+        "(authors' files: SwinIR-L, MambaIRv2-L)"
     )
 
 

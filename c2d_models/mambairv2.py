@@ -8,6 +8,7 @@ Module names are the authors', so that their files load as they are.
 """
 
 import math
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -73,9 +74,9 @@ class GatedMlp(nn.Module):
 
 
 class PromptedScan(nn.Module):
-    """Selective scan of (B, L, dim) tokens, C = C(x) + prompt (equation 7's state space).
+    """Selective scan of (B, L, dim) tokens whose matrix C is C(x) + prompt.
 
-    Step sizes, B and C are one projection of the tokens, of which the scan reads slices in place.
+    Step sizes, B and C are one projection of the tokens; the scan reads its slice B in place.
     """
 
     def __init__(self, dim: int, d_state: int):
@@ -250,7 +251,13 @@ class WindowAttentiveLayer(AttentiveLayer):
     """MambaIRv2's layer: the mixer is attention in (shifted) windows."""
 
     def __init__(
-        self, dim: int, ratio: float, num_heads: int, window_size: int, shift: int, **state_space
+        self,
+        dim: int,
+        ratio: float,
+        num_heads: int,
+        window_size: int,
+        shift: int,
+        **state_space: Any,
     ):
         super().__init__(dim, ratio, **state_space)
         self.wqkv = nn.Linear(dim, 3 * dim)
@@ -265,7 +272,13 @@ class LayerStack(nn.Module):
     """Attentive layers whose windows are shifted by half in every other one."""
 
     def __init__(
-        self, depth: int, dim: int, ratio: float, num_heads: int, window_size: int, **state_space
+        self,
+        depth: int,
+        dim: int,
+        ratio: float,
+        num_heads: int,
+        window_size: int,
+        **state_space: Any,
     ):
         super().__init__()
         shifts = [i % 2 * (window_size // 2) for i in range(depth)]
@@ -284,7 +297,13 @@ class ResidualGroup(nn.Module):
     """Attentive state-space group: layers, a convolution, and the way around both."""
 
     def __init__(
-        self, depth: int, dim: int, ratio: float, num_heads: int, window_size: int, **state_space
+        self,
+        depth: int,
+        dim: int,
+        ratio: float,
+        num_heads: int,
+        window_size: int,
+        **state_space: Any,
     ):
         super().__init__()
         self.residual_group = LayerStack(depth, dim, ratio, num_heads, window_size, **state_space)
@@ -312,7 +331,7 @@ class MambaIRv2(Network):
         decoder: HIIF's width, levels, heads and attentions, used if scale is None.
     """
 
-    min_overlap = 32
+    min_overlap = 32  # enough to blend tiles; each is scanned by itself
     pad_index = staticmethod(symmetric_index)
 
     def __init__(

@@ -17,7 +17,7 @@ def weights_of(net: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("scale", [3, None], ids=["x3", "continuous"])
-@pytest.mark.parametrize("name", ["hiet_swinir_tiny", "swinir_l_tiny"])
+@pytest.mark.parametrize("name", ["hiet_swinir_tiny", "swinir_l_tiny", "hiet_mambairv2_tiny"])
 def test_round_trip(name, scale, tmp_path):
     net = create(name, scale)
     save(net, tmp_path / "net.safetensors", {"steps": 7, "data": ["a", "b"]})
@@ -68,14 +68,14 @@ def test_a_float64_file_stays_exact(tmp_path):
     assert all(p.dtype == torch.float64 for p in again.parameters())
 
 
-def official(scale: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+def official(scale: int, network: str = "swinir") -> dict[str, torch.Tensor]:
     """The authors' state dict: golden parameters, and zeros where they have buffers."""
     state = {
         key: torch.zeros(shape, dtype=getattr(torch, kind))
-        for key, shape, kind, _ in listing(f"swinir_light_x{scale}")
+        for key, shape, kind, _ in listing(f"{network}_light_x{scale}")
     }
-    golden = golden_state_dict(f"swinir_light_x{scale}")
-    return {**state, **{key: torch.from_numpy(value).to(dtype) for key, value in golden.items()}}
+    golden = golden_state_dict(f"{network}_light_x{scale}")
+    return {**state, **{key: torch.from_numpy(value).float() for key, value in golden.items()}}
 
 
 WRAPPINGS = {
@@ -99,10 +99,15 @@ def test_authors_files(wrapping, tmp_path):
     assert read_record(tmp_path / "swinir.pth") == {}
 
 
+@pytest.mark.parametrize("network", ["swinir", "mambairv2"])
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_authors_scales_as_safetensors(scale, tmp_path):
-    save_file(official(scale), tmp_path / "swinir.safetensors")
-    assert load(tmp_path / "swinir.safetensors").scale == scale
+def test_authors_scales_as_safetensors(network, scale, tmp_path):
+    state = official(scale, network)
+    save_file(state, tmp_path / "file.safetensors")
+    net = load(tmp_path / "file.safetensors")
+    assert (net.name, net.scale) == (f"{network}_l", scale)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, state[key]), key
 
 
 def header(**changes) -> dict[str, str]:
@@ -140,7 +145,7 @@ BAD_FILES = {
     "a-number": (lambda p: torch.save(5, p.with_suffix(".pth")), "holds no state dict"),
     "another-network": (
         lambda p: save_file({"conv.weight": torch.zeros(3)}, p),
-        r"of no network that is known here \(authors' files: SwinIR-L\)",
+        r"of no network that is known here \(authors' files: SwinIR-L, MambaIRv2-L\)",
     ),
     "larger-swinir": (
         lambda p: save_file({**official(4), "conv_first.weight": torch.zeros(180, 3, 3, 3)}, p),

@@ -7,11 +7,15 @@ from torch.nn import functional as F
 
 from c2d_models import create
 from c2d_models.hiet import (
+    AttentionMixer,
     CorrelationMixer,
     DualFeatureExtraction,
     HierarchicalEncoding,
+    HiETAttentiveLayer,
+    HiETLayer,
     position_digits,
 )
+from c2d_models.mambairv2 import AttentiveLayer, WindowAttentiveLayer
 
 
 @pytest.mark.parametrize(
@@ -70,15 +74,39 @@ def test_mixer_is_the_correlation_beside_v(rng):
     torch.testing.assert_close(mixer(x, place, place), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_blocks_are_a_u_over_window_size():
-    net = create("hiet_swinir")
+@pytest.mark.parametrize(
+    ("name", "layer", "bottom", "heads"),
+    [
+        ("hiet_swinir", HiETLayer, 8, 6),
+        ("hiet_mambairv2", AttentiveLayer, 16, 4),
+    ],
+)
+def test_blocks_are_a_u_over_window_size(name, layer, bottom, heads):
+    net = create(name)
     for index, block in enumerate(net.blocks):
-        down = [layer.mixer.window_size for layer in block.down]
-        up = [layer.mixer.window_size for layer in block.up]
-        assert [*down, block.bottom.mixer.window_size, *up] == [64, 32, 8, 32, 64]
-        assert block.bottom.mixer.shift == (4 if index % 2 else 0)
-        assert block.bottom.mixer.num_heads == 6
+        layers = [*block.down, block.bottom, *block.up]
+        assert [each.mixer.window_size for each in layers] == [64, 32, bottom, 32, 64]
+        assert all(isinstance(each, layer) for each in layers)
+        assert block.bottom.mixer.shift == (bottom // 2 if index % 2 else 0)
+        assert block.bottom.mixer.num_heads == heads
     assert len(net.blocks) == 4
+
+
+def test_attentive_layer_differs_by_its_mixer_only(rng):
+    """With the same attention inside, HiET-MambaIRv2's layer is MambaIRv2's."""
+    options = {"d_state": 4, "inner_rank": 6, "num_tokens": 5}
+    published = WindowAttentiveLayer(12, 1, num_heads=2, window_size=4, shift=2, **options).eval()
+    ours = HiETAttentiveLayer(12, AttentionMixer(12, 4, 2, 2), 1, **options).eval()
+    renamed = {"wqkv": "mixer.qkv", "win_mhsa": "mixer"}
+    state = {}
+    for name, value in published.state_dict().items():
+        head, _, rest = name.partition(".")
+        state[f"{renamed.get(head, head)}.{rest}".rstrip(".")] = value
+    ours.load_state_dict(state)
+    x = torch.randn(2, 8, 8, 12, generator=rng)
+    place = torch.arange(8)
+    with torch.no_grad():
+        assert torch.equal(ours(x, place, place), published(x))
 
 
 def test_skips_join_equal_windows(rng):

@@ -13,6 +13,7 @@ from c2d_models.layers import (
     mirror_index,
     pad_to_multiple,
     rgb_mean,
+    symmetric_index,
 )
 
 
@@ -30,6 +31,21 @@ def test_mirror_index(length, padded, expected):
     assert mirror_index(length, padded).tolist() == expected
     reflected = np.pad(np.arange(length), (0, padded - length), mode="reflect")
     assert mirror_index(length, padded).tolist() == reflected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("length", "padded", "expected"),
+    [
+        pytest.param(1, 4, [0, 0, 0, 0], id="one-pixel-repeats"),
+        pytest.param(2, 7, [0, 1, 1, 0, 0, 1, 1], id="mirrored-more-than-once"),
+        pytest.param(5, 8, [0, 1, 2, 3, 4, 4, 3, 2], id="edge-repeated"),
+        pytest.param(8, 8, [0, 1, 2, 3, 4, 5, 6, 7], id="nothing-to-pad"),
+    ],
+)
+def test_symmetric_index(length, padded, expected):
+    assert symmetric_index(length, padded).tolist() == expected
+    mirrored = np.pad(np.arange(length), (0, padded - length), mode="symmetric")
+    assert symmetric_index(length, padded).tolist() == mirrored.tolist()
 
 
 @pytest.mark.parametrize(

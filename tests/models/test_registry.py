@@ -26,6 +26,8 @@ def test_a_network_says_what_it_is(name, scale):
         ("hiet_swinir", 4, 753_468),
         ("hiet_swinir_tiny", 4, 126_232),
         ("hiet_swinir_tiny", None, 136_027),
+        ("hiet_mambairv2", 4, 707_392),
+        ("hiet_mambairv2_tiny", 4, 201_020),
         ("swinir_l", 4, 929_628),
     ],
 )
@@ -62,6 +64,18 @@ def test_sizes(name, scale, params):
             ValueError,
             r"powers of two .*; got 48",
             id="window-without-digits",
+        ),
+        pytest.param(
+            {"name": "hiet_mambairv2", "config": {"routing": "best"}},
+            ValueError,
+            r"routing must be one of argmax, gumbel; got 'best'",
+            id="routing",
+        ),
+        pytest.param(
+            {"name": "hiet_swinir", "config": {"d_state": 8}},
+            TypeError,
+            r"unexpected keyword argument 'd_state'",
+            id="another-network's-argument",
         ),
     ],
 )
