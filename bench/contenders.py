@@ -76,10 +76,18 @@ COMPILED = Contender(
 
 def kernels_of(operator: str) -> list[Contender]:
     """One contender for each kernel registered for `operator`, in dispatch order."""
-    return [
-        Contender(kernel.backend, kernel.backend, absent=refused_by_dispatch(kernel.backend))
-        for kernel in dispatch.kernels(operator)
-    ]
+
+    def contender(kernel: dispatch.Kernel) -> Contender:
+        refused = refused_by_dispatch(kernel.backend)
+
+        def absent(workload: Workload) -> str | None:
+            if workload.backward and kernel.backward is None:
+                return "this kernel has no backward: auto takes the reference for gradients"
+            return refused(workload)
+
+        return Contender(kernel.backend, kernel.backend, absent=absent)
+
+    return [contender(kernel) for kernel in dispatch.kernels(operator)]
 
 
 def refused_by_dispatch(backend: str) -> Callable[[Workload], str | None]:

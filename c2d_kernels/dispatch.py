@@ -30,7 +30,8 @@ class Kernel:
     Each function takes the operator's own arguments. `can_run` gives the reason why it can not run
     on them, or None. `forward` returns what the operator returns. `backward` takes the gradients of
     the outputs first and a mask last, and returns one gradient (or None) for each tensor; without
-    it, the reference is run again and differentiated.
+    it, auto leaves what needs gradients to the reference, and a kernel asked for by name has the
+    reference run again and differentiated.
 
     A kernel that `keeps` (see Operator.kept) takes one argument more in `forward`, whether gradients
     will be wanted, and returns one tensor more: what it keeps, whose first number is 0, if they

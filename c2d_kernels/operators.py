@@ -2,8 +2,8 @@
 
 Both are functional and opaque to tracing: fullgraph compile and export keep each as one node. At
 run time they take the kernel that dispatch selects, and the reference where there is none. When the
-reference is what would run anyway, `Operator.__call__` goes to it directly, in plain ATen:
-autograd, torch.compile and ONNX then see inside, and nothing is computed twice.
+reference is what would run anyway, or in a backward, `Operator.__call__` goes to it directly, in
+plain ATen: autograd, torch.compile and ONNX then see inside, and nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -55,7 +55,13 @@ class Operator:
 
     def __call__(self, *args: object) -> Tensor | tuple[Tensor, ...]:
         """Run checked arguments: through the op, or the reference directly (see the module)."""
+        trains = torch.is_grad_enabled() and any(
+            x.requires_grad for x in _tensors(self._kinds, args) if x is not None
+        )
         kernel = dispatch.select(self.name, *args)
+        named = dispatch.requested() != "auto"
+        if kernel is not None and kernel.backward is None and trains and not named:
+            kernel = None  # it would be run for nothing: the backward runs the reference again
         traced = self.unrolls and dispatch.requested() != "reference"
         if kernel is None and not (traced and torch.compiler.is_compiling()):
             with dispatch.without_autocast(args[0].device):
@@ -63,16 +69,17 @@ class Operator:
         op = getattr(torch.ops.c2d, self.name).default
         if self.kept is None:
             return op(*args)
-        trains = torch.is_grad_enabled() and any(
-            isinstance(x, Tensor) and x.requires_grad for x in args
-        )
         *outputs, _ = op(*args, trains)
         return outputs[0] if self.outputs == 1 else tuple(outputs)
+
+    @property
+    def _kinds(self) -> list[str]:
+        return [argument.split()[0] for argument in self.arguments.split(", ")]
 
 
 def define(operator: Operator) -> Operator:
     """Register the operator's two custom ops, their fakes, autograd and FLOP formulas."""
-    name, kinds = operator.name, [part.split()[0] for part in operator.arguments.split(", ")]
+    name, kinds = operator.name, operator._kinds
     operators[name] = operator
     count, keeps = len(kinds), operator.kept is not None
     returned = ["Tensor"] * (operator.outputs + keeps)

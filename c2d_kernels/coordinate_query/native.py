@@ -143,7 +143,10 @@ class _Decoder:
                 self.weights[f"{name}.qkv.{leaf}"][:width] for leaf in ("weight", "bias")
             )
             proj = self.weights[f"{name}.proj1.weight"]
-            mixed = torch.stack([torch.block_diag(*heads.mT) for heads in moment.double()])
+            mixed = moment.new_zeros((batch, width, width), dtype=torch.float64)
+            for head, columns in enumerate(torch.arange(width).chunk(self.numbers[1])):
+                begin, end = int(columns[0]), int(columns[-1]) + 1
+                mixed[:, begin:end, begin:end] = moment[:, head].mT
             matrix = proj @ (mixed @ query + torch.eye(width, dtype=torch.float64))
             bias = (proj @ mixed @ offset[:, None]).squeeze(-1) + self.weights[f"{name}.proj1.bias"]
             folds[index] = torch.cat([matrix.flatten(1), bias], dim=1)

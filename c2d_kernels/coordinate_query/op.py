@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -78,9 +79,10 @@ def coordinate_query(
     if region is None and moments is None:
         ordered = [weights[name] for name in _names(features.shape[-1], *numbers)]
         return _operator(features, image, ordered, *numbers, size, coords, cell)
-    _require_reference("coordinate_query with region or moments")
+    tensors = [features, image, *weights.values(), *(moments or ())]
+    tile = _tile_decoder("coordinate_query with region or moments", tensors, image, numbers)
     with dispatch.without_autocast(features.device):
-        return reference.coordinate_query(
+        return tile.coordinate_query(
             features, image, weights, *numbers, size, coords, cell, region, moments
         )
 
@@ -126,10 +128,12 @@ def coordinate_query_moments(
             f"moments must leave an attention to accumulate: there are {attentions}, "
             f"got {len(moments)} moments."
         )
-    _require_reference("coordinate_query_moments")
+    numbers = (levels, heads, attentions)
+    tensors = [features, *weights.values(), *moments]
+    tile = _tile_decoder("coordinate_query_moments", tensors, None, numbers)
     with dispatch.without_autocast(features.device):
-        return reference.coordinate_query_moments(
-            features, weights, levels, heads, attentions, size, coords, cell, region, moments
+        return tile.coordinate_query_moments(
+            features, weights, *numbers, size, coords, cell, region, moments
         )
 
 
@@ -248,13 +252,26 @@ def _check_moments(features: Tensor, moments: Sequence[Tensor], heads: int) -> N
         checks.shape(name, moment, shape, "(B, heads, head_dim, head_dim)")
 
 
-def _require_reference(what: str) -> None:
-    """Tiles run on the reference only, so that a kernel asked for by name cannot."""
-    if dispatch.requested() not in ("auto", "reference"):
-        raise RuntimeError(
-            f"{what} cannot run on the backend {dispatch.requested()!r}: only the reference "
-            'decodes tiles; ask for backend("auto").'
-        )
+def _tile_decoder(
+    what: str, tensors: Sequence[Tensor], image: Tensor | None, numbers: tuple[int, int, int]
+) -> ModuleType:
+    """`native` or `reference`, whichever runs tiles: they go past the custom op, whose schema
+    knows nothing of them. With gradients or while tracing, it is the reference.
+    """
+    requested, refusal = dispatch.requested(), "it decodes tiles without gradients only"
+    trains = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    if not trains and not torch.compiler.is_compiling():
+        refusal = native.can_run(tensors[0], image, None, *numbers)
+    if requested in ("auto", "cpu") and refusal is None:
+        return native
+    if requested in ("auto", "reference"):
+        return reference
+    if requested != "cpu":
+        refusal = "only the CPU kernel and the reference decode tiles"
+    raise RuntimeError(
+        f"{what} cannot run on the backend {requested!r}: {refusal}; "
+        'ask for backend("auto") to take one that can.'
+    )
 
 
 def _names(width: int, levels: int, heads: int, attentions: int) -> list[str]:

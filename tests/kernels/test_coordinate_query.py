@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import c2d_kernels
 from c2d_kernels import (
     Region,
     coordinate_query,
     coordinate_query_moments,
     coordinate_query_weight_shapes,
+    native,
 )
 from c2d_kernels.coordinate_query.positions import free_axis, grid_axis, neighbour_range
 
@@ -103,10 +105,18 @@ TILES = {
 }
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("attentions", [0, 1, 2])
 @pytest.mark.parametrize("rows", TILES.values(), ids=TILES)
-def test_tiles_equal_the_whole(rows: list[tuple[int, int]], attentions: int) -> None:
+def test_tiles_equal_the_whole(rows: list[tuple[int, int]], attentions: int, backend: str) -> None:
     """However the queries are split, and from crops that hold only the LR pixels they read."""
+    if backend == "cpu" and native.missing is not None:
+        pytest.skip(native.missing)
+    with c2d_kernels.backend(backend):
+        check_tiles(rows, attentions)
+
+
+def check_tiles(rows: list[tuple[int, int]], attentions: int) -> None:
     size, columns = SIZES["x2.7"], [(0, 11), (11, 24)]
     features, image, weights, numbers = inputs(attentions, batch=2)
     whole = coordinate_query(features, image, weights, **numbers, size=size)

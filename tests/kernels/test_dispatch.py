@@ -103,6 +103,17 @@ def test_a_kernel_without_a_backward_differentiates_the_reference(kernels) -> No
         assert torch.allclose(got, want, rtol=1e-12)
 
 
+def test_auto_leaves_gradients_to_the_reference_without_a_backward(kernels) -> None:
+    """The kernel's forward would be wasted: the backward runs the reference again."""
+    dispatch.register(kernel("cpu", 3.0))
+    tensors = {n: x.requires_grad_() for n, x in CHANNEL.tensors().items()}
+    assert CHANNEL.call(tensors).unique().numel() > 1
+    with torch.no_grad():
+        assert CHANNEL.call(tensors).unique().tolist() == [3.0]
+    with c2d_kernels.backend("cpu"):
+        assert CHANNEL.call(tensors).unique().tolist() == [3.0]
+
+
 def test_blocks_nest_and_leave_by_exceptions() -> None:
     with c2d_kernels.backend("reference"):
         with pytest.raises(KeyError):
@@ -112,16 +123,25 @@ def test_blocks_nest_and_leave_by_exceptions() -> None:
     assert dispatch.requested() == "auto"
 
 
-def test_tiles_need_the_reference() -> None:
-    with c2d_kernels.backend("cpu"), pytest.raises(RuntimeError, match="only the reference deco"):
+def test_only_some_backends_decode_tiles() -> None:
+    with c2d_kernels.backend("cuda"), pytest.raises(RuntimeError, match="only the CPU kernel and"):
         dispatch_query_moments()
+    if native.missing is None:
+        with c2d_kernels.backend("cpu"):
+            assert dispatch_query_moments().shape == (1, 2, 2, 2)
+            with pytest.raises(RuntimeError, match="decodes tiles without gradients only"):
+                dispatch_query_moments(requires_grad=True)
 
 
-def dispatch_query_moments() -> torch.Tensor:
+def dispatch_query_moments(requires_grad: bool = False) -> torch.Tensor:
     shapes = c2d_kernels.coordinate_query_weight_shapes(4, levels=2, heads=2)
     weights = {name: torch.zeros(shape) for name, shape in shapes.items()}
     return c2d_kernels.coordinate_query_moments(
-        torch.zeros(1, 2, 2, 4), weights, levels=2, heads=2, size=(3, 3)
+        torch.zeros(1, 2, 2, 4, requires_grad=requires_grad),
+        weights,
+        levels=2,
+        heads=2,
+        size=(3, 3),
     )
 
 
@@ -197,8 +217,8 @@ def test_info_names_every_operator_and_its_backend() -> None:
     assert set(here) == set(operators) and len(here) == 6
     expected = "reference" if native.missing else "cpu"
     assert here["channel_correlation"].backend == expected
-    assert here["selective_scan"].backend == "reference"
-    assert set(here["selective_scan"].refusals) == {"cuda", "triton", "cpu"}
+    assert here["spatial_correlation"].backend == "reference"
+    assert set(here["spatial_correlation"].refusals) == {"cuda", "triton", "cpu"}
     text = str(info)
     assert torch.__version__ in text and info.native in text
     assert all(name in text for name in operators)
