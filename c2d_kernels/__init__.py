@@ -4,7 +4,8 @@
 `spatial_correlation` and `coordinate_query` run on any machine: by a native or GPU kernel where one
 can, else by the short PyTorch reference that defines them. Feature maps are channels-last
 (B, H, W, C). `backend(name)` or the environment variable C2D_BACKEND asks for an implementation;
-`info()` says what is here and why.
+`info()` says what is here and why. `install_as_mamba_ssm()` lets code that was written for
+mamba_ssm run on `selective_scan`.
 
 Example:
     >>> import torch, c2d_kernels
@@ -20,6 +21,7 @@ from .coordinate_query.op import (
 )
 from .coordinate_query.positions import Region
 from .dispatch import backend
+from .mamba_ssm_drop_in import install_as_mamba_ssm
 from .report import info
 from .selective_scan.op import selective_scan
 from .window_attention.op import permuted_window_attention, window_attention
@@ -33,6 +35,7 @@ __all__ = [
     "coordinate_query_moments",
     "coordinate_query_weight_shapes",
     "info",
+    "install_as_mamba_ssm",
     "permuted_window_attention",
     "selective_scan",
     "spatial_correlation",

@@ -1,8 +1,9 @@
 """Which implementation of an operator runs here, and why the others do not.
 
-A backend is a kind of kernel: `cuda`, `triton`, `cpu` (native code), or `reference`, the plain
-PyTorch that defines the operator and runs everywhere. `auto` takes the first that can run and never
-raises; a backend asked for by name that cannot run raises with the reason.
+A backend is a kind of kernel: `cuda`, `triton`, `cpu` (native code), `torch` (a fast formulation in
+plain PyTorch), or `reference`, the plain PyTorch that defines the operator and runs everywhere.
+`auto` takes the first that can run and never raises; a backend asked for by name that cannot run
+raises with the reason.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-KERNEL_BACKENDS = ("cuda", "triton", "cpu")  # in the order auto tries them
+KERNEL_BACKENDS = ("cuda", "triton", "cpu", "torch")  # in the order auto tries them
 CHOICES = ("auto", *KERNEL_BACKENDS, "reference")
 
 # One for the process, not one a thread: autograd runs backward kernels in threads of its own.
@@ -33,10 +34,10 @@ class Kernel:
     it, auto leaves what needs gradients to the reference, and a kernel asked for by name has the
     reference run again and differentiated.
 
-    A kernel that `keeps` (see Operator.kept) takes one argument more in `forward`, whether gradients
-    will be wanted, and returns one tensor more: what it keeps, whose first number is 0, if they
-    will, else an empty one. Its `backward` gets it between the gradients and the arguments, or, from
-    another kernel's forward, a tensor that begins with -1.
+    A kernel that `keeps` (see Operator.kept) takes one argument more in `forward`, whether there
+    will be a backward, and returns one tensor more: what it keeps, whose first number is 0, if
+    there will, else an empty one. Its `backward` gets that between the gradients and the arguments,
+    or, from another kernel's forward, a tensor that begins with -1.
     """
 
     operator: str
@@ -69,8 +70,8 @@ def backend(name: str) -> Iterator[None]:
     """Ask for a backend by name inside a `with` block, for the whole process.
 
     Args:
-        name: "auto", "cuda", "triton", "cpu" or "reference". The environment variable C2D_BACKEND
-            sets the one that holds outside of any block.
+        name: "auto", "cuda", "triton", "cpu", "torch" or "reference". The environment variable
+            C2D_BACKEND sets the one that holds outside of any block.
 
     Raises:
         ValueError: at once, for a name that is none of these.

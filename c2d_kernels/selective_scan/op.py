@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import checks, dispatch
 from ..operators import Operator, define
-from . import native, reference
+from . import chunked, native, reference
 
 MAX_STATES = 256
 STEPS_A_STATE = 16  # between the states that a kernel may keep for the backward
@@ -43,8 +43,8 @@ def selective_scan(
         return_last_state: whether to return h_L too.
 
     Returns:
-        y (batch, D, L) in the dtype and layout of u; with return_last_state, (y, h_L), h_L (batch, D, N) in
-        float32 (float64 for float64).
+        y (batch, D, L) in the dtype and layout of u; with return_last_state, (y, h_L), h_L
+        (batch, D, N) in float32 (float64 for float64).
 
     Raises:
         ValueError: a shape that does not fit. TypeError: a dtype that does not.
@@ -127,3 +127,4 @@ _operator = define(
     )
 )
 dispatch.register(native.selective_scan)
+dispatch.register(chunked.kernel)

@@ -265,18 +265,19 @@ AWKWARD = [
     _query("query-no-batch", 0, 3, 4, size=(5, 6)),
 ]
 
-# The roads a call can take: the custom op (over the reference), plain ATen, the native kernel.
-ROUTES = ("op", "reference", "native")
+# The roads a call can take: the custom op (over the reference), plain ATen, and the kernels that
+# run on a CPU, each where the operator has one.
+KERNEL_ROUTES = {"native": "cpu", "torch": "torch"}
 
 
 def roads(cases: list[Case]) -> list:
     """Each case on each road it has, as parameters `case, route`."""
-    native = {name for name in operators if any(k.backend == "cpu" for k in kernels(name))}
+    known = {name: {kernel.backend for kernel in kernels(name)} for name in operators}
     return [
         pytest.param(case, route, id=f"{case.name}-{route}")
         for case in cases
-        for route in ROUTES
-        if route != "native" or case.operator in native
+        for route in ("op", "reference", *KERNEL_ROUTES)
+        if KERNEL_ROUTES.get(route) in known[case.operator] or route not in KERNEL_ROUTES
     ]
 
 

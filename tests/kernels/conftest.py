@@ -9,7 +9,7 @@ import pytest
 
 import c2d_kernels
 from c2d_kernels import dispatch, native
-from tests.kernels.cases import Case, opaque_kernel
+from tests.kernels.cases import KERNEL_ROUTES, Case, opaque_kernel
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[[Case, str], AbstractConte
             return
         if name == "native" and native.missing is not None:
             pytest.skip(native.missing)
-        with c2d_kernels.backend({"native": "cpu"}.get(name, name)):
+        with c2d_kernels.backend(KERNEL_ROUTES.get(name, name)):
             yield
 
     return route
