@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict, dataclass, field
 
 import c2d_kernels
+from bench import machine
 from bench.contenders import Contender
 from bench.correctness import PEER_SLACK, Outputs, Truth, WrongResult
 from bench.timing import race
@@ -52,6 +53,14 @@ def compare(workload: Workload, contender: Contender, benchmark, ledger: Ledger)
         raise
 
 
+def times_least_traffic(workload: Workload, milliseconds: float) -> float | None:
+    """The time over that of a copy of the least traffic, at this run's bandwidth."""
+    if not workload.traffic or workload.backward:
+        return None
+    scale = workload.dtype.itemsize / 4
+    return milliseconds / (1e3 * scale * workload.traffic / machine.copy_bandwidth())
+
+
 def first_line(error: Exception) -> str:
     """The kind of the error and the beginning of what it says."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:300]}"
@@ -90,6 +99,7 @@ def _compare(workload: Workload, contender: Contender, benchmark, ledger: Ledger
         "backend": contender.name,
         **pairs.summary(),
         "first_call_s": first_call_seconds,
+        "times_least_traffic": times_least_traffic(workload, pairs.summary()["median_ms"]),
         **asdict(verdict),
     }
     benchmark.extra_info.update(row)

@@ -115,6 +115,7 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict) -> No
     """Keep what a reader can use: statistics, our row, and what was refused or absent."""
     ledger = config.stash[LEDGER]
     output_json["machine_info"]["others_share"] = others_share(config)
+    output_json["machine_info"]["copy_GB_s"] = machine.copy_bandwidth() / 1e9
     output_json |= {"size": size(config), "refused": ledger.refused, "absent": ledger.absent}
     for entry in output_json["benchmarks"]:
         for unreadable in ("params", "param", "options"):
@@ -134,7 +135,8 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config):
         return
     ledger = config.stash[LEDGER]
     terminalreporter.section("benchmarks")
-    for line in summary.lines(ledger, machine.describe(), others_share(config)):
+    here = machine.describe() | {"copy_GB_s": machine.copy_bandwidth() / 1e9}
+    for line in summary.lines(ledger, here, others_share(config)):
         terminalreporter.write_line(line)
     if config.getoption("--results") and ledger.rows:
         terminalreporter.write_line(f"written: {results_file(config)}")

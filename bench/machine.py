@@ -7,8 +7,10 @@ import platform
 import re
 import resource
 import subprocess
+import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -46,6 +48,19 @@ def describe() -> dict[str, object]:
         "torch": torch.__version__,
         "c2d_kernels": str(c2d_kernels.info()),
     }
+
+
+@cache
+def copy_bandwidth() -> float:
+    """Bytes a second that a copy reads and writes together: the median of nine, out of cache."""
+    source = torch.ones(32 * 2**20)
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        target.copy_(source)
+        seconds.append(time.perf_counter() - start)
+    return 2 * source.numel() * source.element_size() / sorted(seconds[1:])[4]
 
 
 def device_slug() -> str:

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from bench.comparison import Ledger
 from bench.correctness import PEER_SLACK
 
-HEADINGS = ("operator", "shape", "dtype", "pass", "backend", "median ms", "ratio", "quartiles")
+HEADINGS = (
+    "operator",
+    "shape",
+    "dtype",
+    "pass",
+    "backend",
+    "median ms",
+    "ratio",
+    "quartiles",
+    "traffic",
+)
 
 
 def lines(ledger: Ledger, machine: dict[str, object], others: float | None) -> list[str]:
@@ -28,6 +38,11 @@ def lines(ledger: Ledger, machine: dict[str, object], others: float | None) -> l
         "(above 1: faster);"
     )
     text.append("the reference's own ratio is a race against itself: its quartiles are the noise.")
+    if any(row.get("times_least_traffic") for row in ledger.rows):
+        text.append(
+            f"traffic: the time over that of a copy of the bytes that must be moved, at "
+            f"{machine['copy_GB_s']:.0f} GB/s (read and written together)."
+        )
     if others is not None:
         warning = ": do not quote the milliseconds" if others > 0.1 else ""
         text.append(f"other processes used {others:.0%} of this machine during the run{warning}.")
@@ -45,6 +60,7 @@ def cells(row: dict[str, object]) -> tuple[str, ...]:
         f"{row['median_ms']:.3g}" if row["median_ms"] < 100 else f"{row['median_ms']:.0f}",
         f"{row['ratio']:.2f}x",
         f"{row['ratio_q1']:.2f}-{row['ratio_q3']:.2f}",
+        f"{row['times_least_traffic']:.1f}x" if row.get("times_least_traffic") else "",
     )
 
 
@@ -54,11 +70,11 @@ def beyond_the_rule(row: dict[str, object]) -> bool:
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns padded to their widest cell; the last three, being numbers, to the right."""
+    """Columns padded to their widest cell; the last four, being numbers, to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.rjust(width) if place >= len(row) - 3 else cell.ljust(width)
+            cell.rjust(width) if place >= len(row) - 4 else cell.ljust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

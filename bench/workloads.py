@@ -83,6 +83,7 @@ class Workload:
     constants: frozenset[str] = frozenset()  # tensors without a gradient, e.g. coordinates
     dtype: torch.dtype = torch.float32
     backward: bool = False
+    traffic: int = 0  # bytes that a forward in float32 must read and write at least; 0: not stated
     # what a peer needs to know of the shape: name -> (tensors, backward) -> function
     peers: Mapping[str, Callable[[dict[str, Tensor], bool], Function]] = field(default_factory=dict)
 

@@ -20,29 +20,40 @@ from bench.contenders import (
 )
 from bench.workloads import Function, Workload, table
 
-# MambaIRv2-L: 48 channels, 8 states, one token a pixel of the LR image (x4: 320x180 -> 1280x720).
+# MambaIRv2-L: 48 channels, 8 states, one token a pixel of the LR image (x4: 320x180 -> 1280x720),
+# which it hands over channels-last: (B, L, D) in memory.
 SHAPES = {
-    "quick": {"B1 L256": {"batch": 1, "length": 256}},
+    "quick": {
+        "B1 L256 (B,D,L)": {"batch": 1, "length": 256},
+        "B1 L256 (B,L,D)": {"batch": 1, "length": 256, "channels_last": True},
+    },
     "full": {
-        "B1 L57600 (320x180)": {"batch": 1, "length": 320 * 180},
-        "B4 L4096 (64x64)": {"batch": 4, "length": 64 * 64},
+        "B1 L57600 (B,D,L)": {"batch": 1, "length": 320 * 180},
+        "B1 L57600 (B,L,D)": {"batch": 1, "length": 320 * 180, "channels_last": True},
+        "B4 L4096 (B,L,D)": {"batch": 4, "length": 64 * 64, "channels_last": True},
     },
 }
 LONGEST_UNROLLED = 64
 
 
-def make(batch: int, length: int, channels: int = 48, states: int = 8) -> dict[str, object]:
+def make(
+    batch: int, length: int, channels: int = 48, states: int = 8, channels_last: bool = False
+) -> dict[str, object]:
     def tensors(generator: torch.Generator) -> dict[str, Tensor]:
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
+        def sequence(*shape: int) -> Tensor:
+            value = normal(*shape)
+            return value.mT.contiguous().mT if channels_last else value
+
         return {
-            "u": normal(batch, channels, length),
-            "delta": 0.5 * normal(batch, channels, length),
+            "u": sequence(batch, channels, length),
+            "delta": 0.5 * sequence(batch, channels, length),
             # Mamba's initial decay rates 1 .. N, and steps softplus(. - 3) of about 0.05
             "A": -torch.arange(1, states + 1, dtype=torch.float64).repeat(channels, 1),
-            "B": normal(batch, 1, states, length),
-            "C": normal(batch, 1, states, length),
+            "B": sequence(batch, 1, states, length),
+            "C": sequence(batch, 1, states, length),
             "D": normal(channels),
             "delta_bias": 0.5 * normal(channels) - 3,
         }
@@ -50,7 +61,13 @@ def make(batch: int, length: int, channels: int = 48, states: int = 8) -> dict[s
     def scan(tensors: dict[str, Tensor]) -> Tensor:
         return c2d_kernels.selective_scan(**tensors, delta_softplus=True)
 
-    return {"function": scan, "tensors": tensors, "half": frozenset({"u", "delta", "B", "C"})}
+    return {
+        "function": scan,
+        "tensors": tensors,
+        "half": frozenset({"u", "delta", "B", "C"}),
+        # u, delta, B and C in, y out
+        "traffic": 4 * batch * length * (3 * channels + 2 * states),
+    }
 
 
 def mamba_ssm(workload: Workload, tensors: dict[str, Tensor]) -> Function:
