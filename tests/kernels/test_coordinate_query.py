@@ -18,6 +18,7 @@ from c2d_kernels import (
     coordinate_query_weight_shapes,
     native,
 )
+from c2d_kernels.coordinate_query import native as native_query
 from c2d_kernels.coordinate_query.positions import free_axis, grid_axis, neighbour_range
 
 HEIGHT, WIDTH, CHANNELS = 7, 9, 8
@@ -176,3 +177,86 @@ def test_image_keeps_its_precision_beside_half_features() -> None:
     out = coordinate_query(features.bfloat16(), image.float(), zero, **numbers, size=(7, 9))
     assert out.dtype == torch.float32
     assert torch.allclose(out, image.float(), rtol=0, atol=1e-6)
+
+
+needs_native = pytest.mark.skipif(native.missing is not None, reason=str(native.missing))
+
+
+def both(call) -> tuple[Tensor, Tensor]:
+    """What the native kernel and the reference make of one call."""
+    results = []
+    for backend in ("cpu", "reference"):
+        with torch.no_grad(), c2d_kernels.backend(backend):
+            results.append(call())
+    return results[0], results[1]
+
+
+WHOLE = {  # LR size, output size: several bands of rows, several chunks, cut chunks, reductions
+    "many-bands": ((40, 60), (90, 170)),
+    "wide": ((3, 700), (7, 1500)),
+    "tall": ((300, 2), (700, 3)),
+    "one-pixel": ((1, 1), (70, 65)),
+    "down": ((50, 40), (13, 7)),
+    "same": ((21, 34), (21, 34)),
+}
+
+
+@needs_native
+@pytest.mark.parametrize("width", [8, 20, 64])
+@pytest.mark.parametrize(("lr", "size"), WHOLE.values(), ids=WHOLE)
+def test_native_pictures(lr: tuple[int, int], size: tuple[int, int], width: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    numbers = {"levels": 3, "heads": 4, "attentions": 1}
+    weights = {
+        name: draw(*shape) / (shape[1] ** 0.5 if len(shape) == 2 else 1)
+        for name, shape in coordinate_query_weight_shapes(width, **numbers).items()
+    }
+    features, image = draw(2, *lr, width), draw(2, *lr, 3)
+    actual, expected = both(
+        lambda: coordinate_query(features, image, weights, **numbers, size=size)
+    )
+    assert (actual - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+@needs_native
+def test_native_is_the_same_for_any_number_of_threads() -> None:
+    features, image, weights, numbers = inputs(batch=2)
+    before, pictures = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        pictures.append(coordinate_query(features, image, weights, **numbers, size=(300, 90)))
+    torch.set_num_threads(before)
+    assert torch.equal(*pictures)
+
+
+@needs_native
+def test_constant_features_do_not_cancel() -> None:
+    """Features far from zero with little variance: what a variance by E[x^2] - E[x]^2 loses."""
+    features, image, weights, numbers = inputs()
+    features = 300 + 0.01 * features
+    single = [features.float(), image.float(), {n: w.float() for n, w in weights.items()}]
+    exact = coordinate_query(
+        single[0].double(), image.float().double(), {n: w.double() for n, w in single[2].items()},
+        **numbers, size=(20, 25),
+    )  # fmt: skip
+    actual, plain = both(lambda: coordinate_query(*single, **numbers, size=(20, 25)))
+    largest = exact.abs().max()
+    allowed = 2 * (plain - exact).abs().max() / largest + torch.finfo(torch.float32).eps
+    assert (actual - exact).abs().max() / largest <= allowed
+
+
+@needs_native
+def test_the_native_op_refuses_places_off_the_map() -> None:
+    features, image, weights, numbers = inputs()
+    decoder = native_query._Decoder(
+        features, weights, *numbers.values(), (14, 18), None, None, None
+    )
+    arguments = decoder.arguments([torch.zeros(1, 4, 2, 2, dtype=torch.float64)])
+    torch.ops.c2d_native.coordinate_query(features, image, *arguments)
+    arguments[2] = arguments[2] + 5  # the rows' low neighbours
+    with pytest.raises(RuntimeError, match="neighbours must be on the map"):
+        torch.ops.c2d_native.coordinate_query(features, image, *arguments)
