@@ -187,6 +187,13 @@ void backward(const ScanBlock<T>& block, const ScanGradients<T>& gradients, int6
     const V<T> skip = block.D ? gather(block.D, 1, block.channels) : V<T>{};
     const int64_t padded = padded_states(block.states);
     V<T> dD = {}, dbias = {};
+    // Sums of this run alone, added to the whole at the end: three levels of sums lose less than
+    // one.
+    const int64_t state_numbers = padded * lanes;
+    alignas(64) T run_sums[3][kMostStates * lanes];
+    for (auto& sums : run_sums) {
+        __builtin_memset(sums, 0, state_numbers * sizeof(T));
+    }
     for (int64_t tile = (end - begin - 1) / kBackwardTile; tile >= 0; --tile) {
         const int64_t t = begin + tile * kBackwardTile;
         const int64_t steps = end - t < kBackwardTile ? end - t : kBackwardTile;
@@ -209,6 +216,10 @@ void backward(const ScanBlock<T>& block, const ScanGradients<T>& gradients, int6
             }
         }
         ScanGradients<T> here = gradients;
+        here.dA = run_sums[0];
+        here.dB = run_sums[1];
+        here.dC = run_sums[2];
+        V<T> tile_dD = {}, tile_dbias = {};
         here.mixing = gradients.mixing ? gradients.mixing + (t - begin) * 2 * padded : nullptr;
         read_checkpoint(block, checkpoints, tile, before);
         back_groups(block, in, t, steps, rates, dy, before, adjoint, collected, here);
@@ -220,8 +231,8 @@ void backward(const ScanBlock<T>& block, const ScanGradients<T>& gradients, int6
             if (block.softplus) {
                 ddelta *= load<T, lanes>(in.slope + i);
             }
-            dbias += ddelta;
-            dD += through * u;
+            tile_dbias += ddelta;
+            tile_dD += through * u;
             store<T, lanes>(collected.through_decay + i, ddelta);
             store<T, lanes>(collected.through_B + i,
                             load<T, lanes>(in.delta + i) * through_B + skip * through);
@@ -229,6 +240,8 @@ void backward(const ScanBlock<T>& block, const ScanGradients<T>& gradients, int6
                 store<T, lanes>(z + i, load<T, lanes>(z + i) * load<T, lanes>(collected.y + i));
             }
         }
+        dD += tile_dD;
+        dbias += tile_dbias;
         if (gradients.du.data) {
             write_tile(gradients.du, block.channels, t, steps, collected.through_B);
         }
@@ -237,6 +250,15 @@ void backward(const ScanBlock<T>& block, const ScanGradients<T>& gradients, int6
         }
         if (gradients.dz.data) {
             write_tile(gradients.dz, block.channels, t, steps, z);
+        }
+    }
+    for (int64_t i = 0; i < state_numbers; i += lanes) {
+        add_to(gradients.dA + i, load<T, lanes>(run_sums[0] + i));
+        if (block.B.constant) {
+            add_to(gradients.dB + i, load<T, lanes>(run_sums[1] + i));
+        }
+        if (block.C.constant) {
+            add_to(gradients.dC + i, load<T, lanes>(run_sums[2] + i));
         }
     }
     add_to(gradients.dD, dD);
