@@ -19,7 +19,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 # Notes of what was installed, for this environment and this tree.
 STAMP := build/stamp$(subst /,-,$(VENV))
-SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
+SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
 .PHONY: demo test lint bench gpu clean installed
 
@@ -39,7 +39,7 @@ installed: $(STAMP)-test
 lint: $(STAMP)-lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' | \
+	find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' | \
 	    xargs $(VENV)/bin/clang-format --dry-run -Werror
 
 bench: $(STAMP)-test

@@ -216,7 +216,8 @@ def make_plan() -> Plan:
                 "-DUSE_CUDA",
                 TARGET,
             ]
-            compile_step(source, [nvcc, *flags, *includes], ".cuda")
+            report = [sys.executable, "csrc/nvcc_report.py"]  # registers and spills, readable
+            compile_step(source, [*report, nvcc, *flags, *includes], ".cuda")
         cuda_note += " for " + " ".join(codes)
         link = [nvcc, "-shared", "-cudart=static", "-ccbin", compiler[-1]]
         link += [f"-Xlinker={flag}" for flag in linker_flags]

@@ -52,4 +52,23 @@ Tensor coordinate_query_moments(const Tensor& features, const Tensor& weights, c
                                 const Tensor& x_t, const Tensor& x_digits, const Tensor& rel_cell,
                                 int64_t levels, int64_t heads, int64_t attentions);
 
+#if defined(C2D_WITH_CUDA)
+// The scan on CUDA tensors: u, delta, z and what varies of B and C in float32, bfloat16 or float16;
+// A, D, delta_bias and what is constant in float32, dense. keep_states has to be false.
+std::tuple<Tensor, Tensor, Tensor> selective_scan_cuda(const Tensor& u, const Tensor& delta,
+                                                       const Tensor& A, const Tensor& B,
+                                                       const Tensor& C, std::optional<Tensor> D,
+                                                       std::optional<Tensor> z,
+                                                       std::optional<Tensor> delta_bias,
+                                                       bool delta_softplus, bool keep_states);
+
+// Its gradients; those of A, B, C, D and delta_bias in float32.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+selective_scan_backward_cuda(const Tensor& grad_y, const Tensor& grad_last_state,
+                             const Tensor& kept_states, const Tensor& u, const Tensor& delta,
+                             const Tensor& A, const Tensor& B, const Tensor& C,
+                             std::optional<Tensor> D, std::optional<Tensor> z,
+                             std::optional<Tensor> delta_bias, bool delta_softplus);
+#endif
+
 }  // namespace c2d

@@ -93,3 +93,10 @@ STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
     m.impl("coordinate_query", TORCH_BOX(&c2d::coordinate_query));
     m.impl("coordinate_query_moments", TORCH_BOX(&c2d::coordinate_query_moments));
 }
+
+#if defined(C2D_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CUDA, m) {
+    m.impl("selective_scan", TORCH_BOX(&c2d::selective_scan_cuda));
+    m.impl("selective_scan_backward", TORCH_BOX(&c2d::selective_scan_backward_cuda));
+}
+#endif

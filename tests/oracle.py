@@ -1,99 +1,23 @@
-"""The float64 oracle of `c2d_kernels` (csrc/oracle.cpp): compiled once, called with tensors.
+"""The float64 oracle of `c2d_kernels` (csrc/oracle.cpp), called with tensors.
 
 Every function has the name and the arguments of the public function it judges, takes tensors of any
-dtype and answers in float64. The compiled module is kept in tests/_build under a name made from its
-source, compiler and Python, so a changed source is compiled again and a stale file is never loaded.
-Where it cannot be compiled, the test that asks for it is skipped with the reason.
+dtype and answers in float64.
 """
 
 from __future__ import annotations
 
-import fcntl
-import functools
-import hashlib
-import importlib.util
-import os
-import shlex
-import shutil
-import subprocess
-import sys
-import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
-_SOURCE = Path(__file__).resolve().parents[1] / "csrc" / "oracle.cpp"
-_BUILD_FOLDER = Path(__file__).resolve().parent / "_build"
-_FLAGS = ["-O2", "-std=c++20", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden"]
+from tests import compiled
 
 
-def _compiler() -> list[str]:
-    """The compiler's command, or a skip that says what is missing."""
-    wanted = os.environ.get("CXX")
-    command = shlex.split(wanted) if wanted else ["c++"]
-    candidates = [command, *([] if wanted else [["g++"], ["clang++"]])]
-    for candidate in candidates:
-        if shutil.which(candidate[0]):
-            return candidate
-    pytest.skip(f"no C++ compiler for the oracle: {' or '.join(c[0] for c in candidates)}")
-
-
-def _include_folders() -> list[str]:
-    try:
-        import pybind11
-    except ImportError:
-        pytest.skip("pybind11 is not installed, so the oracle cannot be compiled")
-    python = sysconfig.get_path("include")
-    if not Path(python, "Python.h").is_file():
-        pytest.skip(f"Python.h is not in {python}, so the oracle cannot be compiled")
-    return [python, pybind11.get_include()]
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time in `folder`; the lock goes with its holder, however that ends."""
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _build() -> Path:
-    """Path of the compiled oracle, compiled now if it is not there yet."""
-    compiler, includes = _compiler(), _include_folders()
-    flags = [*_FLAGS, *(["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else [])]
-    identity = [compiler, includes, flags, sys.version, _SOURCE.read_text()]
-    name = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
-    _BUILD_FOLDER.mkdir(exist_ok=True)
-    (_BUILD_FOLDER / ".gitignore").write_text("*\n")
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    library = _BUILD_FOLDER / f"oracle_{name}{suffix}"
-    with _alone(_BUILD_FOLDER):  # pytest-xdist: one worker compiles, the others wait for it
-        if library.exists():
-            return library
-        unfinished = library.with_suffix(f".{os.getpid()}.tmp")
-        command = [*compiler, *flags, *(f"-I{folder}" for folder in includes)]
-        command += [str(_SOURCE), "-o", str(unfinished)]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode != 0:
-            pytest.fail(f"csrc/oracle.cpp does not compile:\n{result.stderr}", pytrace=False)
-        for stale in _BUILD_FOLDER.glob(f"oracle_*{suffix}"):  # this Python's, of older sources
-            stale.unlink()
-        os.replace(unfinished, library)
-    return library
-
-
-@functools.cache
 def _oracle() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("c2d_oracle", _build())
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return compiled.module("c2d_oracle", "csrc/oracle.cpp")
 
 
 def _array(tensor: Tensor | None) -> np.ndarray | None:

@@ -48,4 +48,4 @@ def _ready(dtype: torch.dtype, *arguments: Tensor | bool | None) -> list[Tensor 
     return [x.to(compute) if isinstance(x, Tensor) else x for x in arguments]
 
 
-selective_scan = Kernel("selective_scan", "cpu", _can_run, _forward, _backward, keeps=True)
+kernel = Kernel("selective_scan", "cpu", _can_run, _forward, _backward, keeps=True)

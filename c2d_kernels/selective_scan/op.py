@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import checks, dispatch
 from ..operators import Operator, define
-from . import chunked, native, reference
+from . import chunked, cuda, native, reference
 
 MAX_STATES = 256
 STEPS_A_STATE = 16  # between the states that a kernel may keep for the backward
@@ -126,5 +126,6 @@ _operator = define(
         unrolls=True,
     )
 )
-dispatch.register(native.selective_scan)
+dispatch.register(cuda.kernel)
+dispatch.register(native.kernel)
 dispatch.register(chunked.kernel)

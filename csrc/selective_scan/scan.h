@@ -28,7 +28,11 @@ C2D_SCAN_FUNCTION V log1p_of_fraction(V w) {
     const V s = w / (broadcast<V>(2) + w);
     const V square = s * s;
     V sum = broadcast<V>(Scalar<V>(1.0 / (2 * terms + 1)));
+#if defined(__CUDACC__)
+#pragma unroll
+#else
 #pragma GCC unroll 17
+#endif
     for (int k = terms - 1; k >= 0; --k) {
         sum = sum * square + broadcast<V>(Scalar<V>(1.0 / (2 * k + 1)));
     }
