@@ -59,6 +59,12 @@ STABLE_TORCH_LIBRARY(c2d_native, m) {
     m.def(
         "channel_correlation_backward(Tensor grad, Tensor q, Tensor v, int window_height, "
         "int window_width) -> (Tensor, Tensor)");
+    m.def(
+        "window_attention(Tensor q, Tensor? kv, Tensor bias_table, int window_size, "
+        "int num_heads, int shift, float scale) -> Tensor");
+    m.def(
+        "window_attention_backward(Tensor grad, Tensor q, Tensor? kv, Tensor bias_table, "
+        "int window_size, int num_heads, int shift, float scale) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(c2d_native, CompositeExplicitAutograd, m) {
@@ -69,4 +75,6 @@ STABLE_TORCH_LIBRARY_IMPL(c2d_native, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
     m.impl("channel_correlation", TORCH_BOX(&c2d::channel_correlation));
     m.impl("channel_correlation_backward", TORCH_BOX(&c2d::channel_correlation_backward));
+    m.impl("window_attention", TORCH_BOX(&c2d::window_attention));
+    m.impl("window_attention_backward", TORCH_BOX(&c2d::window_attention_backward));
 }
