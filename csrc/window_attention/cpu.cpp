@@ -45,16 +45,6 @@ struct Product {
 template <class T, int lanes, int rows, int vectors>
 inline __attribute__((always_inline)) void tile(const Product<T>& p, int64_t row, int64_t column) {
     Vector<T, lanes> sum[rows][vectors] = {};
-    const int64_t corner = row * p.out_row + column;
-    if (p.start != nullptr) {
-#pragma GCC unroll 12
-        for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 2
-            for (int v = 0; v < vectors; ++v) {
-                sum[r][v] = load<T, lanes>(p.start + corner + r * p.out_row + v * lanes);
-            }
-        }
-    }
     const T* a = p.a + row * p.a_row;
     const T* b = p.b + column;
     for (int64_t k = 0; k < p.steps; ++k) {
@@ -78,7 +68,11 @@ inline __attribute__((always_inline)) void tile(const Product<T>& p, int64_t row
     for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; ++v) {
-            store<T, lanes>(p.out + corner + r * p.out_row + v * lanes, sum[r][v]);
+            const int64_t at = (row + r) * p.out_row + column + v * lanes;
+            if (p.start != nullptr) {
+                sum[r][v] += load<T, lanes>(p.start + at);
+            }
+            store<T, lanes>(p.out + at, sum[r][v]);
         }
     }
 }
@@ -117,6 +111,19 @@ void product(const Product<T>& p, int64_t rows, int64_t columns) {
     }
     if (column < columns) {
         rows_of_tiles<T, lanes, 1>(p, rows, column);
+    }
+}
+
+// A product of many steps, summed in parts: the rounding errors of one long sum would grow with it.
+template <class T, int lanes>
+void long_product(Product<T> p, int64_t rows, int64_t columns) {
+    constexpr int64_t part = 32;
+    for (int64_t left = p.steps; left > 0; left -= part) {
+        p.steps = left < part ? left : part;
+        product<T, lanes>(p, rows, columns);
+        p.start = p.out;
+        p.a += part * p.a_step;
+        p.b += part * p.b_row;
     }
 }
 
@@ -294,7 +301,7 @@ void forward(const AttentionSizes<T>& sizes, const AttentionHead<T>& head, T* ou
     Inverse<T, lanes> inverse;
     for (int64_t block = 0; block < sizes.blocks; ++block) {
         exponentials<T, lanes>(sizes, head, s, block, inverse);
-        product<T, lanes>(
+        long_product<T, lanes>(
             {sizes.keys, s.v, 1, s.width, s.scores, sizes.block, nullptr, s.out, sizes.block},
             sizes.head_dim, sizes.block);
         scatter_turned(sizes, out_token, block, s.out, inverse.of, out);
@@ -345,8 +352,8 @@ void backward(const AttentionSizes<T>& sizes, const AttentionHead<T>& head,
                 store<T, lanes>(bias + at, load<T, lanes>(bias + at) + change);
             }
         }
-        product<T, lanes>({keys, s.k, 1, s.width, s.grad_scores, step, nullptr, s.out, step},
-                          sizes.head_dim, step);
+        long_product<T, lanes>({keys, s.k, 1, s.width, s.grad_scores, step, nullptr, s.out, step},
+                               sizes.head_dim, step);
         scatter_turned(sizes, grads.q_token, block, s.out, scale.of, grads.q);
         product<T, lanes>({count, s.scores, step, 1, s.grad_rows + first * s.width, s.width,
                            block == 0 ? nullptr : s.dv, s.dv, s.width},
