@@ -70,5 +70,17 @@ selective_scan_backward_cuda(const Tensor& grad_y, const Tensor& grad_last_state
                              std::optional<Tensor> D, std::optional<Tensor> z,
                              std::optional<Tensor> delta_bias, bool delta_softplus);
 #endif
+// softmax(scale q k^T + bias + mask) v in each window, with roll and mask by `shift`: Swin's
+// without kv and q (B, H, W, 3C) = [q | k | v]; SRFormer's with q (B, H, W, C) and kv (B, H, W,
+// C/2). All of one type, float32 or float64. Returns (B, H, W, C).
+Tensor window_attention(const Tensor& q, std::optional<Tensor> kv, const Tensor& bias_table,
+                        int64_t window_size, int64_t num_heads, int64_t shift, double scale);
+
+// (dq, dkv, dbias_table) of window_attention; dkv is empty where kv was not given.
+std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad, const Tensor& q,
+                                                             std::optional<Tensor> kv,
+                                                             const Tensor& bias_table,
+                                                             int64_t window_size, int64_t num_heads,
+                                                             int64_t shift, double scale);
 
 }  // namespace c2d

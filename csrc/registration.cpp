@@ -65,9 +65,8 @@ STABLE_TORCH_LIBRARY(c2d_native, m) {
         "(Tensor, Tensor, Tensor)");
     m.def(
         "selective_scan_backward(Tensor grad_y, Tensor grad_last_state, Tensor kept_states, "
-        "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? "
-        "delta_bias, "
-        "bool delta_softplus) -> "
+        "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+        "Tensor? delta_bias, bool delta_softplus) -> "
         "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
     m.def(
         "coordinate_query(Tensor features, Tensor image, Tensor weights, Tensor folds, "
@@ -78,6 +77,12 @@ STABLE_TORCH_LIBRARY(c2d_native, m) {
         "coordinate_query_moments(Tensor features, Tensor weights, Tensor folds, Tensor y_low, "
         "Tensor y_high, Tensor y_t, Tensor y_digits, Tensor x_low, Tensor x_high, Tensor x_t, "
         "Tensor x_digits, Tensor rel_cell, int levels, int heads, int attentions) -> Tensor");
+    m.def(
+        "window_attention(Tensor q, Tensor? kv, Tensor bias_table, int window_size, "
+        "int num_heads, int shift, float scale) -> Tensor");
+    m.def(
+        "window_attention_backward(Tensor grad, Tensor q, Tensor? kv, Tensor bias_table, "
+        "int window_size, int num_heads, int shift, float scale) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(c2d_native, CompositeExplicitAutograd, m) {
@@ -92,6 +97,8 @@ STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
     m.impl("selective_scan_backward", TORCH_BOX(&c2d::selective_scan_backward));
     m.impl("coordinate_query", TORCH_BOX(&c2d::coordinate_query));
     m.impl("coordinate_query_moments", TORCH_BOX(&c2d::coordinate_query_moments));
+    m.impl("window_attention", TORCH_BOX(&c2d::window_attention));
+    m.impl("window_attention_backward", TORCH_BOX(&c2d::window_attention_backward));
 }
 
 #if defined(C2D_WITH_CUDA)

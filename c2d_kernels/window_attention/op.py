@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import checks, dispatch
 from ..operators import Operator, define
-from . import reference
+from . import native, reference
 
 
 def window_attention(
@@ -135,6 +135,7 @@ _attention = define(
         example=lambda device: (_map(device, 12), torch.zeros(49, 2, device=device), 4, 2, 0, 1.0),
     )
 )
+dispatch.register(native.window_attention)
 
 _permuted = define(
     Operator(
@@ -156,3 +157,4 @@ _permuted = define(
         ),
     )
 )
+dispatch.register(native.permuted_window_attention)

@@ -1,0 +1,414 @@
+// Attention in one head of one window on the CPU, one instruction set at a time: Swin (2103.14030)
+// and, where a key is a cell of 2x2 tokens, SRFormer (2303.09735).
+//
+// Idea. Queries lie along the lanes of vectors, two vectors (a block) at a time. Scores are made
+// turned round, S^T[key][query]: each key's channels are scalars, the block's queries are vectors
+// for each channel. Maximum, sum and exponential over keys are then plain vector operations with no
+// sum across lanes, and P^T is what the product with v wants: out^T[channel][query] adds a key's
+// scalar v times its vector of probabilities. No product is padded along head_dim, which is 5 to 16
+// in the light networks; only dk and dv, sums over queries, run over channels filled up to a
+// vector. All five products are one register tile (product, below), and everything but the bias and
+// the map itself stays in the first-level cache for windows of up to 16 x 16.
+//
+// The tokens of a window are copied once into scratch memory (q turned round and scaled), the bias
+// is laid out as [block][key][query] once for all windows.
+//
+// Costs, multiply-adds for each pair of a query and a key: forward 2 head_dim and one exponential;
+// backward 5 head_dim (S and dP, dq, dk, dv) and one exponential, dk and dv with head_dim filled
+// up.
+//
+// What was measured: an AMD EPYC core with AVX-512 in a shared virtual machine that had other work
+// to do, float32, least of 10 runs, kernel, reference and torch's scaled_dot_product_attention (on
+// copied windows, with bias and mask as one dense tensor) in turn. Times varied by half between
+// calls and the ratios with them: read them to one digit.
+//                                                   ms   ratio to reference, to torch's attention
+//   184 x 320 x 180, window 8, 6 heads               58        6;  3
+//     shift 4                                        56       10;  8     (2 threads: 22;  15; 12)
+//   192 x 320 x 144, window 16, 4 heads             106 *     11;  7
+//   192 x 320 x 60, window 16, 6 heads, permuted,
+//     shift 8                                        22       23;  -     (2 threads: 12;  13; -)
+//   8 x 64 x 64 x 180, window 8, 6 heads, shift 4,
+//     forward and backward                           75 *      6;  7
+//   * before sums in parts, below; not timed again.
+//
+// What was tried: no prediction was written first.
+//   Starting the sum of scores from the bias, and one long sum over the keys: up to 3 times the
+//     formula's rounding error at windows of 16 and 32. Now the bias is added last, and products
+//     over keys are summed in parts of 32.
+// Known and left: q, the output and its gradient are turned round a number at a time.
+#include "../common/simd.h"
+#include "../common/vector_math.h"
+#include "window_attention.h"
+
+namespace c2d::C2D_ISA {
+namespace {
+
+constexpr double kLog2E = 1.4426950408889634074;
+
+// Rows of a register tile of one or two vectors: it and its operands fit the registers.
+template <int vectors>
+constexpr int kRows = kVectorBytes == 64 || vectors == 1 ? 12 : 6;
+
+inline int64_t rounded_up(int64_t count, int64_t multiple) {
+    return (count + multiple - 1) / multiple * multiple;
+}
+
+// out[r][c] = start[r][c] + sum_k a[r * a_row + k * a_step] * b[k][c], with zero for no start.
+template <class T>
+struct Product {
+    int64_t steps;
+    const T* a;
+    int64_t a_row, a_step;
+    const T* b;
+    int64_t b_row;
+    const T* start;
+    T* out;
+    int64_t out_row;  // of start too
+};
+
+template <class T, int lanes, int rows, int vectors>
+inline __attribute__((always_inline)) void tile(const Product<T>& p, int64_t row, int64_t column) {
+    Vector<T, lanes> sum[rows][vectors] = {};
+    const T* a = p.a + row * p.a_row;
+    const T* b = p.b + column;
+    for (int64_t k = 0; k < p.steps; ++k) {
+        Vector<T, lanes> factor[vectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) {
+            factor[v] = load<T, lanes>(b + v * lanes);
+        }
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; ++r) {
+            const T scalar = a[r * p.a_row];
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; ++v) {
+                sum[r][v] += scalar * factor[v];
+            }
+        }
+        a += p.a_step;
+        b += p.b_row;
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) {
+            const int64_t at = (row + r) * p.out_row + column + v * lanes;
+            if (p.start != nullptr) {
+                sum[r][v] += load<T, lanes>(p.start + at);
+            }
+            store<T, lanes>(p.out + at, sum[r][v]);
+        }
+    }
+}
+
+// Tiles of `size` rows down from `row`, as many as fit; returns the row after them.
+template <class T, int lanes, int vectors, int rows>
+inline int64_t tiles(const Product<T>& p, int size, int64_t row, int64_t end, int64_t column) {
+    if constexpr (rows > 1) {
+        if (size < rows) {
+            return tiles<T, lanes, vectors, rows - 1>(p, size, row, end, column);
+        }
+    }
+    for (; row + rows <= end; row += rows) {
+        tile<T, lanes, rows, vectors>(p, row, column);
+    }
+    return row;
+}
+
+template <class T, int lanes, int vectors>
+inline void rows_of_tiles(const Product<T>& p, int64_t rows, int64_t column) {
+    constexpr int most = kRows<vectors>;
+    const int64_t count = (rows + most - 1) / most;
+    int64_t row =
+        tiles<T, lanes, vectors, most>(p, int((rows + count - 1) / count), 0, rows, column);
+    if (row < rows) {
+        tiles<T, lanes, vectors, most>(p, int(rows - row), row, rows, column);
+    }
+}
+
+// All of a product whose columns are a multiple of the vector.
+template <class T, int lanes>
+void product(const Product<T>& p, int64_t rows, int64_t columns) {
+    int64_t column = 0;
+    for (; column + 2 * lanes <= columns; column += 2 * lanes) {
+        rows_of_tiles<T, lanes, 2>(p, rows, column);
+    }
+    if (column < columns) {
+        rows_of_tiles<T, lanes, 1>(p, rows, column);
+    }
+}
+
+// A product of many steps, summed in parts: the rounding errors of one long sum would grow with it.
+template <class T, int lanes>
+void long_product(Product<T> p, int64_t rows, int64_t columns) {
+    constexpr int64_t part = 32;
+    for (int64_t left = p.steps; left > 0; left -= part) {
+        p.steps = left < part ? left : part;
+        product<T, lanes>(p, rows, columns);
+        p.start = p.out;
+        p.a += part * p.a_step;
+        p.b += part * p.b_row;
+    }
+}
+
+template <class T>
+inline __attribute__((always_inline)) void copy(const T* from, int64_t count, T* to) {
+    constexpr int some = 16 / sizeof(T);  // of a vector that every instruction set has
+    if (count >= some) {
+        for (int64_t i = 0; i + some < count; i += some) {
+            store<T, some>(to + i, load<T, some>(from + i));
+        }
+        store<T, some>(to + count - some, load<T, some>(from + count - some));
+    } else {
+        for (int64_t i = 0; i < count; ++i) {
+            to[i] = from[i];
+        }
+    }
+}
+
+// Scratch memory of a call, cut up. Rows are padded to vectors.
+template <class T, int lanes>
+struct Scratch {
+    int64_t width, length;  // head_dim and queries, filled up
+    int64_t elements = 0;   // in all
+    T *k, *v;               // [keys][width]
+    T* q;                   // [head_dim][length], times scale
+    T* scores;              // [keys][block]
+    T* out;                 // [head_dim][block]
+    // Of the backward only:
+    T* grad = nullptr;                          // [head_dim][length]
+    T *q_rows = nullptr, *grad_rows = nullptr;  // [length][width]
+    T *dk = nullptr, *dv = nullptr;             // [keys][width]
+    T* grad_scores = nullptr;                   // [keys][block]
+
+    Scratch(const AttentionSizes<T>& sizes, T* memory, bool with_backward)
+        : width(rounded_up(sizes.head_dim, lanes)), length(sizes.block * sizes.blocks) {
+        const int64_t tokens = sizes.keys * width, map = sizes.head_dim * length;
+        const int64_t square = sizes.keys * sizes.block;
+        T** const parts[] = {&k,      &v,         &q,  &scores, &out,        &grad,
+                             &q_rows, &grad_rows, &dk, &dv,     &grad_scores};
+        const int64_t counts[] = {tokens,
+                                  tokens,
+                                  map,
+                                  square,
+                                  sizes.head_dim * sizes.block,
+                                  map,
+                                  length * width,
+                                  length * width,
+                                  tokens,
+                                  tokens,
+                                  square};
+        for (int i = 0; i < (with_backward ? 11 : 5); ++i) {
+            *parts[i] = memory == nullptr ? nullptr : memory + elements;
+            elements += rounded_up(counts[i], lanes);
+        }
+    }
+};
+
+template <class T>
+inline void gather_keys(const AttentionSizes<T>& sizes, const AttentionHead<T>& head, int64_t width,
+                        const T* from, T* to) {
+    for (int64_t m = 0; m < sizes.keys; ++m) {
+        for (int64_t i = 0; i < head.run_count; ++i) {
+            const Run& run = head.runs[i];
+            copy(from + head.key_token[m * sizes.cell_tokens + run.cell] + run.channel, run.count,
+                 to + m * width + run.start);
+        }
+    }
+}
+
+template <class T>
+inline void scatter_keys(const AttentionSizes<T>& sizes, const AttentionHead<T>& head,
+                         const int64_t* token, int64_t width, const T* from, T* to) {
+    for (int64_t m = 0; m < sizes.keys; ++m) {
+        for (int64_t i = 0; i < head.run_count; ++i) {
+            const Run& run = head.runs[i];
+            copy(from + m * width + run.start, run.count,
+                 to + token[m * sizes.cell_tokens + run.cell] + run.channel);
+        }
+    }
+}
+
+// to[channel][query] = scale * from[query][channel], zero past the last query
+template <class T>
+inline void gather_turned(const AttentionSizes<T>& sizes, const int64_t* token, const T* from,
+                          T scale, int64_t length, T* to) {
+    for (int64_t n = 0; n < sizes.queries; ++n) {
+        const T* row = from + token[n];
+        for (int64_t d = 0; d < sizes.head_dim; ++d) {
+            to[d * length + n] = scale * row[d];
+        }
+    }
+    for (int64_t d = 0; d < sizes.head_dim; ++d) {
+        for (int64_t n = sizes.queries; n < length; ++n) {
+            to[d * length + n] = 0;
+        }
+    }
+}
+
+// to[query][channel] = scale * from[query][channel], zero past head_dim
+template <class T>
+inline void gather_rows(const AttentionSizes<T>& sizes, const int64_t* token, const T* from,
+                        T scale, int64_t width, T* to) {
+    for (int64_t n = 0; n < sizes.queries; ++n) {
+        const T* row = from + token[n];
+        for (int64_t d = 0; d < width; ++d) {
+            to[n * width + d] = d < sizes.head_dim ? scale * row[d] : T(0);
+        }
+    }
+}
+
+// to[query][channel] = scale[query] * from[channel][query] for the queries of one block
+template <class T>
+inline void scatter_turned(const AttentionSizes<T>& sizes, const int64_t* token, int64_t block,
+                           const T* from, const T* scale, T* to) {
+    const int64_t first = block * sizes.block;
+    const int64_t left = sizes.queries - first;
+    const int64_t count = left < sizes.block ? left : sizes.block;
+    for (int64_t n = 0; n < count; ++n) {
+        T* row = to + token[first + n];
+        for (int64_t d = 0; d < sizes.head_dim; ++d) {
+            row[d] = from[d * sizes.block + n] * scale[n];
+        }
+    }
+}
+
+// What the softmax leaves undone: one over the sum of each query's exponentials.
+template <class T, int lanes>
+struct Inverse {
+    T of[2 * lanes];
+};
+
+// scores[key][query] = exp(s - max over keys) of one block, s = scale q k^T + bias + mask
+template <class T, int lanes>
+inline void exponentials(const AttentionSizes<T>& sizes, const AttentionHead<T>& head,
+                         const Scratch<T, lanes>& s, int64_t block, Inverse<T, lanes>& inverse) {
+    using V = Vector<T, lanes>;
+    const int64_t step = sizes.block, keys = sizes.keys;
+    product<T, lanes>({sizes.head_dim, s.k, s.width, 1, s.q + block * step, s.length,
+                       head.bias + block * keys * step, s.scores, step},
+                      keys, step);
+    for (int64_t column = 0; column < step; column += lanes) {
+        T* const scores = s.scores + column;
+        if (head.query_region != nullptr) {
+            const V region = load<T, lanes>(head.query_region + block * step + column);
+            const V kept{}, masked = kept - T(100);
+            for (int64_t m = 0; m < keys; ++m) {
+                const V other = kept + head.key_region[m];
+                T* const at = scores + m * step;
+                store<T, lanes>(at, load<T, lanes>(at) + (region != other ? masked : kept));
+            }
+        }
+        V most = load<T, lanes>(scores);
+        for (int64_t m = 1; m < keys; ++m) {
+            const V score = load<T, lanes>(scores + m * step);
+            most = score > most ? score : most;
+        }
+        V sum{};
+        for (int64_t m = 0; m < keys; ++m) {
+            T* const at = scores + m * step;
+            const V power = exp2_of((load<T, lanes>(at) - most) * T(kLog2E));
+            sum += power;
+            store<T, lanes>(at, power);
+        }
+        store<T, lanes>(inverse.of + column, T(1) / sum);
+    }
+}
+
+template <class T, int lanes>
+void forward(const AttentionSizes<T>& sizes, const AttentionHead<T>& head, T* out,
+             const int64_t* out_token, T* scratch) {
+    const Scratch<T, lanes> s(sizes, scratch, false);
+    gather_keys(sizes, head, s.width, head.k, s.k);
+    gather_keys(sizes, head, s.width, head.v, s.v);
+    gather_turned(sizes, head.q_token, head.q, sizes.scale, s.length, s.q);
+    Inverse<T, lanes> inverse;
+    for (int64_t block = 0; block < sizes.blocks; ++block) {
+        exponentials<T, lanes>(sizes, head, s, block, inverse);
+        long_product<T, lanes>(
+            {sizes.keys, s.v, 1, s.width, s.scores, sizes.block, nullptr, s.out, sizes.block},
+            sizes.head_dim, sizes.block);
+        scatter_turned(sizes, out_token, block, s.out, inverse.of, out);
+    }
+}
+
+// With P the probabilities and dP = grad v^T:
+//   dS = P (dP - sum over keys of P dP),  dbias = dS,  dq = scale dS k,  dk = scale dS^T q,
+//   dv = P^T grad.
+template <class T, int lanes>
+void backward(const AttentionSizes<T>& sizes, const AttentionHead<T>& head,
+              const AttentionGradients<T>& grads, T* scratch) {
+    using V = Vector<T, lanes>;
+    const Scratch<T, lanes> s(sizes, scratch, true);
+    const int64_t step = sizes.block, keys = sizes.keys;
+    gather_keys(sizes, head, s.width, head.k, s.k);
+    gather_keys(sizes, head, s.width, head.v, s.v);
+    gather_turned(sizes, head.q_token, head.q, sizes.scale, s.length, s.q);
+    gather_turned(sizes, grads.out_token, grads.out, T(1), s.length, s.grad);
+    gather_rows(sizes, head.q_token, head.q, sizes.scale, s.width, s.q_rows);
+    gather_rows(sizes, grads.out_token, grads.out, T(1), s.width, s.grad_rows);
+    Inverse<T, lanes> inverse, scale;
+    for (int64_t n = 0; n < step; ++n) {
+        scale.of[n] = sizes.scale;
+    }
+    for (int64_t block = 0; block < sizes.blocks; ++block) {
+        const int64_t first = block * step, left = sizes.queries - first;
+        const int64_t count = left < step ? left : step;
+        exponentials<T, lanes>(sizes, head, s, block, inverse);
+        product<T, lanes>({sizes.head_dim, s.v, s.width, 1, s.grad + first, s.length, nullptr,
+                           s.grad_scores, step},
+                          keys, step);
+        T* const bias = grads.bias + block * keys * step;
+        for (int64_t column = 0; column < step; column += lanes) {
+            const V factor = load<T, lanes>(inverse.of + column);
+            V sum{};
+            for (int64_t m = 0; m < keys; ++m) {
+                const int64_t at = m * step + column;
+                const V power = factor * load<T, lanes>(s.scores + at);
+                sum += power * load<T, lanes>(s.grad_scores + at);
+                store<T, lanes>(s.scores + at, power);
+            }
+            for (int64_t m = 0; m < keys; ++m) {
+                const int64_t at = m * step + column;
+                const V change =
+                    load<T, lanes>(s.scores + at) * (load<T, lanes>(s.grad_scores + at) - sum);
+                store<T, lanes>(s.grad_scores + at, change);
+                store<T, lanes>(bias + at, load<T, lanes>(bias + at) + change);
+            }
+        }
+        long_product<T, lanes>({keys, s.k, 1, s.width, s.grad_scores, step, nullptr, s.out, step},
+                               sizes.head_dim, step);
+        scatter_turned(sizes, grads.q_token, block, s.out, scale.of, grads.q);
+        product<T, lanes>({count, s.scores, step, 1, s.grad_rows + first * s.width, s.width,
+                           block == 0 ? nullptr : s.dv, s.dv, s.width},
+                          keys, s.width);
+        product<T, lanes>({count, s.grad_scores, step, 1, s.q_rows + first * s.width, s.width,
+                           block == 0 ? nullptr : s.dk, s.dk, s.width},
+                          keys, s.width);
+    }
+    scatter_keys(sizes, head, grads.key_token, s.width, s.dk, grads.k);
+    scatter_keys(sizes, head, grads.key_token, s.width, s.dv, grads.v);
+}
+
+template <class T, int lanes>
+int64_t forward_scratch(const AttentionSizes<T>& sizes) {
+    return Scratch<T, lanes>(sizes, nullptr, false).elements;
+}
+
+template <class T, int lanes>
+int64_t backward_scratch(const AttentionSizes<T>& sizes) {
+    return Scratch<T, lanes>(sizes, nullptr, true).elements;
+}
+
+constexpr int kFloats = kVectorBytes / sizeof(float), kDoubles = kVectorBytes / sizeof(double);
+
+}  // namespace
+
+extern const AttentionKernels<float> attention_float32 = {
+    kFloats, forward_scratch<float, kFloats>, backward_scratch<float, kFloats>,
+    forward<float, kFloats>, backward<float, kFloats>};
+extern const AttentionKernels<double> attention_float64 = {
+    kDoubles, forward_scratch<double, kDoubles>, backward_scratch<double, kDoubles>,
+    forward<double, kDoubles>, backward<double, kDoubles>};
+
+}  // namespace c2d::C2D_ISA
