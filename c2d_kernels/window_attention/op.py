@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import checks, dispatch
 from ..operators import Operator, define
-from . import reference
+from . import reference, triton
 
 
 def window_attention(
@@ -156,3 +156,5 @@ _permuted = define(
         ),
     )
 )
+dispatch.register(triton.window_attention)
+dispatch.register(triton.permuted_window_attention)

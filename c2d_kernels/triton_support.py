@@ -1,0 +1,43 @@
+"""Whether Triton is here, and why its kernels do not run when they do not."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from . import dispatch
+
+
+@torch.compiler.assume_constant_result
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@torch.compiler.assume_constant_result
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter, on the CPU; triton reads this when imported."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
+def refusal(x: Tensor) -> str | None:
+    """Why a Triton kernel does not run on features like x, or None."""
+    if not _installed():
+        return "triton is not installed"
+    if interpreting():
+        if dispatch.requested() != "triton":
+            return "Triton's interpreter is on, which runs only where it is asked for by name"
+        return None
+    if x.device.type != "cuda":
+        return f"Triton runs on CUDA tensors, and these are on {x.device}"
+    if x.dtype == torch.float64:
+        return "Triton multiplies matrices of float32, bfloat16 and float16, and these are float64"
+    return None
+
+
+def on_device(x: Tensor) -> AbstractContextManager:
+    """Launches inside go to the device of x."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
