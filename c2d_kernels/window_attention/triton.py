@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import triton_support
@@ -10,7 +11,8 @@ from ..dispatch import Kernel
 
 MAX_WINDOW = 32  # tokens a side; the bias gradient holds heads * N * N numbers
 MAX_HEAD_DIM = 64
-BLOCK = 64  # queries or keys in registers at a time
+RUNS = 256  # of windows, in the bias gradient: programs a head, and partial sums a head
+TILE_PROGRAMS = 2048  # of the bias gradient of large windows: fewer runs where there are more tiles
 
 
 def _refusal(features: Tensor, channels: int, window_size: int, num_heads: int) -> str | None:
@@ -61,6 +63,44 @@ def _forward_permuted(
     return _attend(q, k, v, bias_table, window_size, num_heads, shift, scale, cell=2)
 
 
+def _backward(
+    grad: Tensor,
+    qkv: Tensor,
+    bias_table: Tensor,
+    window_size: int,
+    num_heads: int,
+    shift: int,
+    scale: float,
+    mask: list[bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    inputs = _channels_last(qkv).chunk(3, -1)
+    dqkv = qkv.new_empty(qkv.shape)
+    dtable = _differentiate(
+        grad, inputs, dqkv.chunk(3, -1), bias_table, window_size, num_heads, shift, scale, 1, mask[1]
+    )
+    return dqkv if mask[0] else None, dtable
+
+
+def _backward_permuted(
+    grad: Tensor,
+    q: Tensor,
+    kv: Tensor,
+    bias_table: Tensor,
+    window_size: int,
+    num_heads: int,
+    shift: int,
+    scale: float,
+    mask: list[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    inputs = (_channels_last(q), *_channels_last(kv).chunk(2, -1))
+    dq, dkv = q.new_empty(q.shape), kv.new_empty(kv.shape)
+    found = (dq, *dkv.chunk(2, -1))
+    dtable = _differentiate(
+        grad, inputs, found, bias_table, window_size, num_heads, shift, scale, 2, mask[2]
+    )
+    return dq if mask[0] else None, dkv if mask[1] else None, dtable
+
+
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -75,63 +115,173 @@ def _attend(
     from . import triton_kernels as kernels
 
     out = q.new_empty(q.shape)
-    windows = q.shape[0] * (q.shape[1] // window_size) * (q.shape[2] // window_size)
     if out.numel() == 0:
         return out
-    settings = _settings(q, window_size, num_heads, shift, scale, cell)
-    grid = (windows, -(-(window_size**2) // settings["BLOCK_Q"]))
+    constants = _constants(q, window_size, num_heads, shift, scale, cell)
+    blocks = _blocks(q, window_size, num_heads, cell)
+    grid = (_windows(q, window_size), _count(window_size**2, blocks["BLOCK_Q"]))
     with triton_support.on_device(q):
         kernels.forward[grid](
-            q,
-            k,
-            v,
-            _table(bias_table, q.dtype),
-            out,
-            q.stride()[:3],
-            k.stride()[:3],
-            out.stride()[:3],
-            tuple(q.shape[1:3]),
-            num_heads,
-            **settings,
+            *(q, k, v, _table(bias_table, q.dtype), out),
+            *map(_strides, (q, k, out)),
+            *(tuple(q.shape[1:3]), num_heads),
+            **constants,
+            **blocks,
         )
     return out
 
 
-def _settings(
+def _differentiate(
+    grad: Tensor,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    found: tuple[Tensor, Tensor, Tensor],
+    bias_table: Tensor,
+    window_size: int,
+    num_heads: int,
+    shift: int,
+    scale: float,
+    cell: int,
+    biased: bool,
+) -> Tensor | None:
+    """Fill found, the gradients of inputs (q, k, v); return the table's, if biased."""
+    from . import triton_kernels as kernels
+
+    q, k, _ = inputs
+    dq, dk, _ = found
+    if q.numel() == 0:
+        return torch.zeros_like(bias_table) if biased else None
+    queries, keys, windows = window_size**2, (window_size // cell) ** 2, _windows(q, window_size)
+    sums = torch.promote_types(q.dtype, torch.float32)
+    constants = _constants(q, window_size, num_heads, shift, scale, cell)
+    whole_blocks = _whole_window(q, window_size, num_heads, cell)
+    whole = whole_blocks is not None
+    blocks = whole_blocks or _blocks(q, window_size, num_heads, cell, backward=True)
+    blocks_q, blocks_k = _count(queries, blocks["BLOCK_Q"]), _count(keys, blocks["BLOCK_K"])
+    grad = _channels_last(grad)
+    # Two numbers a row of the scores, where a window is more than a tile.
+    rows = (0,) if whole else (windows, num_heads, queries)
+    lse, delta = q.new_empty(rows, dtype=sums), q.new_empty(rows, dtype=sums)
+    read = (*inputs, _table(bias_table, q.dtype), grad, lse, delta)
+    strides, map_size = [_strides(x) for x in (q, k, grad)], tuple(q.shape[1:3])
+    with triton_support.on_device(q):
+        if not whole:
+            kernels.backward_queries[windows, blocks_q](
+                *read, dq, *strides, _strides(dq), map_size, num_heads, **constants, **blocks
+            )
+            kernels.backward_keys[windows, blocks_k](
+                *read, *found[1:], *strides, _strides(dk), map_size, num_heads, **constants, **blocks
+            )
+            if not biased:
+                return None
+        tiles = blocks_q * blocks_k
+        runs = min(RUNS, max(1, TILE_PROGRAMS // (num_heads * tiles))) if biased else windows
+        run = _count(windows, runs)
+        runs = _count(windows, run)
+        partial = q.new_empty((runs, num_heads, queries, keys) if biased else 0, dtype=sums)
+        kernels.backward_tile[runs * num_heads, tiles](
+            *(*read, *found, partial),
+            *(*strides, _strides(dq), _strides(dk), map_size, num_heads, windows, run),
+            **constants,
+            **blocks,
+            WHOLE=whole,
+            BIAS=biased,
+        )
+    if not biased:
+        return None
+    return _sum_by_offset(partial.sum(0), window_size, cell).to(bias_table.dtype)
+
+
+def _sum_by_offset(scores: Tensor, window_size: int, cell: int) -> Tensor:
+    """(heads, N, keys) summed over the pairs that share an offset: ((2s-1)^2, heads).
+
+    Laid out with 2s numbers a row and read with 2s-1, a matrix has its diagonals in its columns:
+    a sum in fixed order, where adding by index would be atomic.
+    """
+    heads, side = scores.shape[0], window_size // cell
+    scores = scores.reshape(heads, side, cell, side, cell, side, side).sum((2, 4))
+    scores = scores.permute(0, 2, 4, 1, 3)  # (heads, x, X, y, Y)
+    for _ in range(2):
+        sheared = F.pad(scores.flip(-1), (0, side)).flatten(-2)[..., : side * (2 * side - 1)]
+        summed = sheared.unflatten(-1, (side, 2 * side - 1)).sum(-2)
+        scores = summed.movedim(-1, 1)  # (heads, dy, x, X), then (heads, dx, dy)
+    return scores.permute(2, 1, 0).flatten(0, 1)
+
+
+def _constants(
     q: Tensor, window_size: int, num_heads: int, shift: int, scale: float, cell: int
 ) -> dict[str, object]:
-    """What a kernel is compiled for."""
-    import triton
+    """What a kernel is compiled for, besides its blocks."""
     import triton.language as tl
-
-    def block(tokens: int) -> int:
-        return min(BLOCK, max(16, triton.next_power_of_2(tokens)))  # tl.dot takes 16 or more
 
     types = {torch.float64: tl.float64, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
     dot = types.get(q.dtype, tl.float32)
     if triton_support.interpreting() and dot == tl.bfloat16:
         dot = tl.float32  # the interpreter's bfloat16 products are wrong
-    head_dim = q.shape[-1] // num_heads
-    block_q, block_k = block(window_size**2), block((window_size // cell) ** 2)
     return {
-        "HEAD_DIM": head_dim,
-        # A constant: a float argument would reach float64 kernels as float32.
-        "SCALE": scale,
+        "HEAD_DIM": q.shape[-1] // num_heads,
+        "SCALE": scale,  # as an argument it would reach float64 kernels in float32
         "WINDOW": window_size,
         "SHIFT": shift,
         "CELL": cell,
-        "BLOCK_Q": block_q,
-        "BLOCK_K": block_k,
-        "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
         "DOT": dot,
         "SUM": tl.float64 if q.dtype == torch.float64 else tl.float32,
-        "num_warps": 4 if block_q * block_k >= 2048 else 1,
+    }
+
+
+def _blocks(
+    q: Tensor, window_size: int, num_heads: int, cell: int, backward: bool = False
+) -> dict[str, int]:
+    """The largest blocks that stay in registers; tests/kernels/triton_usage.py reads the compiler."""
+    depth = _block(q.shape[-1] // num_heads)
+    half = q.dtype.itemsize == 2
+    block_q = 64 if half else 32
+    block_k = 32 if half or backward or depth > 16 else 64
+    return {
+        "BLOCK_Q": _block(window_size**2, block_q),
+        "BLOCK_K": _block((window_size // cell) ** 2, block_k),
+        "BLOCK_D": depth,
+        "num_warps": 8 if half and depth > 32 else 4,
         "num_stages": 1,
     }
 
 
+def _whole_window(
+    q: Tensor, window_size: int, num_heads: int, cell: int
+) -> dict[str, int] | None:
+    """Blocks that hold a window, for the backward in one tile; None where registers do not."""
+    depth = _block(q.shape[-1] // num_heads)
+    half = q.dtype.itemsize == 2
+    if window_size**2 > 64 or depth > (32 if half else 16):
+        return None
+    return {
+        "BLOCK_Q": _block(window_size**2),
+        "BLOCK_K": _block((window_size // cell) ** 2),
+        "BLOCK_D": depth,
+        "num_warps": 4 if half else 8,
+        "num_stages": 1,
+    }
+
+
+def _block(size: int, most: int = 64) -> int:
+    """The power of two that holds size, as far as most; tl.dot takes 16 or more."""
+    return min(most, max(16, 1 << (size - 1).bit_length()))
+
+
+def _count(size: int, block: int) -> int:
+    return -(-size // block)
+
+
+def _windows(x: Tensor, window_size: int) -> int:
+    return x.shape[0] * (x.shape[1] // window_size) * (x.shape[2] // window_size)
+
+
+def _strides(x: Tensor) -> tuple[int, ...]:
+    """Of images, rows and columns; channels have 1."""
+    return x.stride()[:3]
+
+
 def _table(bias_table: Tensor, dtype: torch.dtype) -> Tensor:
-    """(heads, (2s-1)^2) in the type of the sums: neighbouring keys then read neighbouring numbers."""
+    """(heads, (2s-1)^2) in the type of the sums: neighbouring keys read neighbouring numbers."""
     return bias_table.t().to(torch.promote_types(dtype, torch.float32)).contiguous()
 
 
@@ -139,7 +289,11 @@ def _channels_last(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-window_attention = Kernel("window_attention", "triton", _can_run, _forward)
+window_attention = Kernel("window_attention", "triton", _can_run, _forward, _backward)
 permuted_window_attention = Kernel(
-    "permuted_window_attention", "triton", _can_run_permuted, _forward_permuted
+    "permuted_window_attention",
+    "triton",
+    _can_run_permuted,
+    _forward_permuted,
+    _backward_permuted,
 )

@@ -114,12 +114,12 @@ def _attend(
     out = tl.zeros([q.shape[0], q.shape[1]], SUM)
     for first in range(0, KEYS, BLOCK_K):
         keys = first + tl.arange(0, BLOCK_K)
-        place = _key_offsets(
+        at_k = _key_offsets(
             keys, channels, total_channels, corner, size, strides, WINDOW, SHIFT, CELL
         )
         here = (keys < KEYS)[:, None] & seen[None, :]
-        k = tl.load(k_ptr + place, mask=here, other=0.0).to(DOT)
-        v = tl.load(v_ptr + place, mask=here, other=0.0).to(DOT)
+        k = tl.load(k_ptr + at_k, mask=here, other=0.0).to(DOT)
+        v = tl.load(v_ptr + at_k, mask=here, other=0.0).to(DOT)
         scores = _scores(q, k, table, queries, keys, corner, size, SCALE, WINDOW, SHIFT, CELL)
         higher = tl.maximum(highest, tl.max(scores, 1))
         shrink = tl.exp2(highest - higher)
@@ -146,12 +146,178 @@ def forward(
     here = (queries < WINDOW * WINDOW)[:, None] & seen[None, :]
     for head in range(heads):
         channels = head * HEAD_DIM + depth
-        place = _query_offsets(queries, channels, corner, size, q_strides, WINDOW, SHIFT)
-        q = tl.load(q_ptr + place, mask=here, other=0.0).to(DOT)
+        at_q = _query_offsets(queries, channels, corner, size, q_strides, WINDOW, SHIFT)
+        q = tl.load(q_ptr + at_q, mask=here, other=0.0).to(DOT)
         table = table_ptr + head * ((2 * SIDE - 1) * (2 * SIDE - 1))
         out, _ = _attend(
             q, k_ptr, v_ptr, table, queries, channels, seen, heads * HEAD_DIM, corner, size,
             kv_strides, SCALE, WINDOW, SHIFT, CELL, BLOCK_K, DOT, SUM,
         )  # fmt: skip
-        place = _query_offsets(queries, channels, corner, size, out_strides, WINDOW, SHIFT)
-        tl.store(out_ptr + place, out.to(out_ptr.dtype.element_ty), mask=here)
+        at_q = _query_offsets(queries, channels, corner, size, out_strides, WINDOW, SHIFT)
+        tl.store(out_ptr + at_q, out.to(out_ptr.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def backward_tile(
+    q_ptr, k_ptr, v_ptr, table_ptr, grad_ptr, lse_ptr, delta_ptr, dq_ptr, dk_ptr, dv_ptr,
+    partial_ptr, q_strides, kv_strides, grad_strides, dq_strides, dkv_strides, size, heads,
+    windows, run,
+    HEAD_DIM: tl.constexpr, SCALE: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr,
+    CELL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    DOT: tl.constexpr, SUM: tl.constexpr, WHOLE: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """Program (run of windows x head, tile of scores): the tile's dS, window after window.
+
+    WHOLE: the tile is the whole window, and dq, dk, dv come of it; else lse and delta are read.
+    BIAS: dS summed over the run goes to partial (runs, heads, N, keys).
+    """
+    SIDE: tl.constexpr = WINDOW // CELL
+    QUERIES: tl.constexpr = WINDOW * WINDOW
+    KEYS: tl.constexpr = SIDE * SIDE
+    TILES_K: tl.constexpr = (KEYS + BLOCK_K - 1) // BLOCK_K
+    first, head = tl.program_id(0) // heads * run, tl.program_id(0) % heads
+    queries = tl.program_id(1) // TILES_K * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    keys = tl.program_id(1) % TILES_K * BLOCK_K + tl.arange(0, BLOCK_K)
+    depth = tl.arange(0, BLOCK_D)
+    channels = head * HEAD_DIM + depth
+    here_q = (queries < QUERIES)[:, None] & (depth < HEAD_DIM)[None, :]
+    here_k = (keys < KEYS)[:, None] & (depth < HEAD_DIM)[None, :]
+    table = table_ptr + head * ((2 * SIDE - 1) * (2 * SIDE - 1))
+    total = tl.zeros([BLOCK_Q, BLOCK_K], SUM)
+    for window in range(first, tl.minimum(first + run, windows)):
+        corner = _corner(window, size, WINDOW)
+        at_q = _query_offsets(queries, channels, corner, size, q_strides, WINDOW, SHIFT)
+        q = tl.load(q_ptr + at_q, mask=here_q, other=0.0).to(DOT)
+        at_q = _query_offsets(queries, channels, corner, size, grad_strides, WINDOW, SHIFT)
+        grad = tl.load(grad_ptr + at_q, mask=here_q, other=0.0).to(DOT)
+        at_k = _key_offsets(
+            keys, channels, heads * HEAD_DIM, corner, size, kv_strides, WINDOW, SHIFT, CELL
+        )
+        k = tl.load(k_ptr + at_k, mask=here_k, other=0.0).to(DOT)
+        v = tl.load(v_ptr + at_k, mask=here_k, other=0.0).to(DOT)
+        scores = _scores(q, k, table, queries, keys, corner, size, SCALE, WINDOW, SHIFT, CELL)
+        dp = tl.dot(grad, tl.trans(v), input_precision="ieee")
+        if WHOLE:
+            p = tl.exp2(scores - tl.max(scores, 1)[:, None])
+            p = p / tl.sum(p, 1)[:, None]
+            ds = p * (dp - tl.sum(p * dp, 1)[:, None])
+            dv = tl.dot(tl.trans(p.to(DOT)), grad, input_precision="ieee")
+            dq = tl.dot(ds.to(DOT), k, input_precision="ieee") * SCALE
+            dk = tl.dot(tl.trans(ds.to(DOT)), q, input_precision="ieee") * SCALE
+            at_q = _query_offsets(queries, channels, corner, size, dq_strides, WINDOW, SHIFT)
+            tl.store(dq_ptr + at_q, dq.to(dq_ptr.dtype.element_ty), mask=here_q)
+            at_k = _key_offsets(
+                keys, channels, heads * HEAD_DIM, corner, size, dkv_strides, WINDOW, SHIFT, CELL
+            )
+            tl.store(dk_ptr + at_k, dk.to(dk_ptr.dtype.element_ty), mask=here_k)
+            tl.store(dv_ptr + at_k, dv.to(dv_ptr.dtype.element_ty), mask=here_k)
+        else:
+            rows = (tl.cast(window, tl.int64) * heads + head) * QUERIES + queries
+            lse = tl.load(lse_ptr + rows, mask=queries < QUERIES, other=0.0)
+            delta = tl.load(delta_ptr + rows, mask=queries < QUERIES, other=0.0)
+            ds = tl.exp2(scores - lse[:, None]) * (dp - delta[:, None])
+        if BIAS:
+            total += ds
+    if BIAS:
+        rows = tl.program_id(0).to(tl.int64) * QUERIES + queries
+        here = (queries < QUERIES)[:, None] & (keys < KEYS)[None, :]
+        tl.store(partial_ptr + (rows[:, None] * KEYS + keys[None, :]), total, mask=here)
+
+
+@triton.jit
+def backward_queries(
+    q_ptr, k_ptr, v_ptr, table_ptr, grad_ptr, lse_ptr, delta_ptr, dq_ptr,
+    q_strides, kv_strides, grad_strides, dq_strides, size, heads,
+    HEAD_DIM: tl.constexpr, SCALE: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr,
+    CELL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    DOT: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    """Program (window, block of queries): dq; and each row's log2 of its sum, and sum of P dP."""
+    SIDE: tl.constexpr = WINDOW // CELL
+    QUERIES: tl.constexpr = WINDOW * WINDOW
+    KEYS: tl.constexpr = SIDE * SIDE
+    corner = _corner(tl.program_id(0), size, WINDOW)
+    queries = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    depth = tl.arange(0, BLOCK_D)
+    seen = depth < HEAD_DIM
+    here = (queries < QUERIES)[:, None] & seen[None, :]
+    for head in range(heads):
+        channels = head * HEAD_DIM + depth
+        at_q = _query_offsets(queries, channels, corner, size, q_strides, WINDOW, SHIFT)
+        q = tl.load(q_ptr + at_q, mask=here, other=0.0).to(DOT)
+        at_q = _query_offsets(queries, channels, corner, size, grad_strides, WINDOW, SHIFT)
+        grad = tl.load(grad_ptr + at_q, mask=here, other=0.0).to(DOT)
+        table = table_ptr + head * ((2 * SIDE - 1) * (2 * SIDE - 1))
+        out, lse = _attend(
+            q, k_ptr, v_ptr, table, queries, channels, seen, heads * HEAD_DIM, corner, size,
+            kv_strides, SCALE, WINDOW, SHIFT, CELL, BLOCK_K, DOT, SUM,
+        )  # fmt: skip
+        delta = tl.sum(out * grad.to(SUM), 1)
+        rows = (tl.program_id(0).to(tl.int64) * heads + head) * QUERIES + queries
+        tl.store(lse_ptr + rows, lse, mask=queries < QUERIES)
+        tl.store(delta_ptr + rows, delta, mask=queries < QUERIES)
+        dq = tl.zeros([BLOCK_Q, BLOCK_D], SUM)
+        for first in range(0, KEYS, BLOCK_K):
+            keys = first + tl.arange(0, BLOCK_K)
+            at_k = _key_offsets(
+                keys, channels, heads * HEAD_DIM, corner, size, kv_strides, WINDOW, SHIFT, CELL
+            )
+            here_k = (keys < KEYS)[:, None] & seen[None, :]
+            k = tl.load(k_ptr + at_k, mask=here_k, other=0.0).to(DOT)
+            v = tl.load(v_ptr + at_k, mask=here_k, other=0.0).to(DOT)
+            scores = _scores(q, k, table, queries, keys, corner, size, SCALE, WINDOW, SHIFT, CELL)
+            dp = tl.dot(grad, tl.trans(v), input_precision="ieee")
+            ds = tl.exp2(scores - lse[:, None]) * (dp - delta[:, None])
+            dq += tl.dot(ds.to(DOT), k, input_precision="ieee")
+        at_q = _query_offsets(queries, channels, corner, size, dq_strides, WINDOW, SHIFT)
+        tl.store(dq_ptr + at_q, (dq * SCALE).to(dq_ptr.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def backward_keys(
+    q_ptr, k_ptr, v_ptr, table_ptr, grad_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
+    q_strides, kv_strides, grad_strides, dkv_strides, size, heads,
+    HEAD_DIM: tl.constexpr, SCALE: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr,
+    CELL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    DOT: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    """Program (window, block of keys): dk and dv, from the statistics that backward_queries left."""
+    SIDE: tl.constexpr = WINDOW // CELL
+    QUERIES: tl.constexpr = WINDOW * WINDOW
+    KEYS: tl.constexpr = SIDE * SIDE
+    corner = _corner(tl.program_id(0), size, WINDOW)
+    keys = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    depth = tl.arange(0, BLOCK_D)
+    seen = depth < HEAD_DIM
+    here_k = (keys < KEYS)[:, None] & seen[None, :]
+    for head in range(heads):
+        channels = head * HEAD_DIM + depth
+        at_k = _key_offsets(
+            keys, channels, heads * HEAD_DIM, corner, size, kv_strides, WINDOW, SHIFT, CELL
+        )
+        k = tl.load(k_ptr + at_k, mask=here_k, other=0.0).to(DOT)
+        v = tl.load(v_ptr + at_k, mask=here_k, other=0.0).to(DOT)
+        table = table_ptr + head * ((2 * SIDE - 1) * (2 * SIDE - 1))
+        dk = tl.zeros([BLOCK_K, BLOCK_D], SUM)
+        dv = tl.zeros([BLOCK_K, BLOCK_D], SUM)
+        for first in range(0, QUERIES, BLOCK_Q):
+            queries = first + tl.arange(0, BLOCK_Q)
+            here = (queries < QUERIES)[:, None] & seen[None, :]
+            at_q = _query_offsets(queries, channels, corner, size, q_strides, WINDOW, SHIFT)
+            q = tl.load(q_ptr + at_q, mask=here, other=0.0).to(DOT)
+            at_q = _query_offsets(queries, channels, corner, size, grad_strides, WINDOW, SHIFT)
+            grad = tl.load(grad_ptr + at_q, mask=here, other=0.0).to(DOT)
+            rows = (tl.program_id(0).to(tl.int64) * heads + head) * QUERIES + queries
+            lse = tl.load(lse_ptr + rows, mask=queries < QUERIES, other=0.0)
+            delta = tl.load(delta_ptr + rows, mask=queries < QUERIES, other=0.0)
+            scores = _scores(q, k, table, queries, keys, corner, size, SCALE, WINDOW, SHIFT, CELL)
+            p = tl.exp2(scores - lse[:, None])
+            dv += tl.dot(tl.trans(p.to(DOT)), grad, input_precision="ieee")
+            dp = tl.dot(grad, tl.trans(v), input_precision="ieee")
+            ds = p * (dp - delta[:, None])
+            dk += tl.dot(tl.trans(ds.to(DOT)), q, input_precision="ieee")
+        at_k = _key_offsets(
+            keys, channels, heads * HEAD_DIM, corner, size, dkv_strides, WINDOW, SHIFT, CELL
+        )
+        tl.store(dk_ptr + at_k, (dk * SCALE).to(dk_ptr.dtype.element_ty), mask=here_k)
+        tl.store(dv_ptr + at_k, dv.to(dv_ptr.dtype.element_ty), mask=here_k)
