@@ -76,7 +76,16 @@ def _backward(
     inputs = _channels_last(qkv).chunk(3, -1)
     dqkv = qkv.new_empty(qkv.shape)
     dtable = _differentiate(
-        grad, inputs, dqkv.chunk(3, -1), bias_table, window_size, num_heads, shift, scale, 1, mask[1]
+        grad,
+        inputs,
+        dqkv.chunk(3, -1),
+        bias_table,
+        window_size,
+        num_heads,
+        shift,
+        scale,
+        1,
+        mask[1],
     )
     return dqkv if mask[0] else None, dtable
 
@@ -169,7 +178,14 @@ def _differentiate(
                 *read, dq, *strides, _strides(dq), map_size, num_heads, **constants, **blocks
             )
             kernels.backward_keys[windows, blocks_k](
-                *read, *found[1:], *strides, _strides(dk), map_size, num_heads, **constants, **blocks
+                *read,
+                *found[1:],
+                *strides,
+                _strides(dk),
+                map_size,
+                num_heads,
+                **constants,
+                **blocks,
             )
             if not biased:
                 return None
@@ -231,33 +247,35 @@ def _constants(
 def _blocks(
     q: Tensor, window_size: int, num_heads: int, cell: int, backward: bool = False
 ) -> dict[str, int]:
-    """The largest blocks that stay in registers; tests/kernels/triton_usage.py reads the compiler."""
+    """The largest blocks that stay in registers (tests/kernels/triton_usage.py reads them)."""
     depth = _block(q.shape[-1] // num_heads)
     half = q.dtype.itemsize == 2
     block_q = 64 if half else 32
+    if backward and depth > (32 if half else 16):
+        block_q //= 2
     block_k = 32 if half or backward or depth > 16 else 64
-    return {
-        "BLOCK_Q": _block(window_size**2, block_q),
-        "BLOCK_K": _block((window_size // cell) ** 2, block_k),
-        "BLOCK_D": depth,
-        "num_warps": 8 if half and depth > 32 else 4,
-        "num_stages": 1,
-    }
+    return _launch(q, window_size, num_heads, cell, block_q, block_k, 8 if depth > 32 else 4)
 
 
-def _whole_window(
-    q: Tensor, window_size: int, num_heads: int, cell: int
-) -> dict[str, int] | None:
+def _whole_window(q: Tensor, window_size: int, num_heads: int, cell: int) -> dict[str, int] | None:
     """Blocks that hold a window, for the backward in one tile; None where registers do not."""
     depth = _block(q.shape[-1] // num_heads)
     half = q.dtype.itemsize == 2
     if window_size**2 > 64 or depth > (32 if half else 16):
         return None
+    return _launch(q, window_size, num_heads, cell, 64, 64, 4 if half else 8)
+
+
+def _launch(
+    q: Tensor, window_size: int, num_heads: int, cell: int, block_q: int, block_k: int, warps: int
+) -> dict[str, int]:
+    block_q = _block(window_size**2, block_q)
+    block_k = _block((window_size // cell) ** 2, block_k)
     return {
-        "BLOCK_Q": _block(window_size**2),
-        "BLOCK_K": _block((window_size // cell) ** 2),
-        "BLOCK_D": depth,
-        "num_warps": 4 if half else 8,
+        "BLOCK_Q": block_q,
+        "BLOCK_K": block_k,
+        "BLOCK_D": _block(q.shape[-1] // num_heads),
+        "num_warps": 1 if block_q * block_k <= 256 else warps,
         "num_stages": 1,
     }
 

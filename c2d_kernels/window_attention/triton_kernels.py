@@ -45,7 +45,9 @@ def _offset(image, y, x, size, strides, SHIFT: tl.constexpr):
 
 
 @triton.jit
-def _query_offsets(queries, channels, corner, size, strides, WINDOW: tl.constexpr, SHIFT: tl.constexpr):
+def _query_offsets(
+    queries, channels, corner, size, strides, WINDOW: tl.constexpr, SHIFT: tl.constexpr
+):
     image, top, left = corner
     pixel = _offset(image, top + queries // WINDOW, left + queries % WINDOW, size, strides, SHIFT)
     return pixel[:, None] + channels[None, :]
@@ -281,7 +283,7 @@ def backward_keys(
     CELL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     DOT: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """Program (window, block of keys): dk and dv, from the statistics that backward_queries left."""
+    """Program (window, block of keys): dk and dv, from the statistics of backward_queries."""
     SIDE: tl.constexpr = WINDOW // CELL
     QUERIES: tl.constexpr = WINDOW * WINDOW
     KEYS: tl.constexpr = SIDE * SIDE
