@@ -11,7 +11,7 @@ from ..dispatch import Kernel
 
 MAX_WINDOW = 32  # tokens a side; the bias gradient holds heads * N * N numbers
 MAX_HEAD_DIM = 64
-RUNS = 256  # of windows, in the bias gradient: programs a head, and partial sums a head
+RUNS = 128  # of windows, in the bias gradient: programs a head, and partial sums a head
 TILE_PROGRAMS = 2048  # of the bias gradient of large windows: fewer runs where there are more tiles
 
 
