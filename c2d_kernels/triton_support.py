@@ -41,3 +41,28 @@ def refusal(x: Tensor) -> str | None:
 def on_device(x: Tensor) -> AbstractContextManager:
     """Launches inside go to the device of x."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def types(dtype: torch.dtype) -> dict[str, object]:
+    """DOT, in which matrices are multiplied, and SUM, in which everything is added up."""
+    import triton.language as tl
+
+    dots = {torch.float64: tl.float64, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+    dot = dots.get(dtype, tl.float32)
+    if interpreting() and dot == tl.bfloat16:
+        dot = tl.float32  # the interpreter's bfloat16 products are wrong
+    return {"DOT": dot, "SUM": tl.float64 if dtype == torch.float64 else tl.float32}
+
+
+def block(size: int) -> int:
+    """The power of two that holds size; tl.dot takes 16 or more."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def strides(x: Tensor) -> tuple[int, ...]:
+    """Of images, rows and columns; channels have 1."""
+    return x.stride()[:3]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()

@@ -45,7 +45,7 @@ def _can_run_permuted(
 def _forward(
     qkv: Tensor, bias_table: Tensor, window_size: int, num_heads: int, shift: int, scale: float
 ) -> Tensor:
-    q, k, v = _channels_last(qkv).chunk(3, -1)
+    q, k, v = triton_support.channels_last(qkv).chunk(3, -1)
     return _attend(q, k, v, bias_table, window_size, num_heads, shift, scale, cell=1)
 
 
@@ -58,8 +58,8 @@ def _forward_permuted(
     shift: int,
     scale: float,
 ) -> Tensor:
-    k, v = _channels_last(kv).chunk(2, -1)
-    q = _channels_last(q)
+    k, v = triton_support.channels_last(kv).chunk(2, -1)
+    q = triton_support.channels_last(q)
     return _attend(q, k, v, bias_table, window_size, num_heads, shift, scale, cell=2)
 
 
@@ -73,7 +73,7 @@ def _backward(
     scale: float,
     mask: list[bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    inputs = _channels_last(qkv).chunk(3, -1)
+    inputs = triton_support.channels_last(qkv).chunk(3, -1)
     dqkv = qkv.new_empty(qkv.shape)
     dtable = _differentiate(
         grad,
@@ -101,7 +101,7 @@ def _backward_permuted(
     scale: float,
     mask: list[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    inputs = (_channels_last(q), *_channels_last(kv).chunk(2, -1))
+    inputs = (triton_support.channels_last(q), *triton_support.channels_last(kv).chunk(2, -1))
     dq, dkv = q.new_empty(q.shape), kv.new_empty(kv.shape)
     found = (dq, *dkv.chunk(2, -1))
     dtable = _differentiate(
@@ -132,7 +132,7 @@ def _attend(
     with triton_support.on_device(q):
         kernels.forward[grid](
             *(q, k, v, _table(bias_table, q.dtype), out),
-            *map(_strides, (q, k, out)),
+            *map(triton_support.strides, (q, k, out)),
             *(tuple(q.shape[1:3]), num_heads),
             **constants,
             **blocks,
@@ -166,22 +166,29 @@ def _differentiate(
     whole = whole_blocks is not None
     blocks = whole_blocks or _blocks(q, window_size, num_heads, cell, backward=True)
     blocks_q, blocks_k = _count(queries, blocks["BLOCK_Q"]), _count(keys, blocks["BLOCK_K"])
-    grad = _channels_last(grad)
+    grad = triton_support.channels_last(grad)
     # Two numbers a row of the scores, where a window is more than a tile.
     rows = (0,) if whole else (windows, num_heads, queries)
     lse, delta = q.new_empty(rows, dtype=sums), q.new_empty(rows, dtype=sums)
     read = (*inputs, _table(bias_table, q.dtype), grad, lse, delta)
-    strides, map_size = [_strides(x) for x in (q, k, grad)], tuple(q.shape[1:3])
+    strides, map_size = [triton_support.strides(x) for x in (q, k, grad)], tuple(q.shape[1:3])
     with triton_support.on_device(q):
         if not whole:
             kernels.backward_queries[windows, blocks_q](
-                *read, dq, *strides, _strides(dq), map_size, num_heads, **constants, **blocks
+                *read,
+                dq,
+                *strides,
+                triton_support.strides(dq),
+                map_size,
+                num_heads,
+                **constants,
+                **blocks,
             )
             kernels.backward_keys[windows, blocks_k](
                 *read,
                 *found[1:],
                 *strides,
-                _strides(dk),
+                triton_support.strides(dk),
                 map_size,
                 num_heads,
                 **constants,
@@ -196,7 +203,15 @@ def _differentiate(
         partial = q.new_empty((runs, num_heads, queries, keys) if biased else 0, dtype=sums)
         kernels.backward_tile[runs * num_heads, tiles](
             *(*read, *found, partial),
-            *(*strides, _strides(dq), _strides(dk), map_size, num_heads, windows, run),
+            *(
+                *strides,
+                triton_support.strides(dq),
+                triton_support.strides(dk),
+                map_size,
+                num_heads,
+                windows,
+                run,
+            ),
             **constants,
             **blocks,
             WHOLE=whole,
@@ -227,20 +242,13 @@ def _constants(
     q: Tensor, window_size: int, num_heads: int, shift: int, scale: float, cell: int
 ) -> dict[str, object]:
     """What a kernel is compiled for, besides its blocks."""
-    import triton.language as tl
-
-    types = {torch.float64: tl.float64, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-    dot = types.get(q.dtype, tl.float32)
-    if triton_support.interpreting() and dot == tl.bfloat16:
-        dot = tl.float32  # the interpreter's bfloat16 products are wrong
     return {
         "HEAD_DIM": q.shape[-1] // num_heads,
         "SCALE": scale,  # as an argument it would reach float64 kernels in float32
         "WINDOW": window_size,
         "SHIFT": shift,
         "CELL": cell,
-        "DOT": dot,
-        "SUM": tl.float64 if q.dtype == torch.float64 else tl.float32,
+        **triton_support.types(q.dtype),
     }
 
 
@@ -248,7 +256,7 @@ def _blocks(
     q: Tensor, window_size: int, num_heads: int, cell: int, backward: bool = False
 ) -> dict[str, int]:
     """The largest blocks that stay in registers (tests/kernels/triton_usage.py reads them)."""
-    depth = _block(q.shape[-1] // num_heads)
+    depth = triton_support.block(q.shape[-1] // num_heads)
     half = q.dtype.itemsize == 2
     block_q = 64 if half else 32
     if backward and depth > (32 if half else 16):
@@ -259,7 +267,7 @@ def _blocks(
 
 def _whole_window(q: Tensor, window_size: int, num_heads: int, cell: int) -> dict[str, int] | None:
     """Blocks that hold a window, for the backward in one tile; None where registers do not."""
-    depth = _block(q.shape[-1] // num_heads)
+    depth = triton_support.block(q.shape[-1] // num_heads)
     half = q.dtype.itemsize == 2
     if window_size**2 > 64 or depth > (32 if half else 16):
         return None
@@ -269,20 +277,15 @@ def _whole_window(q: Tensor, window_size: int, num_heads: int, cell: int) -> dic
 def _launch(
     q: Tensor, window_size: int, num_heads: int, cell: int, block_q: int, block_k: int, warps: int
 ) -> dict[str, int]:
-    block_q = _block(window_size**2, block_q)
-    block_k = _block((window_size // cell) ** 2, block_k)
+    block_q = min(block_q, triton_support.block(window_size**2))
+    block_k = min(block_k, triton_support.block((window_size // cell) ** 2))
     return {
         "BLOCK_Q": block_q,
         "BLOCK_K": block_k,
-        "BLOCK_D": _block(q.shape[-1] // num_heads),
+        "BLOCK_D": triton_support.block(q.shape[-1] // num_heads),
         "num_warps": 1 if block_q * block_k <= 256 else warps,
         "num_stages": 1,
     }
-
-
-def _block(size: int, most: int = 64) -> int:
-    """The power of two that holds size, as far as most; tl.dot takes 16 or more."""
-    return min(most, max(16, 1 << (size - 1).bit_length()))
 
 
 def _count(size: int, block: int) -> int:
@@ -293,18 +296,9 @@ def _windows(x: Tensor, window_size: int) -> int:
     return x.shape[0] * (x.shape[1] // window_size) * (x.shape[2] // window_size)
 
 
-def _strides(x: Tensor) -> tuple[int, ...]:
-    """Of images, rows and columns; channels have 1."""
-    return x.stride()[:3]
-
-
 def _table(bias_table: Tensor, dtype: torch.dtype) -> Tensor:
     """(heads, (2s-1)^2) in the type of the sums: neighbouring keys read neighbouring numbers."""
     return bias_table.t().to(torch.promote_types(dtype, torch.float32)).contiguous()
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 window_attention = Kernel("window_attention", "triton", _can_run, _forward, _backward)

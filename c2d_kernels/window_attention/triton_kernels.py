@@ -17,10 +17,10 @@ to keep. Gradients have owners, so nothing is added atomically:
   - else `backward_queries` (dq, and the rows' statistics), `backward_keys` (dk, dv), and
     `backward_tile` again, for the bias alone.
 
-Traffic, for a window of 8x8 and C = 60 in bfloat16: forward 23,040 bytes read and 7,680 written, for
-983,040 operations, 32 a byte; backward 30,720 and 23,040, and once a call at most 128 partial sums
-of heads * 64 * 64 floats for the bias. A window of several query blocks reads its keys once for
-each, from L1 or L2.
+Traffic, for a window of 8x8 and C = 60 in bfloat16: forward 23,040 bytes read and 7,680 written
+for 983,040 operations, 32 a byte; backward 30,720 and 23,040, and once a call at most 128 partial
+sums of heads * 64 * 64 floats for the bias. A window of several query blocks reads its keys once
+for each, from L1 or L2.
 
 Registers a thread, no spills (triton 3.9, sm_90, head_dim 10; bfloat16 / float32):
                      8x8         16x16       SRFormer 16x16

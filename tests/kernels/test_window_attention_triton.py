@@ -53,12 +53,6 @@ CASES += [
 NAMES = "operator, batch, height, width, channels, window, heads, shift, scale"
 
 
-@pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
-    with interpreter() as run:
-        yield run
-
-
 def draw(
     operator: str, batch: int, height: int, width: int, channels: int, window: int, heads: int,
     shift: int = 0, scale: float | None = None, dtype: torch.dtype = torch.float64,

@@ -36,7 +36,7 @@ def usage(
         if name in constants:
             signature[name] = "constexpr"
         elif name.endswith("_ptr"):
-            sums = name in ("table_ptr", "lse_ptr", "delta_ptr", "partial_ptr")
+            sums = name in ("table_ptr", "lse_ptr", "delta_ptr", "partial_ptr", "m_ptr", "g_ptr")
             signature[name] = "*fp32" if sums else f"*{NAMES[dtype]}"
             attributes[place,] = [["tt.divisibility", 16]]  # as torch allocates
         elif name.endswith("strides"):
