@@ -61,17 +61,17 @@ def _matrix(window, CHANNELS: tl.constexpr, DEPTH: tl.constexpr):
 
 @triton.jit
 def _mean(
-    a_ptr, v_ptr, window, first, size, a_strides, v_strides,
+    a_ptr, v_ptr, window, first, span, size, a_strides, v_strides,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, DEPTH: tl.constexpr,
-    SPAN: tl.constexpr, BLOCK: tl.constexpr, DOT: tl.constexpr, SUM: tl.constexpr,
+    BLOCK: tl.constexpr, DOT: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """a^T v / n over SPAN tokens of a window; n is the number of tokens that the window has."""
+    """a^T v / n over span tokens of a window; n is the number of tokens that the window has."""
     rows, columns = (size[0] + HEIGHT - 1) // HEIGHT, (size[1] + WIDTH - 1) // WIDTH
     inside = window % (rows * columns)
     n = tl.minimum(size[0] - inside // columns * HEIGHT, HEIGHT)
     n *= tl.minimum(size[1] - inside % columns * WIDTH, WIDTH)
     total = tl.zeros([DEPTH, DEPTH], SUM)
-    for start in range(0, SPAN, BLOCK):
+    for start in range(0, span, BLOCK):
         tokens = first + start + tl.arange(0, BLOCK)
         a = _load(a_ptr, tokens, window, size, a_strides, HEIGHT, WIDTH, CHANNELS, DEPTH, DOT)
         v = _load(v_ptr, tokens, window, size, v_strides, HEIGHT, WIDTH, CHANNELS, DEPTH, DOT)
@@ -81,15 +81,15 @@ def _mean(
 
 @triton.jit
 def gram(
-    a_ptr, v_ptr, partial_ptr, a_strides, v_strides, size, windows,
+    a_ptr, v_ptr, partial_ptr, a_strides, v_strides, size, windows, span,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, DEPTH: tl.constexpr,
-    SPAN: tl.constexpr, BLOCK: tl.constexpr, DOT: tl.constexpr, SUM: tl.constexpr,
+    BLOCK: tl.constexpr, DOT: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """Program (window, part of it): the part's a^T v / n to partial (parts, windows, C, C)."""
     window, part = tl.program_id(0), tl.program_id(1)
     mean = _mean(
-        a_ptr, v_ptr, window, part * SPAN, size, a_strides, v_strides,
-        HEIGHT, WIDTH, CHANNELS, DEPTH, SPAN, BLOCK, DOT, SUM,
+        a_ptr, v_ptr, window, part * span, span, size, a_strides, v_strides,
+        HEIGHT, WIDTH, CHANNELS, DEPTH, BLOCK, DOT, SUM,
     )  # fmt: skip
     place, exists = _matrix(tl.cast(part, tl.int64) * windows + window, CHANNELS, DEPTH)
     tl.store(partial_ptr + place, mean, mask=exists)
@@ -97,23 +97,23 @@ def gram(
 
 @triton.jit
 def forward(
-    q_ptr, v_ptr, m_ptr, out_ptr, q_strides, v_strides, out_strides, size,
+    q_ptr, v_ptr, m_ptr, out_ptr, q_strides, v_strides, out_strides, size, span,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, DEPTH: tl.constexpr,
-    SPAN: tl.constexpr, BLOCK: tl.constexpr, DOT: tl.constexpr, SUM: tl.constexpr,
+    BLOCK: tl.constexpr, DOT: tl.constexpr, SUM: tl.constexpr,
     GIVEN: tl.constexpr,
 ):  # fmt: skip
     """Program (window, part of it): v M^T; M is GIVEN, or made here of the only part."""
-    window, first = tl.program_id(0), tl.program_id(1) * SPAN
+    window, first = tl.program_id(0), tl.program_id(1) * span
     if GIVEN:
         place, exists = _matrix(window, CHANNELS, DEPTH)
         m = tl.load(m_ptr + place, mask=exists, other=0.0)
     else:
         m = _mean(
-            q_ptr, v_ptr, window, first, size, q_strides, v_strides,
-            HEIGHT, WIDTH, CHANNELS, DEPTH, SPAN, BLOCK, DOT, SUM,
+            q_ptr, v_ptr, window, first, span, size, q_strides, v_strides,
+            HEIGHT, WIDTH, CHANNELS, DEPTH, BLOCK, DOT, SUM,
         )  # fmt: skip
     transposed = tl.trans(m.to(DOT))
-    for start in range(0, SPAN, BLOCK):
+    for start in range(0, span, BLOCK):
         tokens = first + start + tl.arange(0, BLOCK)
         v = _load(v_ptr, tokens, window, size, v_strides, HEIGHT, WIDTH, CHANNELS, DEPTH, DOT)
         out = tl.dot(v, transposed, input_precision="ieee")
@@ -123,29 +123,29 @@ def forward(
 @triton.jit
 def backward(
     q_ptr, v_ptr, grad_ptr, m_ptr, g_ptr, dq_ptr, dv_ptr,
-    q_strides, v_strides, grad_strides, d_strides, size,
+    q_strides, v_strides, grad_strides, d_strides, size, span,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, DEPTH: tl.constexpr,
-    SPAN: tl.constexpr, BLOCK: tl.constexpr, DOT: tl.constexpr, SUM: tl.constexpr,
+    BLOCK: tl.constexpr, DOT: tl.constexpr, SUM: tl.constexpr,
     GIVEN: tl.constexpr,
 ):  # fmt: skip
     """Program (window, part of it): dq = v G^T and dv = g M + q G; M and G as in forward."""
-    window, first = tl.program_id(0), tl.program_id(1) * SPAN
+    window, first = tl.program_id(0), tl.program_id(1) * span
     if GIVEN:
         place, exists = _matrix(window, CHANNELS, DEPTH)
         m = tl.load(m_ptr + place, mask=exists, other=0.0)
         g = tl.load(g_ptr + place, mask=exists, other=0.0)
     else:
         m = _mean(
-            q_ptr, v_ptr, window, first, size, q_strides, v_strides,
-            HEIGHT, WIDTH, CHANNELS, DEPTH, SPAN, BLOCK, DOT, SUM,
+            q_ptr, v_ptr, window, first, span, size, q_strides, v_strides,
+            HEIGHT, WIDTH, CHANNELS, DEPTH, BLOCK, DOT, SUM,
         )  # fmt: skip
         g = _mean(
-            grad_ptr, v_ptr, window, first, size, grad_strides, v_strides,
-            HEIGHT, WIDTH, CHANNELS, DEPTH, SPAN, BLOCK, DOT, SUM,
+            grad_ptr, v_ptr, window, first, span, size, grad_strides, v_strides,
+            HEIGHT, WIDTH, CHANNELS, DEPTH, BLOCK, DOT, SUM,
         )  # fmt: skip
     m, g = m.to(DOT), g.to(DOT)
     transposed = tl.trans(g)
-    for start in range(0, SPAN, BLOCK):
+    for start in range(0, span, BLOCK):
         tokens = first + start + tl.arange(0, BLOCK)
         q = _load(q_ptr, tokens, window, size, q_strides, HEIGHT, WIDTH, CHANNELS, DEPTH, DOT)
         v = _load(v_ptr, tokens, window, size, v_strides, HEIGHT, WIDTH, CHANNELS, DEPTH, DOT)
