@@ -8,6 +8,19 @@ sums M in float32 registers over blocks of tokens, then meets the same tokens ag
 now. A larger one is split: `gram` leaves one partial M for each 256 tokens, torch adds them in
 fixed order, and the programs that apply M read the sum. Any map: a token beyond the border is a
 zero that M does not notice, and n counts those that exist.
+
+Traffic, C = 30 in bfloat16: a window of 16x16 reads 30,720 bytes and writes 15,360 for 921,600
+operations, 20 a byte; backward 46,080 and 30,720. A window of 64x64 reads 491,520, reads v once
+more, writes 245,760, and leaves 16 partial M of 3,600 bytes. How many blocks of tokens a part has
+is an argument: with the number known, the loops were unrolled and took up to four times the
+registers, with spills.
+
+Registers a thread, no spills (triton 3.9, sm_90; bfloat16 / float32):
+             16x16, C = 30   64x64, C = 30   64x64, C = 60
+  gram                         48 / 48         80 / 70
+  forward      66 / 80         54 / 62         80 / 64
+  backward    108 / 92         72 / 64         92 / 78
+Shared memory a program: 4 to 36 KB in bfloat16, 8 to 56 KB in float32.
 """
 
 import triton
@@ -15,9 +28,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _tokens(
-    tokens, window, size, strides, HEIGHT: tl.constexpr, WIDTH: tl.constexpr
-):  # fmt: skip
+def _tokens(tokens, window, size, strides, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
     """Where tokens of a window lie, 64 bit, and whether they exist."""
     rows, columns = (size[0] + HEIGHT - 1) // HEIGHT, (size[1] + WIDTH - 1) // WIDTH
     image, inside = window // (rows * columns), window % (rows * columns)

@@ -15,18 +15,16 @@ from torch import Tensor
 import c2d_kernels
 from c2d_kernels import triton_support
 from c2d_kernels.window_attention import triton as launch
-from tests.kernels.triton_usage import usage
-from tests.kernels.triton_worker import Run, interpreter, with_gradients
-
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+from tests.kernels.triton_checks import (
+    assert_by_the_rule,
+    by_reference,
+    needs_triton,
+    on_gpu,
+    relative_error,
+    twice,
 )
-
-
-def on_gpu(test):
-    test = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")(test)
-    return pytest.mark.gpu(test)
-
+from tests.kernels.triton_usage import usage
+from tests.kernels.triton_worker import Run, interpreter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,6 +51,12 @@ CASES += [
 NAMES = "operator, batch, height, width, channels, window, heads, shift, scale"
 
 
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    with interpreter() as run:
+        yield run
+
+
 def draw(
     operator: str, batch: int, height: int, width: int, channels: int, window: int, heads: int,
     shift: int = 0, scale: float | None = None, dtype: torch.dtype = torch.float64,
@@ -72,34 +76,6 @@ def draw(
     tensors["bias_table"] = tensors["bias_table"].to(wide)
     options = {"window_size": window, "num_heads": heads, "shift": shift, "scale": scale}
     return tensors, options
-
-
-def by_reference(operator: str, tensors: dict[str, Tensor], options: dict) -> list[Tensor]:
-    with c2d_kernels.backend("reference"):
-        return with_gradients(getattr(c2d_kernels, operator), tensors, options)
-
-
-def relative_error(actual: Tensor, exact: Tensor) -> float:
-    scale = exact.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
-    return ((actual.double() - exact).abs().max() / scale).item()
-
-
-def assert_by_the_rule(operator, actual, tensors, options, dtype, monkeypatch) -> None:
-    """Values and gradients: at most twice the error of the formula in this dtype, plus one ulp."""
-    exact = by_reference(operator, {n: x.double() for n, x in tensors.items()}, options)
-    if dtype == torch.float64:
-        allowed = [1e-12] * len(exact)
-    else:
-        plain = {name: x.to(dtype) for name, x in tensors.items()}
-        with monkeypatch.context() as patch:
-            patch.setattr(torch, "promote_types", lambda narrow, wide: narrow)
-            naive = by_reference(operator, plain, options)
-        eps = torch.finfo(dtype).eps
-        allowed = [2 * relative_error(*pair) + eps for pair in zip(naive, exact, strict=True)]
-    kinds = [tensors[next(iter(tensors))], *tensors.values()]
-    for got, want, bound, kind in zip(actual, exact, allowed, kinds, strict=True):
-        assert got.shape == want.shape and got.dtype == kind.dtype
-        assert relative_error(got, want) <= bound
 
 
 # --- in the interpreter --------------------------------------------------------------------------
@@ -300,7 +276,7 @@ USAGE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize(
-    ("case", "expected"), USAGE.items(), ids=lambda x: "-".join(map(str, x)) if len(x) == 4 else ""
+    ("case", "expected"), USAGE.items(), ids=["-".join(map(str, case)) for case in USAGE]
 )
 def test_registers_and_spills(case, expected, architecture, monkeypatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
@@ -345,9 +321,5 @@ def test_on_a_gpu(
     case = (operator, batch, height, width, channels, window, heads, shift, scale)
     tensors, options = draw(*case, dtype=dtype)
     tensors = {name: x.cuda() for name, x in tensors.items()}
-    with c2d_kernels.backend("triton"):
-        actual, again = (
-            with_gradients(getattr(c2d_kernels, operator), tensors, options) for _ in range(2)
-        )
-    assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True))
+    actual = twice(operator, tensors, options)
     assert_by_the_rule(operator, actual, tensors, options, dtype, monkeypatch)
