@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import checks, dispatch
 from ..operators import Operator, define
-from . import native, reference
+from . import native, reference, triton
 
 
 def window_attention(
@@ -158,3 +158,5 @@ _permuted = define(
     )
 )
 dispatch.register(native.permuted_window_attention)
+dispatch.register(triton.window_attention)
+dispatch.register(triton.permuted_window_attention)

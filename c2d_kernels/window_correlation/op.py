@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import checks, dispatch
 from ..operators import Operator, define
-from . import native, reference
+from . import native, reference, triton
 
 
 def channel_correlation(q: Tensor, v: Tensor, *, window_size: int | tuple[int, int]) -> Tensor:
@@ -126,6 +126,7 @@ _channel = define(
     )
 )
 dispatch.register(native.channel_correlation)
+dispatch.register(triton.channel_correlation)
 
 _spatial = define(
     Operator(
