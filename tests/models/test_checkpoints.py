@@ -68,13 +68,15 @@ def test_a_float64_file_stays_exact(tmp_path):
     assert all(p.dtype == torch.float64 for p in again.parameters())
 
 
-def official(scale: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+def official(
+    scale: int, dtype: torch.dtype = torch.float32, published: str = "swinir_light"
+) -> dict[str, torch.Tensor]:
     """The authors' state dict: golden parameters, and zeros where they have buffers."""
     state = {
         key: torch.zeros(shape, dtype=getattr(torch, kind))
-        for key, shape, kind, _ in listing(f"swinir_light_x{scale}")
+        for key, shape, kind, _ in listing(f"{published}_x{scale}")
     }
-    golden = golden_state_dict(f"swinir_light_x{scale}")
+    golden = golden_state_dict(f"{published}_x{scale}")
     return {**state, **{key: torch.from_numpy(value).to(dtype) for key, value in golden.items()}}
 
 
@@ -103,6 +105,25 @@ def test_authors_files(wrapping, tmp_path):
 def test_authors_scales_as_safetensors(scale, tmp_path):
     save_file(official(scale), tmp_path / "swinir.safetensors")
     assert load(tmp_path / "swinir.safetensors").scale == scale
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize(
+    ("published", "name"),
+    [
+        ("srformer_light", "srformer_l"),
+        ("hit_sir", "hit_sir"),
+        ("hit_srf", "hit_srf"),
+        ("mambairv2_light", "mambairv2_l"),
+    ],
+)
+def test_authors_files_are_told_apart(published, name, scale, tmp_path):
+    state = official(scale, published=published)
+    torch.save({"params": state}, tmp_path / "network.pth")
+    net = load(tmp_path / "network.pth")
+    assert (net.name, net.scale) == (name, scale)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, state[key]), key
 
 
 def header(**changes) -> dict[str, str]:
@@ -140,7 +161,8 @@ BAD_FILES = {
     "a-number": (lambda p: torch.save(5, p.with_suffix(".pth")), "holds no state dict"),
     "another-network": (
         lambda p: save_file({"conv.weight": torch.zeros(3)}, p),
-        r"of no network that is known here \(authors' files: SwinIR-L\)",
+        r"of no network that is known here \(authors' files: SwinIR-L, SRFormer-L, "
+        r"MambaIRv2-L, HiT-SRF, HiT-SIR\)",
     ),
     "larger-swinir": (
         lambda p: save_file({**official(4), "conv_first.weight": torch.zeros(180, 3, 3, 3)}, p),
