@@ -16,7 +16,15 @@ from torch.nn import functional as F
 
 from c2d_kernels import channel_correlation
 
-from .layers import Conv3x3, Mlp, WindowAttention, init_linear
+from .layers import (
+    Conv3x3,
+    ConvFFN,
+    Freezable,
+    Mlp,
+    PermutedWindowAttention,
+    WindowAttention,
+    init_linear,
+)
 from .mambairv2 import AttentiveLayer
 from .upsamplers import BilinearPixelShuffle, Network, upsampler
 
@@ -31,7 +39,7 @@ def position_digits(window_size: int) -> Tensor:
     return 2.0 * digits - 1.0
 
 
-class HierarchicalEncoding(nn.Module):
+class HierarchicalEncoding(Freezable):
     """E: the binary digits of a pixel's place in its window, per axis, through a Linear.
 
     The Linear is the parameter. It acts on the row's digits and on the column's separately, so E is
@@ -63,11 +71,9 @@ class HierarchicalEncoding(nn.Module):
 
     @torch.no_grad()
     def freeze(self) -> None:
-        """Keep the tables of the present weights (they follow the module from device to device)."""
         self.row_table, self.column_table = self.tables()
 
     def thaw(self) -> None:
-        """Compute the tables from the weights again."""
         self.row_table = self.column_table = None
 
 
@@ -117,19 +123,34 @@ class AttentionMixer(WindowAttention):
         return super().forward(x)
 
 
+class PermutedAttentionMixer(PermutedWindowAttention):
+    """The same with SRFormer's attention, whose windows may be larger."""
+
+    def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return super().forward(x)
+
+
 class HiETLayer(nn.Module):
     """HiET-SwinIR's layer: x + LN(mixer(x)), then x + LN(MLP(x)), as in HiT-SR."""
+
+    mlp_type: type[nn.Module] = Mlp
 
     def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float):
         super().__init__()
         self.mixer = mixer
         self.norm1 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, mlp_ratio)
+        self.mlp = self.mlp_type(dim, mlp_ratio)
         self.norm2 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         x = x + self.norm1(self.mixer(x, rows, columns))
         return x + self.norm2(self.mlp(x))
+
+
+class HiETConvLayer(HiETLayer):
+    """HiET-SRFormer's layer: the same with a ConvFFN for the MLP."""
+
+    mlp_type = ConvFFN
 
 
 class HiETAttentiveLayer(AttentiveLayer):
@@ -195,6 +216,7 @@ class HiET(Network):
     """
 
     layer_type: type[nn.Module] = HiETLayer
+    attention_type: type[nn.Module] = AttentionMixer
 
     def __init__(
         self,
@@ -231,7 +253,7 @@ class HiET(Network):
 
         shifts = [i % 2 * (bottom // 2) for i in range(blocks)]
         self.blocks = nn.ModuleList(
-            HiETBlock(dim, windows, AttentionMixer(dim, bottom, num_heads, shift), layer)
+            HiETBlock(dim, windows, self.attention_type(dim, bottom, num_heads, shift), layer)
             for shift in shifts
         )
         self.norm = nn.LayerNorm(dim)
@@ -264,20 +286,12 @@ class HiET(Network):
             x = block(x, rows, columns)
         return shallow + self.conv_after_body(self.norm(x))
 
-    def prepare(self) -> "HiET":
-        """Evaluation mode with every E computed once. Call it again after changing weights."""
-        self.eval()
-        for module in self.modules():
-            if isinstance(module, HierarchicalEncoding):
-                module.freeze()
-        return self
 
-    def train(self, mode: bool = True) -> "HiET":
-        """Training or evaluation mode; frozen tables are dropped."""
-        for module in self.modules():
-            if isinstance(module, HierarchicalEncoding):
-                module.thaw()
-        return super().train(mode)
+class HiETSRFormer(HiET):
+    """HiET with SRFormer's permuted attention and ConvFFN in its layers (HiET-SRFormer)."""
+
+    layer_type = HiETConvLayer
+    attention_type = PermutedAttentionMixer
 
 
 class HiETMambaIRv2(HiET):

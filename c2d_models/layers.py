@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from c2d_kernels import window_attention
+from c2d_kernels import permuted_window_attention, window_attention
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 """Mean colour of DIV2K, which the published networks subtract at their entry, add at their end."""
@@ -75,6 +75,27 @@ class Conv3x3(nn.Conv2d):
         return rearrange(y, "b c h w -> b h w c")
 
 
+class PointwiseConv(nn.Conv2d):
+    """1x1 convolution of a channels-last map: a Linear, stored as a convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.flatten(1), self.bias)
+
+
+class DepthwiseConv(nn.Conv2d):
+    """k x k convolution with zero padding of each channel of a channels-last map by itself."""
+
+    def __init__(self, dim: int, kernel_size: int):
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(rearrange(x, "b h w c -> b c h w"))
+        return rearrange(y, "b c h w -> b h w c")
+
+
 class Mlp(nn.Module):
     """Linear(dim -> ratio * dim), GELU, Linear(ratio * dim -> dim) on the last dimension."""
 
@@ -86,6 +107,29 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
+
+
+class DepthwiseBranch(nn.Module):
+    """GELU of a 5x5 depthwise convolution, under the name that SRFormer's files give it."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.depthwise_conv = nn.Sequential(DepthwiseConv(dim, 5), nn.GELU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.depthwise_conv(x)
+
+
+class ConvFFN(Mlp):
+    """SRFormer's feed-forward: the MLP, its hidden features plus a depthwise branch of them."""
+
+    def __init__(self, dim: int, ratio: float):
+        super().__init__(dim, ratio)
+        self.dwconv = DepthwiseBranch(int(dim * ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.gelu(self.fc1(x))
+        return self.fc2(hidden + self.dwconv(hidden))
 
 
 class WindowAttention(nn.Module):
@@ -112,6 +156,45 @@ class WindowAttention(nn.Module):
             shift=self.shift,
         )
         return self.proj(attended)
+
+
+class PermutedWindowAttention(nn.Module):
+    """SRFormer's self-attention: keys and values of a quarter of the width, 2x2 tokens a key.
+
+    (B, H, W, dim) -> (B, H, W, dim); H and W are multiples of `window_size`, which is even.
+    """
+
+    def __init__(self, dim: int, window_size: int, num_heads: int, shift: int = 0):
+        super().__init__()
+        self.window_size, self.num_heads, self.shift = window_size, num_heads, shift
+        table = torch.empty((window_size - 1) ** 2, num_heads)
+        self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, dim // 2)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        attended = permuted_window_attention(
+            self.q(x),
+            self.kv(x),
+            self.relative_position_bias_table,
+            window_size=self.window_size,
+            num_heads=self.num_heads,
+            shift=self.shift,
+        )
+        return self.proj(attended)
+
+
+class Freezable(nn.Module):
+    """A module with something to compute from its weights alone, once and for all at inference."""
+
+    def freeze(self) -> None:
+        """Keep what the present weights give (it follows the module from device to device)."""
+        raise NotImplementedError
+
+    def thaw(self) -> None:
+        """Compute it from the weights again."""
+        raise NotImplementedError
 
 
 def init_linear(module: nn.Module) -> None:

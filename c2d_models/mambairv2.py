@@ -17,33 +17,20 @@ from torch.nn import functional as F
 
 from c2d_kernels import selective_scan
 
-from .layers import Conv3x3, WindowAttention, init_linear, rgb_mean, symmetric_index
+from .layers import (
+    Conv3x3,
+    DepthwiseConv,
+    PointwiseConv,
+    WindowAttention,
+    init_linear,
+    rgb_mean,
+    symmetric_index,
+)
 from .swinir import Embedding
 from .upsamplers import Network, PixelShuffleDirect, upsampler
 
 ROUTINGS = ("argmax", "gumbel")
 """How an evaluated network may choose the class of a token; training samples (gumbel) always."""
-
-
-class PointwiseConv(nn.Conv2d):
-    """1x1 convolution of a channels-last map: a Linear, stored as a convolution."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(in_channels, out_channels, kernel_size=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.flatten(1), self.bias)
-
-
-class DepthwiseConv(nn.Conv2d):
-    """k x k convolution with zero padding of each channel of a channels-last map by itself."""
-
-    def __init__(self, dim: int, kernel_size: int):
-        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(rearrange(x, "b h w c -> b c h w"))
-        return rearrange(y, "b c h w -> b h w c")
 
 
 class SpatialGate(nn.Module):

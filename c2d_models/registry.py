@@ -6,8 +6,10 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
-from .hiet import HiET, HiETMambaIRv2
+from .hiet import HiET, HiETMambaIRv2, HiETSRFormer
+from .hit import HiTSIR, HiTSRF
 from .mambairv2 import MambaIRv2
+from .srformer import SRFormer
 from .swinir import SwinIR
 from .upsamplers import Network
 
@@ -30,6 +32,16 @@ _SWINIR_L = {
     "mlp_ratio": 2,
     "decoder": _HIIF_L,
 }
+_SRFORMER_L = {**_SWINIR_L, "window_size": 16}
+_HIT = {
+    "dim": 60,
+    "groups": 4,
+    "windows": [4, 8, 16, 32, 48, 64],
+    "base_window": 8,
+    "num_heads": 6,
+    "mlp_ratio": 2,
+    "decoder": _HIIF_L,
+}
 _STATE_SPACE = {"d_state": 8, "inner_rank": 32, "num_tokens": 64}
 _MAMBAIRV2_L = {
     "dim": 48,
@@ -49,6 +61,7 @@ _HIET_SWINIR = {
     "mlp_ratio": 2,
     "decoder": _HIIF_L,
 }
+_HIET_SRFORMER = {**_HIET_SWINIR, "bottom": 16}
 _HIET_MAMBAIRV2 = {
     "dim": 48,
     "blocks": 4,
@@ -65,9 +78,15 @@ NETWORKS: Mapping[str, Preset] = MappingProxyType(
     {
         "swinir_l": Preset(SwinIR, _SWINIR_L),
         "swinir_l_tiny": Preset(SwinIR, {**_SWINIR_L, **_TINY, "depths": [2, 2]}),
+        "srformer_l": Preset(SRFormer, _SRFORMER_L),
         "mambairv2_l": Preset(MambaIRv2, _MAMBAIRV2_L),
+        "hit_sir": Preset(HiTSIR, _HIT),
+        "hit_sir_tiny": Preset(HiTSIR, {**_HIT, **_TINY, "groups": 2}),
+        "hit_srf": Preset(HiTSRF, _HIT),
         "hiet_swinir": Preset(HiET, _HIET_SWINIR),
         "hiet_swinir_tiny": Preset(HiET, {**_HIET_SWINIR, **_TINY, "blocks": 2}),
+        "hiet_srformer": Preset(HiETSRFormer, _HIET_SRFORMER),
+        "hiet_srformer_tiny": Preset(HiETSRFormer, {**_HIET_SRFORMER, **_TINY, "blocks": 2}),
         "hiet_mambairv2": Preset(HiETMambaIRv2, _HIET_MAMBAIRV2),
         "hiet_mambairv2_tiny": Preset(HiETMambaIRv2, {**_HIET_MAMBAIRV2, **_TINY, "blocks": 2}),
     }

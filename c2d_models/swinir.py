@@ -3,6 +3,9 @@
 Module names are the authors', so that their files load as they are.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 from torch import Tensor, nn
 
 from .layers import Conv3x3, Mlp, WindowAttention, init_linear, rgb_mean
@@ -12,12 +15,15 @@ from .upsamplers import Network, PixelShuffleDirect, upsampler
 class SwinLayer(nn.Module):
     """Swin transformer layer: x + MSA(LN(x)), then x + MLP(LN(x))."""
 
+    attention_type: type[nn.Module] = WindowAttention
+    mlp_type: type[nn.Module] = Mlp
+
     def __init__(self, dim: int, num_heads: int, window_size: int, shift: int, mlp_ratio: float):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, window_size, num_heads, shift)
+        self.attn = self.attention_type(dim, window_size, num_heads, shift)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, mlp_ratio)
+        self.mlp = self.mlp_type(dim, mlp_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
@@ -25,14 +31,11 @@ class SwinLayer(nn.Module):
 
 
 class LayerStack(nn.Module):
-    """Swin layers whose windows are shifted by half in every other one."""
+    """Layers one after the other."""
 
-    def __init__(self, depth: int, dim: int, num_heads: int, window_size: int, mlp_ratio: float):
+    def __init__(self, layers: Iterable[nn.Module]):
         super().__init__()
-        shifts = [i % 2 * (window_size // 2) for i in range(depth)]
-        self.blocks = nn.ModuleList(
-            SwinLayer(dim, num_heads, window_size, shift, mlp_ratio) for shift in shifts
-        )
+        self.blocks = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -43,9 +46,9 @@ class LayerStack(nn.Module):
 class ResidualGroup(nn.Module):
     """Residual Swin transformer block: layers, a convolution, and the way around both."""
 
-    def __init__(self, depth: int, dim: int, num_heads: int, window_size: int, mlp_ratio: float):
+    def __init__(self, dim: int, layers: Iterable[nn.Module]):
         super().__init__()
-        self.residual_group = LayerStack(depth, dim, num_heads, window_size, mlp_ratio)
+        self.residual_group = LayerStack(layers)
         self.conv = Conv3x3(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,13 +66,43 @@ class Embedding(nn.Module):
         return self.norm(x)
 
 
-class SwinIR(Network):
+class GroupedNetwork(Network):
+    """SwinIR's frame around any layers: a convolution, residual groups, norm and convolution.
+
+    Args:
+        scale: 2, 3, 4, ... for the direct pixel-shuffle up-sampler, None for HIIF.
+        config: the constructor's arguments, among them `dim` and `decoder`.
+        groups: the layers of each residual group.
+    """
+
+    def __init__(
+        self, scale: int | None, config: dict[str, Any], groups: Iterable[Iterable[nn.Module]]
+    ):
+        super().__init__(scale, config)
+        dim = config["dim"]
+        self.conv_first = Conv3x3(3, dim)
+        self.patch_embed = Embedding(dim)
+        self.layers = nn.ModuleList(ResidualGroup(dim, layers) for layers in groups)
+        self.norm = nn.LayerNorm(dim)
+        self.conv_after_body = Conv3x3(dim, dim)
+        self.apply(init_linear)
+        self.upsample = upsampler(dim, scale, PixelShuffleDirect, config["decoder"])
+
+    def body(self, image: Tensor) -> Tensor:
+        shallow = self.conv_first(image - rgb_mean(image))
+        x = self.patch_embed(shallow)
+        for layer in self.layers:
+            x = layer(x)
+        return shallow + self.conv_after_body(self.norm(x))
+
+
+class SwinIR(GroupedNetwork):
     """SwinIR with the direct pixel-shuffle up-sampler, or HIIF in its place (scale=None).
 
     Args:
         scale: 2, 3, 4, ... or None.
         dim: channels of the features.
-        depths: layers in each residual group.
+        depths: layers in each residual group, their windows shifted by half in every other one.
         num_heads: attention heads in every layer.
         window_size: side of the attention windows.
         mlp_ratio: hidden channels of the MLPs, relative to dim.
@@ -77,6 +110,7 @@ class SwinIR(Network):
     """
 
     min_overlap = 32
+    layer_type: type[nn.Module] = SwinLayer
 
     def __init__(
         self,
@@ -89,31 +123,21 @@ class SwinIR(Network):
         mlp_ratio: float,
         decoder: dict[str, int],
     ):
-        super().__init__(
-            scale,
-            {
-                "dim": dim,
-                "depths": list(depths),
-                "num_heads": num_heads,
-                "window_size": window_size,
-                "mlp_ratio": mlp_ratio,
-                "decoder": dict(decoder),
-            },
-        )
+        config = {
+            "dim": dim,
+            "depths": list(depths),
+            "num_heads": num_heads,
+            "window_size": window_size,
+            "mlp_ratio": mlp_ratio,
+            "decoder": dict(decoder),
+        }
+        shifts = [0, window_size // 2]
+        groups = [
+            [
+                self.layer_type(dim, num_heads, window_size, shifts[i % 2], mlp_ratio)
+                for i in range(depth)
+            ]
+            for depth in depths
+        ]
+        super().__init__(scale, config, groups)
         self.pad_multiple = self.tile_multiple = window_size
-        self.conv_first = Conv3x3(3, dim)
-        self.patch_embed = Embedding(dim)
-        self.layers = nn.ModuleList(
-            ResidualGroup(depth, dim, num_heads, window_size, mlp_ratio) for depth in depths
-        )
-        self.norm = nn.LayerNorm(dim)
-        self.conv_after_body = Conv3x3(dim, dim)
-        self.apply(init_linear)
-        self.upsample = upsampler(dim, scale, PixelShuffleDirect, decoder)
-
-    def body(self, image: Tensor) -> Tensor:
-        shallow = self.conv_first(image - rgb_mean(image))
-        x = self.patch_embed(shallow)
-        for layer in self.layers:
-            x = layer(x)
-        return shallow + self.conv_after_body(self.norm(x))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from c2d_kernels import Region
 
 from .hiif import HIIF
-from .layers import Conv3x3, crop, mirror_index, pad_to_multiple, rgb_mean
+from .layers import Conv3x3, Freezable, crop, mirror_index, pad_to_multiple, rgb_mean
 
 
 class PixelShuffleDirect(nn.Sequential):
@@ -184,8 +184,22 @@ class Network(nn.Module, ABC):
         return self.decode(self.encode(x), x, size=size, coords=coords, cell=cell)
 
     def prepare(self) -> "Network":
-        """Freeze for inference what depends on the weights alone; `train()` undoes it."""
-        return self.eval()
+        """Evaluation mode, with what depends on the weights alone computed once.
+
+        Call it again after changing weights; `train()` undoes it.
+        """
+        self.eval()
+        for module in self.modules():
+            if isinstance(module, Freezable):
+                module.freeze()
+        return self
+
+    def train(self, mode: bool = True) -> "Network":
+        """Training or evaluation mode; what `prepare` froze is computed from the weights again."""
+        for module in self.modules():
+            if isinstance(module, Freezable):
+                module.thaw()
+        return super().train(mode)
 
 
 def check_images(x: Tensor) -> None:

@@ -152,13 +152,13 @@ def workloads(network: str, tiny: str, *, scans: bool = False) -> list[NetworkWo
     """Forward at x4 and, from the continuous network, at x2.7; a training step on patches.
 
     Full sizes are the published ones: 320x180 to 1280x720, and four patches of 64x64. The quick
-    training step takes the `tiny` preset. With `scans` all sides are half as long: the reference
-    walks every pixel in turn.
+    training step takes the `tiny` preset. With `scans` full sides are half as long and quick ones
+    one window: the reference walks every pixel in turn.
     """
     rows = []
     part = 2 if scans else 1
     sizes: tuple[tuple[Size, int, int], ...] = (
-        ("quick", 40 // part, 48 // part),
+        ("quick", *((16, 16) if scans else (40, 48))),
         ("full", 180 // part, 320 // part),
     )
     for size, height, width in sizes:

@@ -68,14 +68,16 @@ def test_a_float64_file_stays_exact(tmp_path):
     assert all(p.dtype == torch.float64 for p in again.parameters())
 
 
-def official(scale: int, network: str = "swinir") -> dict[str, torch.Tensor]:
+def official(
+    scale: int, dtype: torch.dtype = torch.float32, published: str = "swinir_light"
+) -> dict[str, torch.Tensor]:
     """The authors' state dict: golden parameters, and zeros where they have buffers."""
     state = {
         key: torch.zeros(shape, dtype=getattr(torch, kind))
-        for key, shape, kind, _ in listing(f"{network}_light_x{scale}")
+        for key, shape, kind, _ in listing(f"{published}_x{scale}")
     }
-    golden = golden_state_dict(f"{network}_light_x{scale}")
-    return {**state, **{key: torch.from_numpy(value).float() for key, value in golden.items()}}
+    golden = golden_state_dict(f"{published}_x{scale}")
+    return {**state, **{key: torch.from_numpy(value).to(dtype) for key, value in golden.items()}}
 
 
 WRAPPINGS = {
@@ -99,13 +101,22 @@ def test_authors_files(wrapping, tmp_path):
     assert read_record(tmp_path / "swinir.pth") == {}
 
 
-@pytest.mark.parametrize("network", ["swinir", "mambairv2"])
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_authors_scales_as_safetensors(network, scale, tmp_path):
-    state = official(scale, network)
-    save_file(state, tmp_path / "file.safetensors")
-    net = load(tmp_path / "file.safetensors")
-    assert (net.name, net.scale) == (f"{network}_l", scale)
+@pytest.mark.parametrize(
+    ("published", "name"),
+    [
+        ("swinir_light", "swinir_l"),
+        ("srformer_light", "srformer_l"),
+        ("mambairv2_light", "mambairv2_l"),
+        ("hit_sir", "hit_sir"),
+        ("hit_srf", "hit_srf"),
+    ],
+)
+def test_authors_files_are_told_apart(published, name, scale, tmp_path):
+    state = official(scale, published=published)
+    save_file(state, tmp_path / "network.safetensors")
+    net = load(tmp_path / "network.safetensors")
+    assert (net.name, net.scale) == (name, scale)
     for key, value in net.state_dict().items():
         assert torch.equal(value, state[key]), key
 
@@ -145,7 +156,8 @@ BAD_FILES = {
     "a-number": (lambda p: torch.save(5, p.with_suffix(".pth")), "holds no state dict"),
     "another-network": (
         lambda p: save_file({"conv.weight": torch.zeros(3)}, p),
-        r"of no network that is known here \(authors' files: SwinIR-L, MambaIRv2-L\)",
+        r"of no network that is known here \(authors' files: SwinIR-L, SRFormer-L, "
+        r"MambaIRv2-L, HiT-SRF, HiT-SIR\)",
     ),
     "larger-swinir": (
         lambda p: save_file({**official(4), "conv_first.weight": torch.zeros(180, 3, 3, 3)}, p),

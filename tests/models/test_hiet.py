@@ -133,6 +133,7 @@ def test_skips_join_equal_windows(rng):
     ("name", "expected", "ancestor"),
     [
         pytest.param("hiet_swinir", 46.07, 53.0, id="hiet_swinir against HiT-SIR"),
+        pytest.param("hiet_srformer", 50.43, 57.1, id="hiet_srformer against HiT-SRF"),
         pytest.param("hiet_mambairv2", 48.3, 73.8, id="hiet_mambairv2 against MambaIRv2-L"),
     ],
 )

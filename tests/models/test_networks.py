@@ -7,9 +7,21 @@ from torch import nn
 import c2d_kernels
 from c2d_models import create
 
-TINY = ["hiet_swinir_tiny", "swinir_l_tiny", "mambairv2_l", "hiet_mambairv2_tiny"]
+TINY = [
+    "hiet_swinir_tiny",
+    "swinir_l_tiny",
+    "srformer_l",
+    "mambairv2_l",
+    "hit_sir_tiny",
+    "hit_srf",
+    "hiet_srformer_tiny",
+    "hiet_mambairv2_tiny",
+]
 # The reference of the scan is a loop over all pixels: few layers, and no wide windows' padding.
 SMALL = {
+    "srformer_l": {"dim": 24, "depths": [2]},
+    "hit_sir_tiny": {"groups": 1, "windows": [4, 16, 32]},
+    "hit_srf": {"dim": 24, "groups": 1, "windows": [4, 16]},
     "mambairv2_l": {"dim": 16, "depths": [2], "num_tokens": 8},
     "hiet_mambairv2_tiny": {"dim": 16, "blocks": 1, "windows": [32], "num_tokens": 8},
 }
@@ -148,6 +160,33 @@ def test_half_precision_stays_near(name, scale, half, rng):
         # An export fixes an axis that has one window only: more than the widest, 16, are needed.
         pytest.param(
             "hiet_swinir_tiny", {"blocks": 1, "windows": [16]}, 17, (19, 42), "reference", id="hiet"
+        ),
+        pytest.param(
+            "srformer_l", {"dim": 24, "depths": [2]}, 17, (19, 42), "reference", id="srformer"
+        ),
+        pytest.param(
+            "hit_sir_tiny",
+            {"groups": 1, "windows": [4, 16]},
+            17,
+            (19, 42),
+            "reference",
+            id="hit_sir",
+        ),
+        pytest.param(
+            "hit_srf",
+            {"dim": 24, "groups": 1, "windows": [4, 16]},
+            17,
+            (19, 42),
+            "reference",
+            id="hit_srf",
+        ),
+        pytest.param(
+            "hiet_srformer_tiny",
+            {"blocks": 1, "windows": [16]},
+            17,
+            (19, 42),
+            "reference",
+            id="hiet_srformer",
         ),
         # A scan stays one op: its reference would be unrolled for the example's sizes.
         pytest.param("mambairv2_l", {"depths": [1]}, 17, (19, 42), "auto", id="mambairv2"),
