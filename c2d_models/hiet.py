@@ -89,10 +89,11 @@ class DualFeatureExtraction(nn.Module):
         self.entry = nn.Linear(dim, sum(self.split))
         self.conv = Conv3x3(self.split[0], self.split[0])
         self.expand = nn.Linear(self.split[0], dim)
+        self.activation = nn.LeakyReLU(0.2)
 
     def forward(self, x: Tensor) -> Tensor:
         local, linear = self.entry(x).split(self.split, dim=-1)
-        local = F.leaky_relu(self.conv(F.leaky_relu(local, 0.2)), 0.2)
+        local = self.activation(self.conv(self.activation(local)))
         return self.expand(local) * linear
 
 

@@ -9,7 +9,7 @@ from bench.networks.workloads import CONTENDERS, NetworkWorkload, workloads
 
 
 @pytest.mark.race(
-    workloads=workloads("hiet_mambairv2", tiny="hiet_mambairv2_tiny", scans=True),
+    workloads=workloads("hiet_mambairv2", tiny="hiet_mambairv2_tiny", continuous=True, scans=True),
     contenders=CONTENDERS,
 )
 def test_hiet_mambairv2(workload: NetworkWorkload, contender: Contender, fill_row) -> None:

@@ -9,7 +9,8 @@ from bench.networks.workloads import CONTENDERS, NetworkWorkload, workloads
 
 
 @pytest.mark.race(
-    workloads=workloads("hiet_srformer", tiny="hiet_srformer_tiny"), contenders=CONTENDERS
+    workloads=workloads("hiet_srformer", tiny="hiet_srformer_tiny", continuous=True),
+    contenders=CONTENDERS,
 )
 def test_hiet_srformer(workload: NetworkWorkload, contender: Contender, fill_row) -> None:
     fill_row(workload, contender)

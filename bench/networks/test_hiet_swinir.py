@@ -9,7 +9,8 @@ from bench.networks.workloads import CONTENDERS, NetworkWorkload, workloads
 
 
 @pytest.mark.race(
-    workloads=workloads("hiet_swinir", tiny="hiet_swinir_tiny"), contenders=CONTENDERS
+    workloads=workloads("hiet_swinir", tiny="hiet_swinir_tiny", continuous=True),
+    contenders=CONTENDERS,
 )
 def test_hiet_swinir(workload: NetworkWorkload, contender: Contender, fill_row) -> None:
     fill_row(workload, contender)

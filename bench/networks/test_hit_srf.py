@@ -8,6 +8,6 @@ from bench.contenders import Contender
 from bench.networks.workloads import CONTENDERS, NetworkWorkload, workloads
 
 
-@pytest.mark.race(workloads=workloads("hit_srf", tiny="hit_srf"), contenders=CONTENDERS)
+@pytest.mark.race(workloads=workloads("hit_srf"), contenders=CONTENDERS)
 def test_hit_srf(workload: NetworkWorkload, contender: Contender, fill_row) -> None:
     fill_row(workload, contender)

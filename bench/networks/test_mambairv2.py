@@ -8,8 +8,6 @@ from bench.contenders import Contender
 from bench.networks.workloads import CONTENDERS, NetworkWorkload, workloads
 
 
-@pytest.mark.race(
-    workloads=workloads("mambairv2_l", tiny="mambairv2_l", scans=True), contenders=CONTENDERS
-)
+@pytest.mark.race(workloads=workloads("mambairv2_l", scans=True), contenders=CONTENDERS)
 def test_mambairv2(workload: NetworkWorkload, contender: Contender, fill_row) -> None:
     fill_row(workload, contender)

@@ -53,7 +53,7 @@ class NetworkWorkload(Workload):
         net = with_weights_in_use(
             c2d_models.create(self.network, None if self.out else 4), generator
         )
-        net = net.train() if self.backward else net.prepare()
+        net = without_kinks(net).train() if self.backward else net.prepare()
         if exact:
             net, tensors = net.double(), {name: t.double() for name, t in tensors.items()}
         bound = Bound(self, net)
@@ -70,9 +70,8 @@ class NetworkWorkload(Workload):
     def yardsticks(self) -> list[Job]:
         """For gradients also on images that differ by one ulp here and there.
 
-        A network with kinks (LeakyReLU in HiET) multiplies rounding where it changes a sign: the
-        error of the very same float32 code was seen to vary sixfold between such images, so that
-        one run of it is a lottery and no yardstick. Outputs need no such care.
+        The error of the very same float32 code was seen to vary fourfold between such images, so
+        that one run of it is a lottery and no yardstick. Outputs need no such care.
         """
         jobs = [self.job()]
         for number in range(3 if self.backward else 0):
@@ -127,6 +126,19 @@ def with_weights_in_use(net: nn.Module, generator: torch.Generator) -> nn.Module
     return net
 
 
+def without_kinks(net: nn.Module) -> nn.Module:
+    """SiLU for every ReLU and LeakyReLU, which costs about as much.
+
+    A kink where float32 gives another sign than float64 (one activation in some millions, so one or
+    two in a training step) moves a gradient by a percent: no precision could be checked.
+    """
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU | nn.LeakyReLU):
+                setattr(module, name, nn.SiLU())
+    return net
+
+
 class RouteByPlace(nn.Module):
     """A route that does its work and then prefers, by far, a class that the pixel's place gives.
 
@@ -148,12 +160,14 @@ class RouteByPlace(nn.Module):
         return logits + self.margin * F.one_hot(place, classes)
 
 
-def workloads(network: str, tiny: str, *, scans: bool = False) -> list[NetworkWorkload]:
-    """Forward at x4 and, from the continuous network, at x2.7; a training step on patches.
+def workloads(
+    network: str, tiny: str | None = None, *, continuous: bool = False, scans: bool = False
+) -> list[NetworkWorkload]:
+    """Forward at x4; with `continuous` also at x2.7 by HIIF-L; a training step on patches.
 
     Full sizes are the published ones: 320x180 to 1280x720, and four patches of 64x64. The quick
-    training step takes the `tiny` preset. With `scans` full sides are half as long and quick ones
-    one window: the reference walks every pixel in turn.
+    training step is that of the `tiny` preset, if there is one. With `scans` full sides are half as
+    long and quick ones one window: the reference walks every pixel in turn.
     """
     rows = []
     part = 2 if scans else 1
@@ -162,7 +176,7 @@ def workloads(network: str, tiny: str, *, scans: bool = False) -> list[NetworkWo
         ("full", 180 // part, 320 // part),
     )
     for size, height, width in sizes:
-        for factor in (4, 2.7):
+        for factor in (4, 2.7) if continuous else (4,):
             out = (round(height * factor), round(width * factor))
             rows.append(
                 NetworkWorkload(
@@ -179,6 +193,8 @@ def workloads(network: str, tiny: str, *, scans: bool = False) -> list[NetworkWo
         ("quick", tiny, 2, 32 // part),
         ("full", network, 4, 64 // part),
     ):
+        if name is None:
+            continue
         rows.append(
             NetworkWorkload(
                 subject=name,
@@ -202,12 +218,12 @@ def picture(height: int, width: int) -> Callable[[torch.Generator], dict[str, Te
 
 def patches(batch: int, side: int) -> Callable[[torch.Generator], dict[str, Tensor]]:
     def tensors(generator: torch.Generator) -> dict[str, Tensor]:
-        target = torch.rand(batch, 3, 4 * side, 4 * side, generator=generator)
-        # far from any output: near zero the sign of a difference, L1's gradient, is rounding's
-        far = torch.where(target > 0.5, 10.0, -10.0)
+        # Far from any output: near zero the sign of a difference, L1's gradient, is rounding's. One
+        # side for all pixels of a colour: signs at random would cancel in every gradient's sum.
+        far = torch.tensor([10.0, -10.0, 10.0])[:, None, None]
         return {
             "image": torch.rand(batch, 3, side, side, generator=generator),
-            "target": far,
+            "target": far.expand(batch, 3, 4 * side, 4 * side).contiguous(),
         }
 
     return tensors
