@@ -1,7 +1,7 @@
 """Fused operators for efficient super-resolution networks.
 
-`selective_scan`, `window_attention`, `permuted_window_attention`, `channel_correlation`,
-`spatial_correlation` and `coordinate_query` run on any machine: by a native or GPU kernel where one
+`selective_scan`, `window_attention`, `permuted_window_attention`, `window_layer`,
+`channel_correlation`, `spatial_correlation` and `coordinate_query` run on any machine: by a native or GPU kernel where one
 can, else by the short PyTorch reference that defines them. Feature maps are channels-last
 (B, H, W, C). `backend(name)` or the environment variable C2D_BACKEND asks for an implementation;
 `info()` says what is here and why. `install_as_mamba_ssm()` lets code that was written for
@@ -26,6 +26,7 @@ from .report import info
 from .selective_scan.op import selective_scan
 from .window_attention.op import permuted_window_attention, window_attention
 from .window_correlation.op import channel_correlation, spatial_correlation
+from .window_layer.op import window_layer
 
 __all__ = [
     "Region",
@@ -40,4 +41,5 @@ __all__ = [
     "selective_scan",
     "spatial_correlation",
     "window_attention",
+    "window_layer",
 ]

@@ -52,6 +52,26 @@ Tensor coordinate_query_moments(const Tensor& features, const Tensor& weights, c
                                 const Tensor& x_t, const Tensor& x_digits, const Tensor& rel_cell,
                                 int64_t levels, int64_t heads, int64_t attentions);
 
+// softmax(scale q k^T + bias + mask) v in each window, with roll and mask by `shift`: Swin's
+// without kv and q (B, H, W, 3C) = [q | k | v]; SRFormer's with q (B, H, W, C) and kv (B, H, W,
+// C/2). All of one type, float32 or float64. Returns (B, H, W, C).
+Tensor window_attention(const Tensor& q, std::optional<Tensor> kv, const Tensor& bias_table,
+                        int64_t window_size, int64_t num_heads, int64_t shift, double scale);
+
+// (dq, dkv, dbias_table) of window_attention; dkv is empty where kv was not given.
+std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad, const Tensor& q,
+                                                             std::optional<Tensor> kv,
+                                                             const Tensor& bias_table,
+                                                             int64_t window_size, int64_t num_heads,
+                                                             int64_t shift, double scale);
+
+// x + attention(LN(x)), then that + MLP(LN(that)), in windows as above; x (B, H, W, C). The rows of
+// qkv (3C, C + 1), proj (C, C + 1), first (hidden, C + 1) and second (C, hidden + 1) are output
+// channels, the last column is the bias; norms and the scale of q are folded into them.
+Tensor window_layer(const Tensor& x, const Tensor& qkv, const Tensor& proj, const Tensor& first,
+                    const Tensor& second, const Tensor& bias_table, int64_t window_size,
+                    int64_t num_heads, int64_t shift, double eps);
+
 #if defined(C2D_WITH_CUDA)
 // The scan on CUDA tensors: u, delta, z and what varies of B and C in float32, bfloat16 or float16;
 // A, D, delta_bias and what is constant in float32, dense. keep_states has to be false.
@@ -70,17 +90,5 @@ selective_scan_backward_cuda(const Tensor& grad_y, const Tensor& grad_last_state
                              std::optional<Tensor> D, std::optional<Tensor> z,
                              std::optional<Tensor> delta_bias, bool delta_softplus);
 #endif
-// softmax(scale q k^T + bias + mask) v in each window, with roll and mask by `shift`: Swin's
-// without kv and q (B, H, W, 3C) = [q | k | v]; SRFormer's with q (B, H, W, C) and kv (B, H, W,
-// C/2). All of one type, float32 or float64. Returns (B, H, W, C).
-Tensor window_attention(const Tensor& q, std::optional<Tensor> kv, const Tensor& bias_table,
-                        int64_t window_size, int64_t num_heads, int64_t shift, double scale);
-
-// (dq, dkv, dbias_table) of window_attention; dkv is empty where kv was not given.
-std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad, const Tensor& q,
-                                                             std::optional<Tensor> kv,
-                                                             const Tensor& bias_table,
-                                                             int64_t window_size, int64_t num_heads,
-                                                             int64_t shift, double scale);
 
 }  // namespace c2d

@@ -83,6 +83,9 @@ STABLE_TORCH_LIBRARY(c2d_native, m) {
     m.def(
         "window_attention_backward(Tensor grad, Tensor q, Tensor? kv, Tensor bias_table, "
         "int window_size, int num_heads, int shift, float scale) -> (Tensor, Tensor, Tensor)");
+    m.def(
+        "window_layer(Tensor x, Tensor qkv, Tensor proj, Tensor first, Tensor second, "
+        "Tensor bias_table, int window_size, int num_heads, int shift, float eps) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(c2d_native, CompositeExplicitAutograd, m) {
@@ -99,6 +102,7 @@ STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
     m.impl("coordinate_query_moments", TORCH_BOX(&c2d::coordinate_query_moments));
     m.impl("window_attention", TORCH_BOX(&c2d::window_attention));
     m.impl("window_attention_backward", TORCH_BOX(&c2d::window_attention_backward));
+    m.impl("window_layer", TORCH_BOX(&c2d::window_layer));
 }
 
 #if defined(C2D_WITH_CUDA)

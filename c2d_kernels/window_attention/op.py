@@ -42,7 +42,7 @@ def window_attention(
     checks.parameters(qkv, qkv=qkv, bias_table=bias_table)
     (qkv,) = dispatch.autocast(qkv)
     checks.feature_map("qkv", qkv)
-    _check_windows("qkv", qkv, window_size, num_heads, shift)
+    check_windows("qkv", qkv, window_size, num_heads, shift)
     checks.divides("3 * num_heads", 3 * num_heads, "the channels of qkv", qkv.shape[-1])
     side = 2 * window_size - 1
     checks.shape("bias_table", bias_table, (side * side, num_heads), "((2w-1)^2, heads)")
@@ -84,7 +84,7 @@ def permuted_window_attention(
     q, kv = dispatch.autocast(q, kv)
     checks.features(q=q, kv=kv)
     checks.feature_map("q", q)
-    _check_windows("q", q, window_size, num_heads, shift)
+    check_windows("q", q, window_size, num_heads, shift)
     for name, value in (("window_size", window_size), ("shift", shift)):
         if value % 2 != 0:
             raise ValueError(f"{name} must be even, since keys are cells of 2x2, got {value}.")
@@ -108,7 +108,8 @@ def permuted_flops(batch: int, height: int, width: int, channels: int, window_si
     return batch * height * width * channels * window_size**2
 
 
-def _check_windows(name: str, x: Tensor, window_size: int, num_heads: int, shift: int) -> None:
+def check_windows(name: str, x: Tensor, window_size: int, num_heads: int, shift: int) -> None:
+    """Numbers of windows that fit a map: sizes positive, the shift within a window."""
     checks.positive("window_size", window_size)
     checks.positive("num_heads", num_heads)
     checks.whole("shift", shift)

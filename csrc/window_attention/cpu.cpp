@@ -36,120 +36,11 @@
 //     formula's rounding error at windows of 16 and 32. Now the bias is added last, and products
 //     over keys are summed in parts of 32.
 // Known and left: q, the output and its gradient are turned round a number at a time.
-#include "../common/simd.h"
-#include "../common/vector_math.h"
+#include "softmax.h"
 #include "window_attention.h"
 
 namespace c2d::C2D_ISA {
 namespace {
-
-constexpr double kLog2E = 1.4426950408889634074;
-
-// Rows of a register tile of one or two vectors: it and its operands fit the registers.
-template <int vectors>
-constexpr int kRows = kVectorBytes == 64 || vectors == 1 ? 12 : 6;
-
-inline int64_t rounded_up(int64_t count, int64_t multiple) {
-    return (count + multiple - 1) / multiple * multiple;
-}
-
-// out[r][c] = start[r][c] + sum_k a[r * a_row + k * a_step] * b[k][c], with zero for no start.
-template <class T>
-struct Product {
-    int64_t steps;
-    const T* a;
-    int64_t a_row, a_step;
-    const T* b;
-    int64_t b_row;
-    const T* start;
-    T* out;
-    int64_t out_row;  // of start too
-};
-
-template <class T, int lanes, int rows, int vectors>
-inline __attribute__((always_inline)) void tile(const Product<T>& p, int64_t row, int64_t column) {
-    Vector<T, lanes> sum[rows][vectors] = {};
-    const T* a = p.a + row * p.a_row;
-    const T* b = p.b + column;
-    for (int64_t k = 0; k < p.steps; ++k) {
-        Vector<T, lanes> factor[vectors];
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) {
-            factor[v] = load<T, lanes>(b + v * lanes);
-        }
-#pragma GCC unroll 12
-        for (int r = 0; r < rows; ++r) {
-            const T scalar = a[r * p.a_row];
-#pragma GCC unroll 2
-            for (int v = 0; v < vectors; ++v) {
-                sum[r][v] += scalar * factor[v];
-            }
-        }
-        a += p.a_step;
-        b += p.b_row;
-    }
-#pragma GCC unroll 12
-    for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) {
-            const int64_t at = (row + r) * p.out_row + column + v * lanes;
-            if (p.start != nullptr) {
-                sum[r][v] += load<T, lanes>(p.start + at);
-            }
-            store<T, lanes>(p.out + at, sum[r][v]);
-        }
-    }
-}
-
-// Tiles of `size` rows down from `row`, as many as fit; returns the row after them.
-template <class T, int lanes, int vectors, int rows>
-inline int64_t tiles(const Product<T>& p, int size, int64_t row, int64_t end, int64_t column) {
-    if constexpr (rows > 1) {
-        if (size < rows) {
-            return tiles<T, lanes, vectors, rows - 1>(p, size, row, end, column);
-        }
-    }
-    for (; row + rows <= end; row += rows) {
-        tile<T, lanes, rows, vectors>(p, row, column);
-    }
-    return row;
-}
-
-template <class T, int lanes, int vectors>
-inline void rows_of_tiles(const Product<T>& p, int64_t rows, int64_t column) {
-    constexpr int most = kRows<vectors>;
-    const int64_t count = (rows + most - 1) / most;
-    int64_t row =
-        tiles<T, lanes, vectors, most>(p, int((rows + count - 1) / count), 0, rows, column);
-    if (row < rows) {
-        tiles<T, lanes, vectors, most>(p, int(rows - row), row, rows, column);
-    }
-}
-
-// All of a product whose columns are a multiple of the vector.
-template <class T, int lanes>
-void product(const Product<T>& p, int64_t rows, int64_t columns) {
-    int64_t column = 0;
-    for (; column + 2 * lanes <= columns; column += 2 * lanes) {
-        rows_of_tiles<T, lanes, 2>(p, rows, column);
-    }
-    if (column < columns) {
-        rows_of_tiles<T, lanes, 1>(p, rows, column);
-    }
-}
-
-// A product of many steps, summed in parts: the rounding errors of one long sum would grow with it.
-template <class T, int lanes>
-void long_product(Product<T> p, int64_t rows, int64_t columns) {
-    constexpr int64_t part = 32;
-    for (int64_t left = p.steps; left > 0; left -= part) {
-        p.steps = left < part ? left : part;
-        product<T, lanes>(p, rows, columns);
-        p.start = p.out;
-        p.a += part * p.a_step;
-        p.b += part * p.b_row;
-    }
-}
 
 template <class T>
 inline __attribute__((always_inline)) void copy(const T* from, int64_t count, T* to) {
@@ -273,46 +164,17 @@ inline void scatter_turned(const AttentionSizes<T>& sizes, const int64_t* token,
     }
 }
 
-// What the softmax leaves undone: one over the sum of each query's exponentials.
-template <class T, int lanes>
-struct Inverse {
-    T of[2 * lanes];
-};
-
 // scores[key][query] = exp(s - max over keys) of one block, s = scale q k^T + bias + mask
 template <class T, int lanes>
 inline void exponentials(const AttentionSizes<T>& sizes, const AttentionHead<T>& head,
                          const Scratch<T, lanes>& s, int64_t block, Inverse<T, lanes>& inverse) {
-    using V = Vector<T, lanes>;
     const int64_t step = sizes.block, keys = sizes.keys;
     product<T, lanes>({sizes.head_dim, s.k, s.width, 1, s.q + block * step, s.length,
                        head.bias + block * keys * step, s.scores, step},
                       keys, step);
-    for (int64_t column = 0; column < step; column += lanes) {
-        T* const scores = s.scores + column;
-        if (head.query_region != nullptr) {
-            const V region = load<T, lanes>(head.query_region + block * step + column);
-            const V kept{}, masked = kept - T(100);
-            for (int64_t m = 0; m < keys; ++m) {
-                const V other = kept + head.key_region[m];
-                T* const at = scores + m * step;
-                store<T, lanes>(at, load<T, lanes>(at) + (region != other ? masked : kept));
-            }
-        }
-        V most = load<T, lanes>(scores);
-        for (int64_t m = 1; m < keys; ++m) {
-            const V score = load<T, lanes>(scores + m * step);
-            most = score > most ? score : most;
-        }
-        V sum{};
-        for (int64_t m = 0; m < keys; ++m) {
-            T* const at = scores + m * step;
-            const V power = exp2_of((load<T, lanes>(at) - most) * T(kLog2E));
-            sum += power;
-            store<T, lanes>(at, power);
-        }
-        store<T, lanes>(inverse.of + column, T(1) / sum);
-    }
+    const T* region = head.query_region;
+    softmax<T, lanes>(s.scores, keys, step, region == nullptr ? nullptr : region + block * step,
+                      head.key_region, inverse);
 }
 
 template <class T, int lanes>

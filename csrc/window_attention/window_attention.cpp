@@ -8,24 +8,20 @@
 // tokens over the group and then over the pairs that share an entry of the bias table. Groups
 // depend on the shapes alone and their sums are added in order: results are bitwise the same for
 // any number of threads.
-#include "window_attention.h"
-
 #include <algorithm>
-#include <cstdint>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "../common/checks.h"
 #include "../common/isa.h"
-#include "../kernels.h"
+#include "windows.h"
 
 namespace c2d {
 namespace {
 
 constexpr int64_t kGroup = 32;                    // windows of a backward task, at most
 constexpr int64_t kPairs = int64_t{1} << 18;      // pairs of tokens whose dS a task sums, about
-constexpr int64_t kSmallTask = int64_t{1} << 20;  // multiply-adds not worth another thread
 
 template <class T>
 const AttentionKernels<T>& kernels();
@@ -38,98 +34,13 @@ const AttentionKernels<double>& kernels<double>() {
     return C2D_FOR_ISA(attention_float64);
 }
 
-// The windows of a call, and the sizes that follow from its arguments.
-struct Grid {
-    int64_t height, width, channels, window, heads, shift;
-    int64_t cell;  // tokens of a key along an axis: 1, or 2
-    int64_t down, across, windows;
-    int64_t queries, keys, side, head_dim;  // side of a head's bias table
-    std::vector<Run> runs;                  // of head 0, 1, ...
-    std::vector<int64_t> first_run;
-
-    Grid(const Tensor& map, int64_t map_channels, int64_t map_cell, int64_t window_size,
-         int64_t num_heads, int64_t map_shift)
-        : height(map.size(1)),
-          width(map.size(2)),
-          channels(map_channels),
-          window(window_size),
-          heads(num_heads),
-          shift(map_shift),
-          cell(map_cell),
-          down(height / window),
-          across(width / window),
-          windows(map.size(0) * down * across),
-          queries(window * window),
-          keys(queries / (cell * cell)),
-          side(2 * (window / cell) - 1),
-          head_dim(channels / heads) {
-        const int64_t each = channels / (cell * cell);  // channels of a key in one token
-        for (int64_t head = 0; head < heads; ++head) {
-            first_run.push_back(int64_t(runs.size()));
-            for (int64_t done = 0; done < head_dim;) {
-                const int64_t channel = head * head_dim + done;
-                const int64_t count = std::min(head_dim - done, each - channel % each);
-                runs.push_back({channel / each, channel % each, done, count});
-                done += count;
-            }
-        }
-        first_run.push_back(int64_t(runs.size()));
-    }
-
-    // Row of the bias table for query n and key m.
-    int64_t table_row(int64_t n, int64_t m) const {
-        const int64_t across_keys = window / cell;
-        const int64_t dy = n / window / cell - m / across_keys + across_keys - 1;
-        const int64_t dx = n % window / cell - m % across_keys + across_keys - 1;
-        return dy * side + dx;
-    }
-
-    // Where token (y, x) of a window lies in a map.
-    int64_t token(int64_t index, int64_t y, int64_t x, const Tensor& map) const {
-        const int64_t row = (index / across % down * window + y + shift) % height;
-        const int64_t column = (index % across * window + x + shift) % width;
-        return index / (across * down) * map.stride(0) + row * map.stride(1) +
-               column * map.stride(2);
-    }
-
-    void query_tokens(int64_t index, const Tensor& map, std::vector<int64_t>& to) const {
-        for (int64_t n = 0; n < queries; ++n) {
-            to[n] = token(index, n / window, n % window, map);
-        }
-    }
-
-    void key_tokens(int64_t index, const Tensor& map, std::vector<int64_t>& to) const {
-        const int64_t across_keys = window / cell, tokens = cell * cell;
-        for (int64_t m = 0; m < keys; ++m) {
-            for (int64_t t = 0; t < tokens; ++t) {
-                to[m * tokens + t] = token(index, m / across_keys * cell + t / cell,
-                                           m % across_keys * cell + t % cell, map);
-            }
-        }
-    }
-
-    // The mask separates tokens of some window only in the last row or column of windows.
-    bool masked(int64_t index) const {
-        return shift > 0 && (index / across % down == down - 1 || index % across == across - 1);
-    }
-
-    // Which of the nine regions of the rolled map the token is from.
-    int64_t region(int64_t index, int64_t y, int64_t x) const {
-        y += index / across % down * window;
-        x += index % across * window;
-        const int64_t row = (y >= height - window) + (y >= height - shift);
-        const int64_t column = (x >= width - window) + (x >= width - shift);
-        return row * 3 + column;
-    }
-};
-
 // Where q, k and v begin, and the maps they are in.
 template <class T>
 struct Inputs {
     const Tensor &q_map, &kv_map;
     const T *q, *k, *v;
 
-    Inputs(const Grid& grid, const Tensor& q_tensor, const std::optional<Tensor>& kv_tensor)
+    Inputs(const WindowGrid& grid, const Tensor& q_tensor, const std::optional<Tensor>& kv_tensor)
         : q_map(q_tensor), kv_map(kv_tensor ? *kv_tensor : q_tensor) {
         q = q_map.const_data_ptr<T>();
         k = kv_tensor ? kv_map.const_data_ptr<T>() : q + grid.channels;
@@ -138,50 +49,13 @@ struct Inputs {
 };
 
 template <class T>
-AttentionSizes<T> sizes_of(const Grid& grid, double scale) {
+AttentionSizes<T> sizes_of(const WindowGrid& grid, double scale) {
     const int64_t lanes = kernels<T>().lanes;
     const int64_t block = grid.queries > lanes ? 2 * lanes : lanes;
     return {grid.queries,  grid.keys,
             grid.head_dim, grid.cell * grid.cell,
             block,         (grid.queries + block - 1) / block,
             T(scale)};
-}
-
-// Memory that begins at a vector's boundary.
-template <class T>
-class Aligned {
-  public:
-    explicit Aligned(int64_t elements) : memory_(elements + kBytes / sizeof(T)) {
-        const auto address = reinterpret_cast<uintptr_t>(memory_.data());
-        data_ = memory_.data() + (kBytes - address % kBytes) % kBytes / sizeof(T);
-    }
-    T* data() { return data_; }
-
-  private:
-    static constexpr uintptr_t kBytes = 64;
-    std::vector<T> memory_;
-    T* data_;
-};
-
-// The table for every query and key of a window: [heads][blocks][keys][block], as kernels read it.
-template <class T>
-void expand_bias(const Grid& grid, const AttentionSizes<T>& sizes, const Tensor& table, T* dense) {
-    const T* from = table.const_data_ptr<T>();
-    torch::stable::parallel_for(
-        0, grid.heads * sizes.blocks, std::max<int64_t>(1, kSmallTask / 64 / sizes.keys),
-        [&](int64_t begin, int64_t end) {
-            for (int64_t task = begin; task < end; ++task) {
-                const int64_t head = task / sizes.blocks, first = task % sizes.blocks * sizes.block;
-                T* to = dense + task * sizes.keys * sizes.block;
-                for (int64_t m = 0; m < sizes.keys; ++m) {
-                    for (int64_t n = first; n < first + sizes.block; ++n) {
-                        *to++ = n < sizes.queries ? from[grid.table_row(n, m) * table.stride(0) +
-                                                         head * table.stride(1)]
-                                                  : T(0);
-                    }
-                }
-            }
-        });
 }
 
 // What a thread keeps of one window: where its tokens are and their regions.
@@ -191,13 +65,13 @@ struct Window {
     std::vector<T> query_region, key_region;
     bool masked = false;
 
-    Window(const Grid& grid, const AttentionSizes<T>& sizes)
+    Window(const WindowGrid& grid, const AttentionSizes<T>& sizes)
         : q_token(grid.queries),
           key_token(grid.queries),
           query_region(sizes.block * sizes.blocks),
           key_region(grid.keys) {}
 
-    void move_to(const Grid& grid, int64_t index, const Inputs<T>& inputs) {
+    void move_to(const WindowGrid& grid, int64_t index, const Inputs<T>& inputs) {
         grid.query_tokens(index, inputs.q_map, q_token);
         grid.key_tokens(index, inputs.kv_map, key_token);
         masked = grid.masked(index);
@@ -214,7 +88,7 @@ struct Window {
         }
     }
 
-    AttentionHead<T> head(const Grid& grid, const Inputs<T>& inputs, int64_t head,
+    AttentionHead<T> head(const WindowGrid& grid, const Inputs<T>& inputs, int64_t head,
                           const T* bias) const {
         return {inputs.q + head * grid.head_dim,
                 inputs.k,
@@ -230,7 +104,7 @@ struct Window {
 };
 
 template <class T>
-void forward(const Grid& grid, double scale, const Tensor& q, const std::optional<Tensor>& kv,
+void forward(const WindowGrid& grid, double scale, const Tensor& q, const std::optional<Tensor>& kv,
              const Tensor& table, const Tensor& out_map) {
     const auto& kernel = kernels<T>();
     const AttentionSizes<T> sizes = sizes_of<T>(grid, scale);
@@ -258,7 +132,7 @@ void forward(const Grid& grid, double scale, const Tensor& q, const std::optiona
 }
 
 template <class T>
-void backward(const Grid& grid, double scale, const Tensor& grad, const Tensor& q,
+void backward(const WindowGrid& grid, double scale, const Tensor& grad, const Tensor& q,
               const std::optional<Tensor>& kv, const Tensor& table, const Tensor& dq_map,
               const Tensor& dkv_map, const Tensor& dtable) {
     const auto& kernel = kernels<T>();
@@ -328,7 +202,7 @@ void backward(const Grid& grid, double scale, const Tensor& grad, const Tensor& 
 }
 
 // Checks the arguments and works out the grid they describe.
-Grid checked(const Tensor& q, const std::optional<Tensor>& kv, const Tensor& table,
+WindowGrid checked(const Tensor& q, const std::optional<Tensor>& kv, const Tensor& table,
              int64_t window_size, int64_t num_heads, int64_t shift) {
     check_floating_cpu(q, "q", 4);
     check_floating_cpu(table, "bias_table", 2);
@@ -353,7 +227,7 @@ Grid checked(const Tensor& q, const std::optional<Tensor>& kv, const Tensor& tab
         channels /= 3;
     }
     STD_TORCH_CHECK(channels > 0 && channels % num_heads == 0, "num_heads must divide C.");
-    const Grid grid(q, channels, cell, window_size, num_heads, shift);
+    const WindowGrid grid(q, channels, cell, window_size, num_heads, shift);
     STD_TORCH_CHECK(table.size(0) == grid.side * grid.side && table.size(1) == num_heads,
                     "bias_table must be (", grid.side * grid.side, ", ", num_heads, ").");
     return grid;
@@ -367,7 +241,7 @@ std::optional<Tensor> dense(const std::optional<Tensor>& kv) {
 
 Tensor window_attention(const Tensor& q, std::optional<Tensor> kv, const Tensor& bias_table,
                         int64_t window_size, int64_t num_heads, int64_t shift, double scale) {
-    const Grid grid = checked(q, kv, bias_table, window_size, num_heads, shift);
+    const WindowGrid grid = checked(q, kv, bias_table, window_size, num_heads, shift);
     const Tensor out =
         torch::stable::new_empty(q, {q.size(0), grid.height, grid.width, grid.channels});
     if (out.numel() == 0) {
@@ -386,7 +260,7 @@ std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad,
                                                              const Tensor& bias_table,
                                                              int64_t window_size, int64_t num_heads,
                                                              int64_t shift, double scale) {
-    const Grid grid = checked(q, kv, bias_table, window_size, num_heads, shift);
+    const WindowGrid grid = checked(q, kv, bias_table, window_size, num_heads, shift);
     check_floating_cpu(grad, "grad", 4);
     STD_TORCH_CHECK(grad.scalar_type() == q.scalar_type() && grad.size(0) == q.size(0) &&
                         grad.size(1) == grid.height && grad.size(2) == grid.width &&

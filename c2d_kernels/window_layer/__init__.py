@@ -1,0 +1,1 @@
+"""A whole layer of a transformer in windows: `window_layer` (SwinIR)."""

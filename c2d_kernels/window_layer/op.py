@@ -1,0 +1,135 @@
+"""The operator `c2d::window_layer`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .. import checks, dispatch
+from ..operators import Operator, define
+from ..window_attention.op import check_windows, window_attention
+from ..window_attention.op import flops as attention_flops
+from . import native, reference
+
+
+def window_layer(
+    x: Tensor,
+    bias_table: Tensor,
+    weights: Mapping[str, Tensor],
+    *,
+    window_size: int,
+    num_heads: int,
+    shift: int = 0,
+    eps: float = 1e-5,
+) -> Tensor:
+    """A transformer layer in windows: attention, then an MLP, both after a norm and around a skip.
+
+    `y = x + proj(window_attention(qkv(LN(x))))`, then `y + fc2(GELU(fc1(LN(y))))`. At inference on
+    a CPU one kernel does all of it, a window at a time in cache. Where gradients are recorded, and
+    elsewhere, the layer is composed of `window_attention` and torch's own operators (under autocast
+    in autocast's dtype).
+
+    Args:
+        x: (B, H, W, C), H and W multiples of window_size. float32, bfloat16, float16 or float64;
+            any strides.
+        bias_table: ((2w-1)^2, heads), as in window_attention. May be float32 beside half x, as the
+            weights may.
+        weights: name -> tensor: norm1.weight, norm1.bias, norm2.weight, norm2.bias (C,); qkv.weight
+            (3C, C), qkv.bias (3C,); proj.weight (C, C), proj.bias (C,); fc1.weight (hidden, C),
+            fc1.bias (hidden,); fc2.weight (C, hidden), fc2.bias (C,).
+        window_size: w, in pixels.
+        num_heads: divides C.
+        shift: how far the windows are shifted down and right, 0 <= shift < w.
+        eps: of both norms.
+
+    Returns:
+        (B, H, W, C), in the dtype of x.
+
+    Raises:
+        ValueError: a shape, name or number that does not fit. TypeError: a dtype that does not.
+
+    SwinIR (2108.10257), equation 5.
+    """
+    checks.parameters(x, x=x, bias_table=bias_table)
+    checks.feature_map("x", x)
+    check_windows("x", x, window_size, num_heads, shift)
+    channels = x.shape[-1]
+    checks.divides("num_heads", num_heads, "the channels of x", channels)
+    side = 2 * window_size - 1
+    checks.shape("bias_table", bias_table, (side * side, num_heads), "((2w-1)^2, heads)")
+    ordered = _checked_weights(x, weights)
+    numbers = (window_size, num_heads, shift, float(eps))
+    if _has_kernel(x, bias_table, ordered, *numbers):
+        return _layer(x, bias_table, ordered, *numbers)
+    ordered = [weight.to(x.dtype) for weight in ordered]
+    return reference.composed(x, bias_table, ordered, *numbers, _attention)
+
+
+def flops(batch: int, height: int, width: int, channels: int, hidden: int, window: int) -> int:
+    """Operations of the definition of window_layer: its four products and the attention's two."""
+    linear = 2 * batch * height * width * channels * (4 * channels + 2 * hidden)
+    return linear + attention_flops(batch, height, width, channels, window)
+
+
+def _has_kernel(x: Tensor, bias_table: Tensor, weights: list[Tensor], *numbers: float) -> bool:
+    """Whether the backend in force has the layer in one piece; no kernel of it has a backward."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, bias_table, *weights)):
+        return False
+    arguments = (x, bias_table, weights, *numbers)
+    return any(
+        dispatch.requested() in ("auto", kernel.backend) and kernel.can_run(*arguments) is None
+        for kernel in dispatch.kernels("window_layer")
+    )
+
+
+def _attention(qkv, bias_table, window_size, num_heads, shift, scale) -> Tensor:
+    return window_attention(
+        qkv, bias_table, window_size=window_size, num_heads=num_heads, shift=shift, scale=scale
+    )
+
+
+def _checked_weights(x: Tensor, weights: Mapping[str, Tensor]) -> list[Tensor]:
+    for name in weights:
+        if name not in reference.NAMES:
+            raise ValueError(f"weights holds {name!r}; a layer has {', '.join(reference.NAMES)}.")
+    for name in reference.NAMES:
+        if name not in weights:
+            raise ValueError(f"weights must hold {name!r}.")
+        checks.parameters(x, **{f"weights[{name!r}]": weights[name]})
+    channels = x.shape[-1]
+    checks.shape("weights['fc1.weight']", weights["fc1.weight"], (None, channels), "(hidden, C)")
+    hidden = weights["fc1.weight"].shape[0]
+    outputs = {"qkv": 3 * channels, "proj": channels, "fc1": hidden, "fc2": channels}
+    inputs = {"qkv": channels, "proj": channels, "fc1": channels, "fc2": hidden}
+    for name in reference.NAMES:
+        module, kind = name.split(".")
+        shape = (outputs.get(module, channels),)
+        if kind == "weight" and module in inputs:
+            shape = (*shape, inputs[module])
+        checks.shape(f"weights[{name!r}]", weights[name], shape, "its own")
+    return [weights[name] for name in reference.NAMES]
+
+
+def _example(device: torch.device) -> tuple:
+    weights = [torch.zeros(4, device=device) for _ in reference.NAMES]
+    for index, shape in ((2, (12, 4)), (3, (12,)), (4, (4, 4)), (8, (4, 4)), (10, (4, 4))):
+        weights[index] = torch.zeros(shape, device=device)
+    x, table = torch.zeros(1, 4, 4, 4, device=device), torch.zeros(49, 2, device=device)
+    return x, table, weights, 4, 2, 0, 1e-5
+
+
+_layer = define(
+    Operator(
+        name="window_layer",
+        arguments="Tensor x, Tensor bias_table, Tensor[] weights, SymInt window_size, "
+        "SymInt num_heads, SymInt shift, float eps",
+        outputs=1,
+        reference=reference.window_layer,
+        fake=lambda x, *_: x.new_empty(x.shape),
+        flops=lambda x, table, weights, window, *_: flops(*x, weights[8][0], window),
+        example=_example,
+    )
+)
+dispatch.register(native.window_layer)

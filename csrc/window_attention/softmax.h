@@ -1,0 +1,53 @@
+// The softmax of a block of queries over the keys of their window, keys by rows. Like simd.h,
+// compiled once per instruction set, with internal linkage.
+#pragma once
+
+#include "../common/product.h"
+#include "../common/vector_math.h"
+
+namespace c2d::C2D_ISA {
+namespace {
+
+constexpr double kLog2E = 1.4426950408889634074;
+
+// What the softmax leaves undone: one over the sum of each query's exponentials.
+template <class T, int lanes>
+struct Inverse {
+    T of[2 * lanes];
+};
+
+// scores[key][query] = exp(score + mask - max over keys) for a block of `step` queries, at most two
+// vectors. The mask is -100 between different regions; none without query_region.
+template <class T, int lanes>
+inline void softmax(T* all, int64_t keys, int64_t step, const T* query_region, const T* key_region,
+                    Inverse<T, lanes>& inverse) {
+    using V = Vector<T, lanes>;
+    for (int64_t column = 0; column < step; column += lanes) {
+        T* const scores = all + column;
+        if (query_region != nullptr) {
+            const V region = load<T, lanes>(query_region + column);
+            const V kept{}, masked = kept - T(100);
+            for (int64_t m = 0; m < keys; ++m) {
+                const V other = kept + key_region[m];
+                T* const at = scores + m * step;
+                store<T, lanes>(at, load<T, lanes>(at) + (region != other ? masked : kept));
+            }
+        }
+        V most = load<T, lanes>(scores);
+        for (int64_t m = 1; m < keys; ++m) {
+            const V score = load<T, lanes>(scores + m * step);
+            most = score > most ? score : most;
+        }
+        V sum{};
+        for (int64_t m = 0; m < keys; ++m) {
+            T* const at = scores + m * step;
+            const V power = exp2_of((load<T, lanes>(at) - most) * T(kLog2E));
+            sum += power;
+            store<T, lanes>(at, power);
+        }
+        store<T, lanes>(inverse.of + column, T(1) / sum);
+    }
+}
+
+}  // namespace
+}  // namespace c2d::C2D_ISA

@@ -1,0 +1,140 @@
+// Windows of a (shifted) map and their tokens, host side: shared by the operators that attend.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "../kernels.h"
+#include "window_attention.h"
+
+namespace c2d {
+
+constexpr int64_t kSmallTask = int64_t{1} << 20;  // multiply-adds not worth another thread
+
+// The windows of a call, and the sizes that follow from its arguments.
+struct WindowGrid {
+    int64_t height, width, channels, window, heads, shift;
+    int64_t cell;  // tokens of a key along an axis: 1, or 2
+    int64_t down, across, windows;
+    int64_t queries, keys, side, head_dim;  // side of a head's bias table
+    std::vector<Run> runs;                  // of head 0, 1, ...
+    std::vector<int64_t> first_run;
+
+    WindowGrid(const Tensor& map, int64_t map_channels, int64_t map_cell, int64_t window_size,
+         int64_t num_heads, int64_t map_shift)
+        : height(map.size(1)),
+          width(map.size(2)),
+          channels(map_channels),
+          window(window_size),
+          heads(num_heads),
+          shift(map_shift),
+          cell(map_cell),
+          down(height / window),
+          across(width / window),
+          windows(map.size(0) * down * across),
+          queries(window * window),
+          keys(queries / (cell * cell)),
+          side(2 * (window / cell) - 1),
+          head_dim(channels / heads) {
+        const int64_t each = channels / (cell * cell);  // channels of a key in one token
+        for (int64_t head = 0; head < heads; ++head) {
+            first_run.push_back(int64_t(runs.size()));
+            for (int64_t done = 0; done < head_dim;) {
+                const int64_t channel = head * head_dim + done;
+                const int64_t count = std::min(head_dim - done, each - channel % each);
+                runs.push_back({channel / each, channel % each, done, count});
+                done += count;
+            }
+        }
+        first_run.push_back(int64_t(runs.size()));
+    }
+
+    // Row of the bias table for query n and key m.
+    int64_t table_row(int64_t n, int64_t m) const {
+        const int64_t across_keys = window / cell;
+        const int64_t dy = n / window / cell - m / across_keys + across_keys - 1;
+        const int64_t dx = n % window / cell - m % across_keys + across_keys - 1;
+        return dy * side + dx;
+    }
+
+    // Where token (y, x) of a window lies in a map.
+    int64_t token(int64_t index, int64_t y, int64_t x, const Tensor& map) const {
+        const int64_t row = (index / across % down * window + y + shift) % height;
+        const int64_t column = (index % across * window + x + shift) % width;
+        return index / (across * down) * map.stride(0) + row * map.stride(1) +
+               column * map.stride(2);
+    }
+
+    void query_tokens(int64_t index, const Tensor& map, std::vector<int64_t>& to) const {
+        for (int64_t n = 0; n < queries; ++n) {
+            to[n] = token(index, n / window, n % window, map);
+        }
+    }
+
+    void key_tokens(int64_t index, const Tensor& map, std::vector<int64_t>& to) const {
+        const int64_t across_keys = window / cell, tokens = cell * cell;
+        for (int64_t m = 0; m < keys; ++m) {
+            for (int64_t t = 0; t < tokens; ++t) {
+                to[m * tokens + t] = token(index, m / across_keys * cell + t / cell,
+                                           m % across_keys * cell + t % cell, map);
+            }
+        }
+    }
+
+    // The mask separates tokens of some window only in the last row or column of windows.
+    bool masked(int64_t index) const {
+        return shift > 0 && (index / across % down == down - 1 || index % across == across - 1);
+    }
+
+    // Which of the nine regions of the rolled map the token is from.
+    int64_t region(int64_t index, int64_t y, int64_t x) const {
+        y += index / across % down * window;
+        x += index % across * window;
+        const int64_t row = (y >= height - window) + (y >= height - shift);
+        const int64_t column = (x >= width - window) + (x >= width - shift);
+        return row * 3 + column;
+    }
+};
+
+// Memory that begins at a vector's boundary.
+template <class T>
+class Aligned {
+  public:
+    explicit Aligned(int64_t elements) : memory_(elements + kBytes / sizeof(T)) {
+        const auto address = reinterpret_cast<uintptr_t>(memory_.data());
+        data_ = memory_.data() + (kBytes - address % kBytes) % kBytes / sizeof(T);
+    }
+    T* data() { return data_; }
+
+  private:
+    static constexpr uintptr_t kBytes = 64;
+    std::vector<T> memory_;
+    T* data_;
+};
+
+// The table for every query and key of a window: [heads][blocks][keys][block], as kernels read it.
+template <class T>
+void expand_bias(const WindowGrid& grid, const AttentionSizes<T>& sizes, const Tensor& table, T* dense) {
+    const T* from = table.const_data_ptr<T>();
+    torch::stable::parallel_for(
+        0, grid.heads * sizes.blocks, std::max<int64_t>(1, kSmallTask / 64 / sizes.keys),
+        [&](int64_t begin, int64_t end) {
+            for (int64_t task = begin; task < end; ++task) {
+                const int64_t head = task / sizes.blocks, first = task % sizes.blocks * sizes.block;
+                T* to = dense + task * sizes.keys * sizes.block;
+                for (int64_t m = 0; m < sizes.keys; ++m) {
+                    for (int64_t n = first; n < first + sizes.block; ++n) {
+                        *to++ = n < sizes.queries ? from[grid.table_row(n, m) * table.stride(0) +
+                                                         head * table.stride(1)]
+                                                  : T(0);
+                    }
+                }
+            }
+        });
+}
+
+}  // namespace c2d

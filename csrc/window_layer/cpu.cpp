@@ -1,0 +1,195 @@
+// A layer of a transformer in windows on the CPU (SwinIR, 2108.10257), one instruction set at a
+// time: y = x + proj(attention(qkv(LN(x)))), then y + fc2(GELU(fc1(LN(y)))), one window after the
+// other.
+//
+// Idea. Nothing but x and the result touches main memory: all that a window of 64 tokens makes on
+// its way (qkv, scores, hidden features) stays in the first two levels of cache, and so do the
+// weights. Features lie turned round, [channel][token]: every product then has weights for scalars
+// and tokens along the lanes, channels are never filled up to a vector, norms and softmax need no
+// sum across lanes, and q, k and v are used where the product left them. Tokens are turned on their
+// way in and out, a square of vectors at a time. A bias is the weight of one more channel that is
+// always 1; a residual is what the product starts from.
+//
+// Costs, multiply-adds a token: 4 C^2 + 2 C hidden + 2 tokens C, and an exponential for each pair
+// of tokens and head. Bytes: 2 C.
+#include "../window_attention/softmax.h"
+#include "window_layer.h"
+
+namespace c2d::C2D_ISA {
+namespace {
+
+// Scratch memory of a call, cut up: rows of `length` tokens.
+template <class T, int lanes>
+struct Scratch {
+    int64_t length, elements = 0;
+    T *x, *norm, *qkv, *hidden, *scores;
+
+    Scratch(const LayerSizes<T>& sizes, T* memory) : length(sizes.block * sizes.blocks) {
+        const int64_t C = sizes.channels;
+        const int64_t wide = 3 * C > sizes.hidden + 1 ? 3 * C : sizes.hidden + 1;
+        T** const parts[] = {&x, &norm, &qkv, &scores};
+        const int64_t counts[] = {C * length, (C + 1) * length, wide * length,
+                                  sizes.tokens * sizes.block};
+        for (int i = 0; i < 4; ++i) {
+            *parts[i] = memory == nullptr ? nullptr : memory + elements;
+            elements += rounded_up(counts[i], lanes);
+        }
+        hidden = qkv;  // which is used up by then
+    }
+};
+
+// Squares of lanes x lanes numbers, from rows of channels to rows of tokens or back; what is left
+// over at the last tokens, or if there are fewer channels than lanes, number by number.
+template <class T, int lanes>
+inline void turn_in(int64_t tokens, int64_t channels, const T* from, const int64_t* token,
+                    int64_t length, T* to) {
+    int64_t n = 0;
+    for (; channels >= lanes && n + lanes <= tokens; n += lanes) {
+        for (int64_t c = 0; c < channels; c += lanes) {
+            const int64_t at = c + lanes <= channels ? c : channels - lanes;
+            Vector<T, lanes> square[lanes];
+#pragma GCC unroll 16
+            for (int i = 0; i < lanes; ++i) {
+                square[i] = load<T, lanes>(from + token[n + i] + at);
+            }
+            transpose<T, lanes>(square);
+#pragma GCC unroll 16
+            for (int i = 0; i < lanes; ++i) {
+                store<T, lanes>(to + (at + i) * length + n, square[i]);
+            }
+        }
+    }
+    for (; n < length; ++n) {
+        for (int64_t c = 0; c < channels; ++c) {
+            to[c * length + n] = n < tokens ? from[token[n] + c] : T(0);
+        }
+    }
+}
+
+template <class T, int lanes>
+inline void turn_out(int64_t tokens, int64_t channels, const T* from, int64_t length,
+                     const int64_t* token, T* to) {
+    int64_t n = 0;
+    for (; channels >= lanes && n + lanes <= tokens; n += lanes) {
+        for (int64_t c = 0; c < channels; c += lanes) {
+            const int64_t at = c + lanes <= channels ? c : channels - lanes;
+            Vector<T, lanes> square[lanes];
+#pragma GCC unroll 16
+            for (int i = 0; i < lanes; ++i) {
+                square[i] = load<T, lanes>(from + (at + i) * length + n);
+            }
+            transpose<T, lanes>(square);
+#pragma GCC unroll 16
+            for (int i = 0; i < lanes; ++i) {
+                store<T, lanes>(to + token[n + i] + at, square[i]);
+            }
+        }
+    }
+    for (; n < tokens; ++n) {
+        for (int64_t c = 0; c < channels; ++c) {
+            to[token[n] + c] = from[c * length + n];
+        }
+    }
+}
+
+// Each token less its mean over its standard deviation; the row after the last channel is 1.
+template <class T, int lanes>
+inline void normalise(int64_t channels, int64_t length, T eps, const T* x, T* norm) {
+    using V = Vector<T, lanes>;
+    const T share = T(1) / T(channels);
+    for (int64_t n = 0; n < length; n += lanes) {
+        V mean{}, variance{};
+        for (int64_t c = 0; c < channels; ++c) {
+            mean += load<T, lanes>(x + c * length + n);
+        }
+        mean *= share;
+        for (int64_t c = 0; c < channels; ++c) {
+            const V centred = load<T, lanes>(x + c * length + n) - mean;
+            variance += centred * centred;
+        }
+        const V scale = T(1) / sqrt_of(variance * share + eps);
+        for (int64_t c = 0; c < channels; ++c) {
+            store<T, lanes>(norm + c * length + n,
+                            (load<T, lanes>(x + c * length + n) - mean) * scale);
+        }
+        store<T, lanes>(norm + channels * length + n, V{} + T(1));
+    }
+}
+
+// Attention of all heads; its result takes the place of the norm in s.norm, above the row of ones.
+template <class T, int lanes>
+inline void attend(const LayerSizes<T>& sizes, const LayerWeights<T>& weights,
+                   const LayerWindow<T>& window, const Scratch<T, lanes>& s) {
+    const int64_t C = sizes.channels, step = sizes.block, keys = sizes.tokens;
+    const int64_t head_dim = C / sizes.heads, length = s.length;
+    const T* bias = weights.bias;
+    Inverse<T, lanes> inverse;
+    for (int64_t head = 0; head < sizes.heads; ++head) {
+        const T* const q = s.qkv + head * head_dim * length;
+        const T* const k = q + C * length;
+        const T* const v = k + C * length;
+        T* const out = s.norm + head * head_dim * length;
+        for (int64_t first = 0; first < length; first += step, bias += keys * step) {
+            product<T, lanes>({head_dim, k, 1, length, q + first, length, bias, s.scores, step},
+                              keys, step);
+            softmax<T, lanes>(s.scores, keys, step,
+                              window.region == nullptr ? nullptr : window.region + first,
+                              window.region, inverse);
+            long_product<T, lanes>(
+                {keys, v, length, 1, s.scores, step, nullptr, out + first, length}, head_dim, step);
+            for (int64_t column = 0; column < step; column += lanes) {
+                const Vector<T, lanes> factor = load<T, lanes>(inverse.of + column);
+                for (int64_t d = 0; d < head_dim; ++d) {
+                    T* const at = out + d * length + first + column;
+                    store<T, lanes>(at, factor * load<T, lanes>(at));
+                }
+            }
+        }
+    }
+}
+
+// out = weight (rows, steps) times b (steps, length), added to what is there if `add`.
+template <class T, int lanes>
+inline void multiply(int64_t rows, int64_t steps, int64_t length, const T* weight, const T* b,
+                     bool add, T* out) {
+    product<T, lanes>({steps, weight, steps, 1, b, length, add ? out : nullptr, out, length}, rows,
+                      length);
+}
+
+template <class T, int lanes>
+void run(const LayerSizes<T>& sizes, const LayerWeights<T>& weights, const LayerWindow<T>& window,
+         T* scratch) {
+    const Scratch<T, lanes> s(sizes, scratch);
+    const int64_t C = sizes.channels, hidden = sizes.hidden, length = s.length;
+    turn_in<T, lanes>(sizes.tokens, C, window.x, window.x_token, length, s.x);
+    normalise<T, lanes>(C, length, sizes.eps, s.x, s.norm);
+    multiply<T, lanes>(3 * C, C + 1, length, weights.qkv, s.norm, false, s.qkv);
+    attend<T, lanes>(sizes, weights, window, s);
+    multiply<T, lanes>(C, C + 1, length, weights.proj, s.norm, true, s.x);
+    normalise<T, lanes>(C, length, sizes.eps, s.x, s.norm);
+    multiply<T, lanes>(hidden, C + 1, length, weights.first, s.norm, false, s.hidden);
+    for (int64_t i = 0; i < hidden * length; i += lanes) {
+        store<T, lanes>(s.hidden + i, gelu_of(load<T, lanes>(s.hidden + i)));
+    }
+    for (int64_t n = 0; n < length; n += lanes) {
+        store<T, lanes>(s.hidden + hidden * length + n, Vector<T, lanes>{} + T(1));
+    }
+    multiply<T, lanes>(C, hidden + 1, length, weights.second, s.hidden, true, s.x);
+    turn_out<T, lanes>(sizes.tokens, C, s.x, length, window.out_token, window.out);
+}
+
+template <class T, int lanes>
+int64_t scratch(const LayerSizes<T>& sizes) {
+    return Scratch<T, lanes>(sizes, nullptr).elements;
+}
+
+constexpr int kFloats = kVectorBytes / sizeof(float), kDoubles = kVectorBytes / sizeof(double);
+
+}  // namespace
+
+extern const LayerKernels<float> layer_float32 = {kFloats, scratch<float, kFloats>,
+                                                  run<float, kFloats>};
+extern const LayerKernels<double> layer_float64 = {kDoubles, scratch<double, kDoubles>,
+                                                   run<double, kDoubles>};
+
+}  // namespace c2d::C2D_ISA

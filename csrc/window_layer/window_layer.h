@@ -1,0 +1,62 @@
+// What one instruction set offers for a whole layer of a transformer in windows: all the arithmetic
+// of one window. cpu.cpp defines it once per instruction set; the host side in window_layer.cpp
+// folds weights, walks windows and knows where their tokens lie.
+#pragma once
+
+#include <stdint.h>
+
+namespace c2d {
+
+// A layer's weights as kernels read them, rows of output channels. Norms are folded into the
+// products behind them and the scale of q into its rows; a column after the last holds the biases.
+template <class T>
+struct LayerWeights {
+    const T* qkv;    // (3C, C + 1)
+    const T* proj;   // (C, C + 1)
+    const T* first;  // (hidden, C + 1)
+    const T* second; // (C, hidden + 1)
+    const T* bias;   // relative bias, [heads][blocks][keys][block]
+};
+
+// What all windows of a call have in common. Tokens are handled in blocks of `block`, one or two
+// vectors; the last block may be partly empty.
+template <class T>
+struct LayerSizes {
+    int64_t tokens, channels, hidden, heads;
+    int64_t block, blocks;
+    T eps;
+};
+
+// Tokens of a window: where each begins in the two maps, and, where windows are masked, its region.
+template <class T>
+struct LayerWindow {
+    const T* x;
+    T* out;
+    const int64_t *x_token, *out_token;
+    const T* region;  // null: nothing is masked
+};
+
+template <class T>
+struct LayerKernels {
+    int64_t lanes;  // elements of a vector
+    // Elements of scratch memory, aligned to a vector, that a call needs.
+    int64_t (*scratch)(const LayerSizes<T>& sizes);
+    void (*run)(const LayerSizes<T>& sizes, const LayerWeights<T>& weights,
+                const LayerWindow<T>& window, T* scratch);
+};
+
+#define C2D_DECLARE_LAYER(isa)                       \
+    namespace isa {                                  \
+    extern const LayerKernels<float> layer_float32;  \
+    extern const LayerKernels<double> layer_float64; \
+    }
+
+C2D_DECLARE_LAYER(baseline)
+#if defined(__x86_64__)
+C2D_DECLARE_LAYER(avx2)
+C2D_DECLARE_LAYER(avx512)
+#endif
+
+#undef C2D_DECLARE_LAYER
+
+}  // namespace c2d
