@@ -197,6 +197,17 @@ class Freezable(nn.Module):
         raise NotImplementedError
 
 
+def untouched(module: nn.Module) -> bool:
+    """Whether a call of the module does what its class says: one of ours or torch's, no hooks.
+
+    An adapter, a parametrization, quantisation or a hook would be passed over by an operator that
+    takes the weights alone.
+    """
+    ours = type(module).__module__.startswith(("c2d_models.", "torch.nn.modules."))
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    return ours and not hooks and not module._backward_pre_hooks
+
+
 def init_linear(module: nn.Module) -> None:
     """Swin's start for one Linear, for `Module.apply`: weight ~ truncated N(0, 0.02), bias 0."""
     if isinstance(module, nn.Linear):

@@ -7,10 +7,10 @@ so are the names in the authors' files.
 """
 
 from .layers import ConvFFN, PermutedWindowAttention
-from .swinir import SwinIR, SwinLayer
+from .swinir import SwinIR, TransformerLayer
 
 
-class SRFormerLayer(SwinLayer):
+class SRFormerLayer(TransformerLayer):
     """Permuted self-attention layer: x + PSA(LN(x)), then x + ConvFFN(LN(x))."""
 
     attention_type = PermutedWindowAttention

@@ -8,15 +8,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .layers import Conv3x3, Mlp, WindowAttention, init_linear, rgb_mean
+from c2d_kernels import window_layer
+
+from .layers import Conv3x3, Mlp, WindowAttention, init_linear, rgb_mean, untouched
 from .upsamplers import Network, PixelShuffleDirect, upsampler
 
 
-class SwinLayer(nn.Module):
-    """Swin transformer layer: x + MSA(LN(x)), then x + MLP(LN(x))."""
+class TransformerLayer(nn.Module):
+    """Transformer layer in windows: x + attention(LN(x)), then x + MLP(LN(x))."""
 
-    attention_type: type[nn.Module] = WindowAttention
-    mlp_type: type[nn.Module] = Mlp
+    attention_type: type[nn.Module]
+    mlp_type: type[nn.Module]
 
     def __init__(self, dim: int, num_heads: int, window_size: int, shift: int, mlp_ratio: float):
         super().__init__()
@@ -28,6 +30,35 @@ class SwinLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+
+class SwinLayer(TransformerLayer):
+    """Swin transformer layer, in one operator as long as nobody has changed one of its modules."""
+
+    attention_type = WindowAttention
+    mlp_type = Mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        attn, mlp = self.attn, self.mlp
+        modules = {
+            "norm1": self.norm1,
+            "qkv": attn.qkv,
+            "proj": attn.proj,
+            "norm2": self.norm2,
+            "fc1": mlp.fc1,
+            "fc2": mlp.fc2,
+        }
+        if not all(map(untouched, (attn, mlp, *modules.values()))):
+            return super().forward(x)
+        return window_layer(
+            x,
+            attn.relative_position_bias_table,
+            {f"{name}.{key}": p for name, m in modules.items() for key, p in m.named_parameters()},
+            window_size=attn.window_size,
+            num_heads=attn.num_heads,
+            shift=attn.shift,
+            eps=self.norm1.eps,
+        )
 
 
 class LayerStack(nn.Module):
@@ -110,7 +141,7 @@ class SwinIR(GroupedNetwork):
     """
 
     min_overlap = 32
-    layer_type: type[nn.Module] = SwinLayer
+    layer_type: type[TransformerLayer] = SwinLayer
 
     def __init__(
         self,

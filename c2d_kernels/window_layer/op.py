@@ -27,9 +27,9 @@ def window_layer(
     """A transformer layer in windows: attention, then an MLP, both after a norm and around a skip.
 
     `y = x + proj(window_attention(qkv(LN(x))))`, then `y + fc2(GELU(fc1(LN(y))))`. At inference on
-    a CPU one kernel does all of it, a window at a time in cache. Where gradients are recorded, and
-    elsewhere, the layer is composed of `window_attention` and torch's own operators (under autocast
-    in autocast's dtype).
+    a CPU one kernel does all of it, a window at a time in cache, whatever autocast says. Elsewhere,
+    and where gradients are recorded, the layer is composed of `window_attention` and torch's own
+    operators, which autocast rounds.
 
     Args:
         x: (B, H, W, C), H and W multiples of window_size. float32, bfloat16, float16 or float64;
@@ -61,7 +61,7 @@ def window_layer(
     checks.shape("bias_table", bias_table, (side * side, num_heads), "((2w-1)^2, heads)")
     ordered = _checked_weights(x, weights)
     numbers = (window_size, num_heads, shift, float(eps))
-    if _has_kernel(x, bias_table, ordered, *numbers):
+    if dispatch.requested() == "reference" or _has_kernel(x, bias_table, ordered, *numbers):
         return _layer(x, bias_table, ordered, *numbers)
     ordered = [weight.to(x.dtype) for weight in ordered]
     return reference.composed(x, bias_table, ordered, *numbers, _attention)
@@ -73,13 +73,15 @@ def flops(batch: int, height: int, width: int, channels: int, hidden: int, windo
     return linear + attention_flops(batch, height, width, channels, window)
 
 
-def _has_kernel(x: Tensor, bias_table: Tensor, weights: list[Tensor], *numbers: float) -> bool:
-    """Whether the backend in force has the layer in one piece; no kernel of it has a backward."""
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, bias_table, *weights)):
-        return False
-    arguments = (x, bias_table, weights, *numbers)
+def _has_kernel(*arguments: object) -> bool:
+    """Whether the backend in force has the layer in one piece; auto has no gradients of it."""
+    requested = dispatch.requested()
+    if requested == "auto" and torch.is_grad_enabled():
+        x, bias_table, weights, *_ = arguments
+        if any(tensor.requires_grad for tensor in (x, bias_table, *weights)):
+            return False
     return any(
-        dispatch.requested() in ("auto", kernel.backend) and kernel.can_run(*arguments) is None
+        requested in ("auto", kernel.backend) and kernel.can_run(*arguments) is None
         for kernel in dispatch.kernels("window_layer")
     )
 

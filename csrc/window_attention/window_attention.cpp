@@ -20,8 +20,8 @@
 namespace c2d {
 namespace {
 
-constexpr int64_t kGroup = 32;                    // windows of a backward task, at most
-constexpr int64_t kPairs = int64_t{1} << 18;      // pairs of tokens whose dS a task sums, about
+constexpr int64_t kGroup = 32;                // windows of a backward task, at most
+constexpr int64_t kPairs = int64_t{1} << 18;  // pairs of tokens whose dS a task sums, about
 
 template <class T>
 const AttentionKernels<T>& kernels();
@@ -203,7 +203,7 @@ void backward(const WindowGrid& grid, double scale, const Tensor& grad, const Te
 
 // Checks the arguments and works out the grid they describe.
 WindowGrid checked(const Tensor& q, const std::optional<Tensor>& kv, const Tensor& table,
-             int64_t window_size, int64_t num_heads, int64_t shift) {
+                   int64_t window_size, int64_t num_heads, int64_t shift) {
     check_floating_cpu(q, "q", 4);
     check_floating_cpu(table, "bias_table", 2);
     STD_TORCH_CHECK(table.scalar_type() == q.scalar_type(), "bias_table must have the type of q.");

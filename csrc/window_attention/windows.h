@@ -25,7 +25,7 @@ struct WindowGrid {
     std::vector<int64_t> first_run;
 
     WindowGrid(const Tensor& map, int64_t map_channels, int64_t map_cell, int64_t window_size,
-         int64_t num_heads, int64_t map_shift)
+               int64_t num_heads, int64_t map_shift)
         : height(map.size(1)),
           width(map.size(2)),
           channels(map_channels),
@@ -118,7 +118,8 @@ class Aligned {
 
 // The table for every query and key of a window: [heads][blocks][keys][block], as kernels read it.
 template <class T>
-void expand_bias(const WindowGrid& grid, const AttentionSizes<T>& sizes, const Tensor& table, T* dense) {
+void expand_bias(const WindowGrid& grid, const AttentionSizes<T>& sizes, const Tensor& table,
+                 T* dense) {
     const T* from = table.const_data_ptr<T>();
     torch::stable::parallel_for(
         0, grid.heads * sizes.blocks, std::max<int64_t>(1, kSmallTask / 64 / sizes.keys),

@@ -11,11 +11,11 @@ namespace c2d {
 // products behind them and the scale of q into its rows; a column after the last holds the biases.
 template <class T>
 struct LayerWeights {
-    const T* qkv;    // (3C, C + 1)
-    const T* proj;   // (C, C + 1)
-    const T* first;  // (hidden, C + 1)
-    const T* second; // (C, hidden + 1)
-    const T* bias;   // relative bias, [heads][blocks][keys][block]
+    const T* qkv;     // (3C, C + 1)
+    const T* proj;    // (C, C + 1)
+    const T* first;   // (hidden, C + 1)
+    const T* second;  // (C, hidden + 1)
+    const T* bias;    // relative bias, [heads][blocks][keys][block]
 };
 
 // What all windows of a call have in common. Tokens are handled in blocks of `block`, one or two

@@ -14,6 +14,7 @@ from c2d_kernels.dispatch import Kernel, kernels
 from c2d_kernels.operators import operators
 
 Tensors = dict[str, Tensor]
+KINDS = ("weight", "bias")
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,45 @@ def _attention(
         {"window_size": window, "num_heads": heads, "shift": shift},
         ("qkv",),
         result="qkv",
+    )
+
+
+def _layer(
+    name: str,
+    batch: int,
+    height: int,
+    width: int,
+    channels: int,
+    hidden: int,
+    *,
+    window: int = 4,
+    heads: int = 2,
+    shift: int = 2,
+) -> Case:
+    matrices = {
+        "qkv": (3 * channels, channels),
+        "proj": (channels, channels),
+        "fc1": (hidden, channels),
+        "fc2": (channels, hidden),
+    }
+    weights = {f"{norm}.{kind}": (channels,) for norm in ("norm1", "norm2") for kind in KINDS}
+    for matrix, shape in matrices.items():
+        weights |= {f"{matrix}.weight": shape, f"{matrix}.bias": shape[:1]}
+    return Case(
+        name,
+        "window_layer",
+        {
+            "x": (batch, height, width, channels),
+            "bias_table": ((2 * window - 1) ** 2, heads),
+            **weights,
+        },
+        {"window_size": window, "num_heads": heads, "shift": shift},
+        ("x",),
+        prepare=lambda drawn: {
+            name: x / x.shape[1] ** 0.5 if x.dim() == 2 and "." in name else x
+            for name, x in drawn.items()
+        },
+        result="x",
     )
 
 
@@ -226,6 +266,7 @@ SMALL = [
     _scan("scan", 2, 3, 5, 2),
     _attention("attention", 1, 4, 6, 2, window=2, shift=1),
     _permuted("permuted", 1, 8, 4, 4),
+    _layer("layer", 1, 4, 6, 4, 6, window=2, shift=1),
     _channel("channel", 2, 5, 4, 3),
     _spatial("spatial", 1, 4, 4, 4),
     _query("query-coords", 2, 2, 3, queries=5),
@@ -247,6 +288,11 @@ AWKWARD = [
     _permuted("permuted-one-window", 2, 4, 4, 8, shift=0),
     _permuted("permuted-no-batch", 0, 8, 4, 4),
     _permuted("permuted-2x2", 1, 2, 2, 4, window=2, shift=0),
+    _layer("layer-head-dim-10", 1, 16, 24, 60, 120, window=8, heads=6, shift=4),
+    _layer("layer-49-tokens", 2, 14, 7, 12, 5, window=7, shift=3),
+    _layer("layer-three-channels", 1, 4, 8, 3, 7, heads=3),
+    _layer("layer-no-batch", 0, 8, 4, 2, 2),
+    _layer("layer-1x1", 1, 1, 1, 18, 2, window=1, shift=0),
     _channel("channel-borders", 2, 13, 7, 6, window=(4, 8)),
     _channel("channel-window-over-map", 1, 5, 9, 10, window=64),
     _channel("channel-1x1", 1, 1, 1, 4, window=8),

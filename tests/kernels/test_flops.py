@@ -10,12 +10,18 @@ from c2d_kernels.coordinate_query import op as coordinate_query
 from c2d_kernels.selective_scan import op as selective_scan
 from c2d_kernels.window_attention import op as window_attention
 from c2d_kernels.window_correlation import op as window_correlation
+from c2d_kernels.window_layer import op as window_layer
 from tests.kernels.cases import SMALL, Case
 
 FORMULAS = [  # formula, value by hand, what it is
     (selective_scan.flops(1, 48, 100, 8), 18 * 48 * 100 * 8, "18 B L D N"),
     (window_attention.flops(1, 64, 64, 60, 8), 2 * 2 * 4096 * 64 * 60, "q k^T and its product"),
     (window_attention.permuted_flops(1, 64, 64, 60, 16), 2 * 2 * 4096 * 64 * 60, "a quarter"),
+    (
+        window_layer.flops(1, 64, 64, 60, 120, 8),
+        2 * 4096 * (60 * 180 + 2 * 64 * 60 + 60 * 60 + 2 * 60 * 120),
+        "qkv, attention, projection, MLP",
+    ),
     (window_correlation.channel_flops(1, 64, 64, 30), 2 * 2 * 4096 * 30 * 30, "q^T v and v M^T"),
     (
         window_correlation.spatial_flops(1, 64, 64, 30, 8, 8),
@@ -43,6 +49,7 @@ SMALL_FLOPS = {  # the definition's operations in the small cases
     "scan": 18 * 2 * 3 * 5 * 2,
     "attention": 4 * 24 * 4 * 4,
     "permuted": 32 * 16 * 4,
+    "layer": 2 * 24 * (4 * 12 + 2 * 4 * 4 + 4 * 4 + 2 * 4 * 6),
     "channel": 4 * 2 * 20 * 3 * 3,
     "spatial": 2 * 16 * 4 * (1 + 2 * 4),
     "query-coords": 2 * 10 * (20 * 4 + 16 + 6 * 4 + 4 * 3 + 4 * 12 + 2 * 16 + 2 * 4 * 2),

@@ -120,6 +120,11 @@ def test_autocast(case: Case, dtype: torch.dtype) -> None:
     tensors = case.tensors(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = case.outputs(tensors)[0]
+    if case.operator == "window_layer":
+        # Only its products may be rounded: what goes around them stays as it came.
+        assert actual.dtype == dtype
+        assert relative_error(actual, case.outputs(tensors)[0].double()) <= 0.02
+        return
     if dtype == torch.float64:
         expected = case.outputs(tensors)[0]
     else:
