@@ -1,11 +1,11 @@
 """Fused operators for efficient super-resolution networks.
 
 `selective_scan`, `window_attention`, `permuted_window_attention`, `window_layer`,
-`channel_correlation`, `spatial_correlation` and `coordinate_query` run on any machine: by a native
-or GPU kernel where one can, else by the short PyTorch reference that defines them. Feature maps are
-channels-last (B, H, W, C). `backend(name)` or the environment variable C2D_BACKEND asks for an
-implementation; `info()` says what is here and why. `install_as_mamba_ssm()` lets code that was
-written for mamba_ssm run on `selective_scan`.
+`res_post_norm`, `conv_ffn`, `channel_correlation`, `spatial_correlation` and `coordinate_query` run
+on any machine: by a native or GPU kernel where one can, else by the short PyTorch reference that
+defines them. Feature maps are channels-last (B, H, W, C). `backend(name)` or the environment
+variable C2D_BACKEND asks for an implementation; `info()` says what is here and why.
+`install_as_mamba_ssm()` lets code that was written for mamba_ssm run on `selective_scan`.
 
 Example:
     >>> import torch, c2d_kernels
@@ -14,6 +14,7 @@ Example:
     torch.Size([1, 180, 320, 30])
 """
 
+from .conv_ffn.op import conv_ffn
 from .coordinate_query.op import (
     coordinate_query,
     coordinate_query_moments,
@@ -23,6 +24,7 @@ from .coordinate_query.positions import Region
 from .dispatch import backend
 from .mamba_ssm_drop_in import install_as_mamba_ssm
 from .report import info
+from .res_post_norm.op import res_post_norm
 from .selective_scan.op import selective_scan
 from .window_attention.op import permuted_window_attention, window_attention
 from .window_correlation.op import channel_correlation, spatial_correlation
@@ -32,12 +34,14 @@ __all__ = [
     "Region",
     "backend",
     "channel_correlation",
+    "conv_ffn",
     "coordinate_query",
     "coordinate_query_moments",
     "coordinate_query_weight_shapes",
     "info",
     "install_as_mamba_ssm",
     "permuted_window_attention",
+    "res_post_norm",
     "selective_scan",
     "spatial_correlation",
     "window_attention",

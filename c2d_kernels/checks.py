@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -108,3 +110,33 @@ def window_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def mlp_shapes(weights: Mapping[str, Tensor], channels: int) -> dict[str, tuple[int, int]]:
+    """The weights' shapes of the MLP fc1, fc2 on `channels`, its width read from fc1.weight."""
+    fc1 = weights.get("fc1.weight")
+    hidden = fc1.shape[0] if isinstance(fc1, Tensor) and fc1.dim() == 2 else 1
+    return {"fc1": (hidden, channels), "fc2": (channels, hidden)}
+
+
+def layer_weights(
+    like: Tensor,
+    weights: Mapping[str, Tensor],
+    names: Sequence[str],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> list[Tensor]:
+    """The tensors of a layer in the order of `names`, such as "fc1.weight" and "fc1.bias".
+
+    `shapes` has each module's weight; its bias is as long as the weight has rows.
+    """
+    for name in weights:
+        if name not in names:
+            raise ValueError(f"weights holds {name!r}; a layer has {', '.join(names)}.")
+    for name in names:
+        if name not in weights:
+            raise ValueError(f"weights must hold {name!r}.")
+        module, kind = name.split(".")
+        expected = shapes[module] if kind == "weight" else shapes[module][:1]
+        parameters(like, **{f"weights[{name!r}]": weights[name]})
+        shape(f"weights[{name!r}]", weights[name], expected, "its own")
+    return [weights[name] for name in names]

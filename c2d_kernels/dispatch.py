@@ -108,6 +108,26 @@ def select(operator: str, *args: object) -> Kernel | None:
     )
 
 
+def in_one_piece(operator: str, *args: object) -> bool:
+    """Whether a layer runs as one operator here, by the reference if that is asked for.
+
+    Otherwise it is better composed of other operators: where the backend in force has no kernel for
+    it, or has no gradients that are wanted (auto only: see Kernel).
+    """
+    if _requested == "reference":
+        return True
+    tensors = [x for arg in args for x in (arg if isinstance(arg, list) else [arg])]
+    trains = torch.is_grad_enabled() and any(
+        isinstance(x, Tensor) and x.requires_grad for x in tensors
+    )
+    return any(
+        _requested in ("auto", kernel.backend)
+        and not (_requested == "auto" and trains and kernel.backward is None)
+        and kernel.can_run(*args) is None
+        for kernel in kernels(operator)
+    )
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Operators choose their own precision: inside them autocast is off."""
     if _autocasting(device.type):

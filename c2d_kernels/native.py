@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 PATH = Path(__file__).with_name("_native.so")
 
@@ -38,3 +39,13 @@ missing: str | None = _load()
 def build_info() -> str:
     """What the library was built with and the instruction set in use, or why it is absent."""
     return missing if missing is not None else torch.ops.c2d_native.build_info()
+
+
+def bias_column(weight: Tensor, bias: Tensor) -> Tensor:
+    """(out, in + 1), as kernels read a Linear: its bias is the weight of an input that is 1."""
+    return torch.cat([weight, bias[:, None]], dim=1)
+
+
+def column_after_norm(weight: Tensor, bias: Tensor, norm: Tensor, norm_bias: Tensor) -> Tensor:
+    """bias_column for a Linear behind a LayerNorm, whose affine part it takes over."""
+    return bias_column(weight * norm, torch.addmv(bias, weight, norm_bias))

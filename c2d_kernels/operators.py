@@ -264,12 +264,12 @@ def _regroup(
 
 def _owned(found: Sequence[Tensor | None], grads: Sequence[Tensor]) -> list[Tensor]:
     """What a custom op may return: no None (empty tensors instead), no alias, contiguous."""
-    taken = {grad.data_ptr() for grad in grads}
+    taken = {grad.untyped_storage()._cdata for grad in grads}
     owned = []
     for gradient in found:
         gradient = grads[0].new_empty(0) if gradient is None else gradient.contiguous()
-        if gradient.numel() and gradient.data_ptr() in taken:
+        if gradient.untyped_storage()._cdata in taken:
             gradient = gradient.clone()
-        taken.add(gradient.data_ptr())
+        taken.add(gradient.untyped_storage()._cdata)
         owned.append(gradient)
     return owned

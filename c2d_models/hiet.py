@@ -24,6 +24,7 @@ from .layers import (
     PermutedWindowAttention,
     WindowAttention,
     init_linear,
+    post_norm_layer,
 )
 from .mambairv2 import AttentiveLayer
 from .upsamplers import BilinearPixelShuffle, Network, upsampler
@@ -111,14 +112,20 @@ class CorrelationMixer(nn.Module):
         self.dfe = DualFeatureExtraction(dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    def parts(self, x: Tensor, rows: Tensor, columns: Tensor) -> list[Tensor]:
+        """The correlation and v, (B, H, W, dim / 2) each."""
         q, v = self.dfe(x + self.encoding(rows, columns)).chunk(2, dim=-1)
-        correlated = channel_correlation(q, v, window_size=self.window_size)
-        return self.proj(torch.cat([correlated, v], dim=-1))
+        return [channel_correlation(q, v, window_size=self.window_size), v]
+
+    def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.proj(torch.cat(self.parts(x, rows, columns), dim=-1))
 
 
 class AttentionMixer(WindowAttention):
     """The bottom of the U: window attention, which has its own position table and needs no E."""
+
+    def parts(self, x: Tensor, rows: Tensor, columns: Tensor) -> list[Tensor]:
+        return [self.attend(x)]
 
     def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return super().forward(x)
@@ -126,6 +133,9 @@ class AttentionMixer(WindowAttention):
 
 class PermutedAttentionMixer(PermutedWindowAttention):
     """The same with SRFormer's attention, whose windows may be larger."""
+
+    def parts(self, x: Tensor, rows: Tensor, columns: Tensor) -> list[Tensor]:
+        return [self.attend(x)]
 
     def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return super().forward(x)
@@ -144,8 +154,7 @@ class HiETLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        x = x + self.norm1(self.mixer(x, rows, columns))
-        return x + self.norm2(self.mlp(x))
+        return post_norm_layer(x, self.mixer, (rows, columns), self.norm1, self.mlp, self.norm2)
 
 
 class HiETConvLayer(HiETLayer):

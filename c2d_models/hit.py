@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from c2d_kernels import channel_correlation, spatial_correlation
 
-from .layers import Conv3x3, ConvFFN, Freezable, Mlp, PointwiseConv, crop, pad_to_multiple
+from .layers import (
+    Conv3x3,
+    ConvFFN,
+    Freezable,
+    Mlp,
+    PointwiseConv,
+    crop,
+    pad_to_multiple,
+    post_norm_layer,
+)
 from .swinir import GroupedNetwork
 
 
@@ -88,7 +97,8 @@ class SelfCorrelation(nn.Module):
         # A norm over fewer than three numbers would leave only signs of the offsets.
         self.pos = RelativeBias(max(dim // 16, 3), window_size, num_heads)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def parts(self, x: Tensor) -> list[Tensor]:
+        """The two correlations, (B, H, W, dim / 2) each."""
         height, width = x.shape[1:3]
         x = pad_to_multiple(x, self.window_size)
         q, v = self.qv(x).chunk(2, dim=-1)
@@ -103,7 +113,10 @@ class SelfCorrelation(nn.Module):
             num_heads=self.num_heads,
         )
         channel = channel_correlation(q, v, window_size=self.window_size)
-        return crop(self.proj(torch.cat([spatial, channel], dim=-1)), height, width)
+        return [crop(part, height, width) for part in (spatial, channel)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(torch.cat(self.parts(x), dim=-1))
 
 
 class HiTLayer(nn.Module):
@@ -121,8 +134,7 @@ class HiTLayer(nn.Module):
         self.mlp = self.mlp_type(dim, mlp_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.norm1(self.correlation(x))
-        return x + self.norm2(self.mlp(x))
+        return post_norm_layer(x, self.correlation, (), self.norm1, self.mlp, self.norm2)
 
 
 class HiTConvLayer(HiTLayer):

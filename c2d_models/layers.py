@@ -5,14 +5,14 @@ it lies, and a convolution sees the same memory as a (B, C, H, W) tensor in `tor
 format.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from c2d_kernels import permuted_window_attention, window_attention
+from c2d_kernels import conv_ffn, permuted_window_attention, res_post_norm, window_attention
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 """Mean colour of DIV2K, which the published networks subtract at their entry, add at their end."""
@@ -131,6 +131,15 @@ class ConvFFN(Mlp):
         hidden = F.gelu(self.fc1(x))
         return self.fc2(hidden + self.dwconv(hidden))
 
+    def with_skip(self, x: Tensor, norm: nn.Module, *, norm_first: bool) -> Tensor:
+        """x + FFN(norm(x)) or, the norm last, x + norm(FFN(x)), in one operator if it can be."""
+        branch = self.dwconv.depthwise_conv
+        modules = {"norm": norm, "fc1": self.fc1, "dwconv": branch[0], "fc2": self.fc2}
+        weights = weights_of(modules, self, self.dwconv, branch)
+        if weights is not None:
+            return conv_ffn(x, weights, norm_first=norm_first, eps=norm.eps)
+        return x + (self(norm(x)) if norm_first else norm(self(x)))
+
 
 class WindowAttention(nn.Module):
     """Multi-head self-attention in (shifted) windows with relative position bias (Swin, eq. 4).
@@ -147,15 +156,18 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        attended = window_attention(
+    def attend(self, x: Tensor) -> Tensor:
+        """All but the projection."""
+        return window_attention(
             self.qkv(x),
             self.relative_position_bias_table,
             window_size=self.window_size,
             num_heads=self.num_heads,
             shift=self.shift,
         )
-        return self.proj(attended)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.attend(x))
 
 
 class PermutedWindowAttention(nn.Module):
@@ -173,8 +185,9 @@ class PermutedWindowAttention(nn.Module):
         self.kv = nn.Linear(dim, dim // 2)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        attended = permuted_window_attention(
+    def attend(self, x: Tensor) -> Tensor:
+        """All but the projection."""
+        return permuted_window_attention(
             self.q(x),
             self.kv(x),
             self.relative_position_bias_table,
@@ -182,7 +195,9 @@ class PermutedWindowAttention(nn.Module):
             num_heads=self.num_heads,
             shift=self.shift,
         )
-        return self.proj(attended)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.attend(x))
 
 
 class Freezable(nn.Module):
@@ -197,15 +212,42 @@ class Freezable(nn.Module):
         raise NotImplementedError
 
 
-def untouched(module: nn.Module) -> bool:
-    """Whether a call of the module does what its class says: one of ours or torch's, no hooks.
+def post_norm_layer(
+    x: Tensor,
+    mixer: nn.Module,
+    others: tuple[Tensor, ...],
+    norm1: nn.Module,
+    mlp: nn.Module,
+    norm2: nn.Module,
+) -> Tensor:
+    """x + LN(mixer(x, *others)), then x + LN(MLP(x)) (HiT-SR).
 
-    An adapter, a parametrization, quantisation or a hook would be passed over by an operator that
-    takes the weights alone.
+    A mixer is `proj` of what its `parts` gives. With a plain MLP all that follows the parts is one
+    operator.
     """
-    ours = type(module).__module__.startswith(("c2d_models.", "torch.nn.modules."))
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    return ours and not hooks and not module._backward_pre_hooks
+    if type(mlp) is Mlp:
+        modules = {"proj": mixer.proj, "norm1": norm1, "norm2": norm2}
+        weights = weights_of({**modules, "fc1": mlp.fc1, "fc2": mlp.fc2}, mixer, mlp)
+        if weights is not None:
+            return res_post_norm(x, mixer.parts(x, *others), weights, eps=norm1.eps)
+    x = x + norm1(mixer(x, *others))
+    if type(mlp) is ConvFFN:
+        return mlp.with_skip(x, norm2, norm_first=False)
+    return x + norm2(mlp(x))
+
+
+def weights_of(modules: Mapping[str, nn.Module], *around: nn.Module) -> dict[str, Tensor] | None:
+    """The modules' parameters for an operator that does their work, named as in `modules`.
+
+    None if a call of one of them, or of a module `around` them, does more than its class says: an
+    adapter, a parametrization, quantisation or a hook must not be passed over.
+    """
+    for module in (*modules.values(), *around):
+        ours = type(module).__module__.startswith(("c2d_models.", "torch.nn.modules."))
+        hooks = module._forward_hooks or module._forward_pre_hooks
+        if not ours or hooks or module._backward_hooks or module._backward_pre_hooks:
+            return None
+    return {f"{name}.{key}": p for name, m in modules.items() for key, p in m.named_parameters()}
 
 
 def init_linear(module: nn.Module) -> None:

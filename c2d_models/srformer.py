@@ -6,6 +6,8 @@ depthwise branch, which gives back the detail that the stacking hides. The layou
 so are the names in the authors' files.
 """
 
+from torch import Tensor
+
 from .layers import ConvFFN, PermutedWindowAttention
 from .swinir import SwinIR, TransformerLayer
 
@@ -15,6 +17,9 @@ class SRFormerLayer(TransformerLayer):
 
     attention_type = PermutedWindowAttention
     mlp_type = ConvFFN
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp.with_skip(x + self.attn(self.norm1(x)), self.norm2, norm_first=True)
 
 
 class SRFormer(SwinIR):

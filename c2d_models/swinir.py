@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from c2d_kernels import window_layer
 
-from .layers import Conv3x3, Mlp, WindowAttention, init_linear, rgb_mean, untouched
+from .layers import Conv3x3, Mlp, WindowAttention, init_linear, rgb_mean, weights_of
 from .upsamplers import Network, PixelShuffleDirect, upsampler
 
 
@@ -48,12 +48,13 @@ class SwinLayer(TransformerLayer):
             "fc1": mlp.fc1,
             "fc2": mlp.fc2,
         }
-        if not all(map(untouched, (attn, mlp, *modules.values()))):
+        weights = weights_of(modules, attn, mlp)
+        if weights is None:
             return super().forward(x)
         return window_layer(
             x,
             attn.relative_position_bias_table,
-            {f"{name}.{key}": p for name, m in modules.items() for key, p in m.named_parameters()},
+            weights,
             window_size=attn.window_size,
             num_heads=attn.num_heads,
             shift=attn.shift,

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 namespace c2d {
 
@@ -71,6 +72,19 @@ std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad,
 Tensor window_layer(const Tensor& x, const Tensor& qkv, const Tensor& proj, const Tensor& first,
                     const Tensor& second, const Tensor& bias_table, int64_t window_size,
                     int64_t num_heads, int64_t shift, double eps);
+
+// y = x + LN(proj([parts])), then y + LN(fc2(GELU(fc1(y)))); x (B, H, W, C), parts (B, H, W, any).
+// The rows of proj (C, inputs + 1), first (hidden, C + 1) and second (C, hidden + 1) are output
+// channels, the last column is the bias; norms are (2, C).
+Tensor res_post_norm(const Tensor& x, std::vector<Tensor> parts, const Tensor& proj,
+                     const Tensor& norm1, const Tensor& first, const Tensor& second,
+                     const Tensor& norm2, double eps);
+
+// y = x + fc2(h + GELU(depthwise 5x5 of h)), h = GELU(fc1(x)), with a norm before fc1 (folded into
+// it) or after fc2; x (B, H, W, C). The rows of first (hidden, C + 1), conv (hidden, 26) and second
+// (C, hidden + 1) are output channels, the last column is the bias; norm is (2, C).
+Tensor conv_ffn(const Tensor& x, const Tensor& first, const Tensor& conv, const Tensor& second,
+                const Tensor& norm, bool norm_first, double eps);
 
 #if defined(C2D_WITH_CUDA)
 // The scan on CUDA tensors: u, delta, z and what varies of B and C in float32, bfloat16 or float16;

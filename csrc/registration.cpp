@@ -86,6 +86,12 @@ STABLE_TORCH_LIBRARY(c2d_native, m) {
     m.def(
         "window_layer(Tensor x, Tensor qkv, Tensor proj, Tensor first, Tensor second, "
         "Tensor bias_table, int window_size, int num_heads, int shift, float eps) -> Tensor");
+    m.def(
+        "res_post_norm(Tensor x, Tensor[] parts, Tensor proj, Tensor norm1, Tensor first, "
+        "Tensor second, Tensor norm2, float eps) -> Tensor");
+    m.def(
+        "conv_ffn(Tensor x, Tensor first, Tensor conv, Tensor second, Tensor norm, "
+        "bool norm_first, float eps) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(c2d_native, CompositeExplicitAutograd, m) {
@@ -103,6 +109,8 @@ STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
     m.impl("window_attention", TORCH_BOX(&c2d::window_attention));
     m.impl("window_attention_backward", TORCH_BOX(&c2d::window_attention_backward));
     m.impl("window_layer", TORCH_BOX(&c2d::window_layer));
+    m.impl("conv_ffn", TORCH_BOX(&c2d::conv_ffn));
+    m.impl("res_post_norm", TORCH_BOX(&c2d::res_post_norm));
 }
 
 #if defined(C2D_WITH_CUDA)

@@ -32,14 +32,14 @@ def _forward(
     norm1, norm1_bias, qkv, qkv_bias, proj, proj_bias, *rest = (w.to(compute) for w in weights)
     norm2, norm2_bias, fc1, fc1_bias, fc2, fc2_bias = rest
     channels = x.shape[-1]
-    attention = _after_norm(qkv, qkv_bias, norm1, norm1_bias)
+    attention = native.column_after_norm(qkv, qkv_bias, norm1, norm1_bias)
     attention[:channels] *= (channels // num_heads) ** -0.5
     out = torch.ops.c2d_native.window_layer.default(
         x.to(compute),
         attention,
-        _with_bias(proj, proj_bias),
-        _after_norm(fc1, fc1_bias, norm2, norm2_bias),
-        _with_bias(fc2, fc2_bias),
+        native.bias_column(proj, proj_bias),
+        native.column_after_norm(fc1, fc1_bias, norm2, norm2_bias),
+        native.bias_column(fc2, fc2_bias),
         bias_table.to(compute).contiguous(),
         window_size,
         num_heads,
@@ -47,16 +47,6 @@ def _forward(
         eps,
     )
     return out.to(x.dtype)
-
-
-def _with_bias(weight: Tensor, bias: Tensor) -> Tensor:
-    """(out, in + 1): the bias as the weight of one more input, which is always 1."""
-    return torch.cat([weight, bias[:, None]], dim=1)
-
-
-def _after_norm(weight: Tensor, bias: Tensor, norm: Tensor, norm_bias: Tensor) -> Tensor:
-    """The same for a Linear behind a LayerNorm, whose affine part it takes over."""
-    return _with_bias(weight * norm, torch.addmv(bias, weight, norm_bias))
 
 
 window_layer = Kernel("window_layer", "cpu", _can_run, _forward)

@@ -59,9 +59,11 @@ def window_layer(
     checks.divides("num_heads", num_heads, "the channels of x", channels)
     side = 2 * window_size - 1
     checks.shape("bias_table", bias_table, (side * side, num_heads), "((2w-1)^2, heads)")
-    ordered = _checked_weights(x, weights)
+    shapes = {"norm1": (channels,), "norm2": (channels,), "qkv": (3 * channels, channels)}
+    shapes |= {"proj": (channels, channels), **checks.mlp_shapes(weights, channels)}
+    ordered = checks.layer_weights(x, weights, reference.NAMES, shapes)
     numbers = (window_size, num_heads, shift, float(eps))
-    if dispatch.requested() == "reference" or _has_kernel(x, bias_table, ordered, *numbers):
+    if dispatch.in_one_piece("window_layer", x, bias_table, ordered, *numbers):
         return _layer(x, bias_table, ordered, *numbers)
     ordered = [weight.to(x.dtype) for weight in ordered]
     return reference.composed(x, bias_table, ordered, *numbers, _attention)
@@ -73,45 +75,10 @@ def flops(batch: int, height: int, width: int, channels: int, hidden: int, windo
     return linear + attention_flops(batch, height, width, channels, window)
 
 
-def _has_kernel(*arguments: object) -> bool:
-    """Whether the backend in force has the layer in one piece; auto has no gradients of it."""
-    requested = dispatch.requested()
-    if requested == "auto" and torch.is_grad_enabled():
-        x, bias_table, weights, *_ = arguments
-        if any(tensor.requires_grad for tensor in (x, bias_table, *weights)):
-            return False
-    return any(
-        requested in ("auto", kernel.backend) and kernel.can_run(*arguments) is None
-        for kernel in dispatch.kernels("window_layer")
-    )
-
-
 def _attention(qkv, bias_table, window_size, num_heads, shift, scale) -> Tensor:
     return window_attention(
         qkv, bias_table, window_size=window_size, num_heads=num_heads, shift=shift, scale=scale
     )
-
-
-def _checked_weights(x: Tensor, weights: Mapping[str, Tensor]) -> list[Tensor]:
-    for name in weights:
-        if name not in reference.NAMES:
-            raise ValueError(f"weights holds {name!r}; a layer has {', '.join(reference.NAMES)}.")
-    for name in reference.NAMES:
-        if name not in weights:
-            raise ValueError(f"weights must hold {name!r}.")
-        checks.parameters(x, **{f"weights[{name!r}]": weights[name]})
-    channels = x.shape[-1]
-    checks.shape("weights['fc1.weight']", weights["fc1.weight"], (None, channels), "(hidden, C)")
-    hidden = weights["fc1.weight"].shape[0]
-    outputs = {"qkv": 3 * channels, "proj": channels, "fc1": hidden, "fc2": channels}
-    inputs = {"qkv": channels, "proj": channels, "fc1": channels, "fc2": hidden}
-    for name in reference.NAMES:
-        module, kind = name.split(".")
-        shape = (outputs.get(module, channels),)
-        if kind == "weight" and module in inputs:
-            shape = (*shape, inputs[module])
-        checks.shape(f"weights[{name!r}]", weights[name], shape, "its own")
-    return [weights[name] for name in reference.NAMES]
 
 
 def _example(device: torch.device) -> tuple:

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../common/aligned.h"
 #include "../kernels.h"
 #include "window_attention.h"
 
@@ -98,22 +99,6 @@ struct WindowGrid {
         const int64_t column = (x >= width - window) + (x >= width - shift);
         return row * 3 + column;
     }
-};
-
-// Memory that begins at a vector's boundary.
-template <class T>
-class Aligned {
-  public:
-    explicit Aligned(int64_t elements) : memory_(elements + kBytes / sizeof(T)) {
-        const auto address = reinterpret_cast<uintptr_t>(memory_.data());
-        data_ = memory_.data() + (kBytes - address % kBytes) % kBytes / sizeof(T);
-    }
-    T* data() { return data_; }
-
-  private:
-    static constexpr uintptr_t kBytes = 64;
-    std::vector<T> memory_;
-    T* data_;
 };
 
 // The table for every query and key of a window: [heads][blocks][keys][block], as kernels read it.

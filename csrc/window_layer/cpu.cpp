@@ -12,6 +12,7 @@
 //
 // Costs, multiply-adds a token: 4 C^2 + 2 C hidden + 2 tokens C, and an exponential for each pair
 // of tokens and head. Bytes: 2 C.
+#include "../common/tokens.h"
 #include "../window_attention/softmax.h"
 #include "window_layer.h"
 
@@ -37,84 +38,6 @@ struct Scratch {
         hidden = qkv;  // which is used up by then
     }
 };
-
-// Squares of lanes x lanes numbers, from rows of channels to rows of tokens or back; what is left
-// over at the last tokens, or if there are fewer channels than lanes, number by number.
-template <class T, int lanes>
-inline void turn_in(int64_t tokens, int64_t channels, const T* from, const int64_t* token,
-                    int64_t length, T* to) {
-    int64_t n = 0;
-    for (; channels >= lanes && n + lanes <= tokens; n += lanes) {
-        for (int64_t c = 0; c < channels; c += lanes) {
-            const int64_t at = c + lanes <= channels ? c : channels - lanes;
-            Vector<T, lanes> square[lanes];
-#pragma GCC unroll 16
-            for (int i = 0; i < lanes; ++i) {
-                square[i] = load<T, lanes>(from + token[n + i] + at);
-            }
-            transpose<T, lanes>(square);
-#pragma GCC unroll 16
-            for (int i = 0; i < lanes; ++i) {
-                store<T, lanes>(to + (at + i) * length + n, square[i]);
-            }
-        }
-    }
-    for (; n < length; ++n) {
-        for (int64_t c = 0; c < channels; ++c) {
-            to[c * length + n] = n < tokens ? from[token[n] + c] : T(0);
-        }
-    }
-}
-
-template <class T, int lanes>
-inline void turn_out(int64_t tokens, int64_t channels, const T* from, int64_t length,
-                     const int64_t* token, T* to) {
-    int64_t n = 0;
-    for (; channels >= lanes && n + lanes <= tokens; n += lanes) {
-        for (int64_t c = 0; c < channels; c += lanes) {
-            const int64_t at = c + lanes <= channels ? c : channels - lanes;
-            Vector<T, lanes> square[lanes];
-#pragma GCC unroll 16
-            for (int i = 0; i < lanes; ++i) {
-                square[i] = load<T, lanes>(from + (at + i) * length + n);
-            }
-            transpose<T, lanes>(square);
-#pragma GCC unroll 16
-            for (int i = 0; i < lanes; ++i) {
-                store<T, lanes>(to + token[n + i] + at, square[i]);
-            }
-        }
-    }
-    for (; n < tokens; ++n) {
-        for (int64_t c = 0; c < channels; ++c) {
-            to[token[n] + c] = from[c * length + n];
-        }
-    }
-}
-
-// Each token less its mean over its standard deviation; the row after the last channel is 1.
-template <class T, int lanes>
-inline void normalise(int64_t channels, int64_t length, T eps, const T* x, T* norm) {
-    using V = Vector<T, lanes>;
-    const T share = T(1) / T(channels);
-    for (int64_t n = 0; n < length; n += lanes) {
-        V mean{}, variance{};
-        for (int64_t c = 0; c < channels; ++c) {
-            mean += load<T, lanes>(x + c * length + n);
-        }
-        mean *= share;
-        for (int64_t c = 0; c < channels; ++c) {
-            const V centred = load<T, lanes>(x + c * length + n) - mean;
-            variance += centred * centred;
-        }
-        const V scale = T(1) / sqrt_of(variance * share + eps);
-        for (int64_t c = 0; c < channels; ++c) {
-            store<T, lanes>(norm + c * length + n,
-                            (load<T, lanes>(x + c * length + n) - mean) * scale);
-        }
-        store<T, lanes>(norm + channels * length + n, V{} + T(1));
-    }
-}
 
 // Attention of all heads; its result takes the place of the norm in s.norm, above the row of ones.
 template <class T, int lanes>
@@ -148,14 +71,6 @@ inline void attend(const LayerSizes<T>& sizes, const LayerWeights<T>& weights,
     }
 }
 
-// out = weight (rows, steps) times b (steps, length), added to what is there if `add`.
-template <class T, int lanes>
-inline void multiply(int64_t rows, int64_t steps, int64_t length, const T* weight, const T* b,
-                     bool add, T* out) {
-    product<T, lanes>({steps, weight, steps, 1, b, length, add ? out : nullptr, out, length}, rows,
-                      length);
-}
-
 template <class T, int lanes>
 void run(const LayerSizes<T>& sizes, const LayerWeights<T>& weights, const LayerWindow<T>& window,
          T* scratch) {
@@ -163,17 +78,13 @@ void run(const LayerSizes<T>& sizes, const LayerWeights<T>& weights, const Layer
     const int64_t C = sizes.channels, hidden = sizes.hidden, length = s.length;
     turn_in<T, lanes>(sizes.tokens, C, window.x, window.x_token, length, s.x);
     normalise<T, lanes>(C, length, sizes.eps, s.x, s.norm);
+    ones<T, lanes>(length, s.norm + C * length);
     multiply<T, lanes>(3 * C, C + 1, length, weights.qkv, s.norm, false, s.qkv);
     attend<T, lanes>(sizes, weights, window, s);
     multiply<T, lanes>(C, C + 1, length, weights.proj, s.norm, true, s.x);
     normalise<T, lanes>(C, length, sizes.eps, s.x, s.norm);
     multiply<T, lanes>(hidden, C + 1, length, weights.first, s.norm, false, s.hidden);
-    for (int64_t i = 0; i < hidden * length; i += lanes) {
-        store<T, lanes>(s.hidden + i, gelu_of(load<T, lanes>(s.hidden + i)));
-    }
-    for (int64_t n = 0; n < length; n += lanes) {
-        store<T, lanes>(s.hidden + hidden * length + n, Vector<T, lanes>{} + T(1));
-    }
+    activate<T, lanes>(hidden, length, s.hidden);
     multiply<T, lanes>(C, hidden + 1, length, weights.second, s.hidden, true, s.x);
     turn_out<T, lanes>(sizes.tokens, C, s.x, length, window.out_token, window.out);
 }

@@ -64,14 +64,6 @@ void run(const WindowGrid& grid, double eps, const Tensor& x, const Tensor& qkv,
         });
 }
 
-void check_matrix(const Tensor& matrix, const char* name, const Tensor& x, int64_t rows,
-                  int64_t columns) {
-    check_floating_cpu(matrix, name, 2);
-    STD_TORCH_CHECK(matrix.scalar_type() == x.scalar_type() && matrix.is_contiguous() &&
-                        matrix.size(0) == rows && matrix.size(1) == columns,
-                    name, " must be a dense (", rows, ", ", columns, ") in the type of x.");
-}
-
 }  // namespace
 
 Tensor window_layer(const Tensor& x, const Tensor& qkv, const Tensor& proj, const Tensor& first,

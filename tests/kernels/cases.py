@@ -14,7 +14,6 @@ from c2d_kernels.dispatch import Kernel, kernels
 from c2d_kernels.operators import operators
 
 Tensors = dict[str, Tensor]
-KINDS = ("weight", "bias")
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,9 @@ class Case:
     def call(self, tensors: Tensors) -> Tensor | tuple[Tensor, ...]:
         """The public function on these tensors."""
         arguments = dict(tensors)
+        parts = [arguments.pop(name) for name in tensors if name.startswith("parts-")]
+        if parts:
+            arguments["parts"] = parts
         weights = {name: arguments.pop(name) for name in list(arguments) if "." in name}
         if weights:
             arguments["weights"] = weights
@@ -129,26 +131,79 @@ def _layer(
         "proj": (channels, channels),
         "fc1": (hidden, channels),
         "fc2": (channels, hidden),
+        "norm1": (channels,),
+        "norm2": (channels,),
     }
-    weights = {f"{norm}.{kind}": (channels,) for norm in ("norm1", "norm2") for kind in KINDS}
-    for matrix, shape in matrices.items():
-        weights |= {f"{matrix}.weight": shape, f"{matrix}.bias": shape[:1]}
     return Case(
         name,
         "window_layer",
         {
             "x": (batch, height, width, channels),
             "bias_table": ((2 * window - 1) ** 2, heads),
-            **weights,
+            **_modules(matrices),
         },
         {"window_size": window, "num_heads": heads, "shift": shift},
         ("x",),
-        prepare=lambda drawn: {
-            name: x / x.shape[1] ** 0.5 if x.dim() == 2 and "." in name else x
-            for name, x in drawn.items()
-        },
+        prepare=_matrices_that_keep_variance,
         result="x",
     )
+
+
+def _post_norm(
+    name: str, batch: int, height: int, width: int, channels: int, hidden: int, part: int
+) -> Case:
+    modules = {"proj": (channels, 2 * part), "fc1": (hidden, channels), "fc2": (channels, hidden)}
+    modules |= {"norm1": (channels,), "norm2": (channels,)}
+    return Case(
+        name,
+        "res_post_norm",
+        {
+            "x": (batch, height, width, channels),
+            "parts-1": (batch, height, width, part),
+            "parts-2": (batch, height, width, part),
+            **_modules(modules),
+        },
+        {},
+        ("x", "parts-1", "parts-2"),
+        prepare=_matrices_that_keep_variance,
+        result="x",
+    )
+
+
+def _conv_ffn(
+    name: str,
+    batch: int,
+    height: int,
+    width: int,
+    channels: int,
+    hidden: int,
+    *,
+    norm_first: bool = True,
+) -> Case:
+    modules = {"norm": (channels,), "fc1": (hidden, channels), "fc2": (channels, hidden)}
+    modules |= {"dwconv": (hidden, 1, 5, 5)}
+    return Case(
+        name,
+        "conv_ffn",
+        {"x": (batch, height, width, channels), **_modules(modules)},
+        {"norm_first": norm_first},
+        ("x",),
+        prepare=_matrices_that_keep_variance,
+        result="x",
+    )
+
+
+def _modules(matrices: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of modules' weights and biases."""
+    both = {f"{module}.weight": shape for module, shape in matrices.items()}
+    return both | {f"{module}.bias": shape[:1] for module, shape in matrices.items()}
+
+
+def _matrices_that_keep_variance(drawn: Tensors) -> Tensors:
+    return {
+        name: x / x[0].numel() ** 0.5 if x.dim() > 1 and "." in name else x
+        for name, x in drawn.items()
+    }
 
 
 def _permuted(
@@ -267,6 +322,8 @@ SMALL = [
     _attention("attention", 1, 4, 6, 2, window=2, shift=1),
     _permuted("permuted", 1, 8, 4, 4),
     _layer("layer", 1, 4, 6, 4, 6, window=2, shift=1),
+    _post_norm("post-norm", 1, 2, 3, 4, 5, part=3),
+    _conv_ffn("conv-ffn", 1, 3, 4, 4, 5),
     _channel("channel", 2, 5, 4, 3),
     _spatial("spatial", 1, 4, 4, 4),
     _query("query-coords", 2, 2, 3, queries=5),
@@ -293,6 +350,16 @@ AWKWARD = [
     _layer("layer-three-channels", 1, 4, 8, 3, 7, heads=3),
     _layer("layer-no-batch", 0, 8, 4, 2, 2),
     _layer("layer-1x1", 1, 1, 1, 18, 2, window=1, shift=0),
+    _post_norm("post-norm-hiet", 1, 9, 15, 60, 120, part=30),
+    _post_norm("post-norm-few-channels", 2, 5, 13, 3, 40, part=1),
+    _post_norm("post-norm-no-batch", 0, 2, 3, 4, 5, part=2),
+    _post_norm("post-norm-1x1", 1, 1, 1, 17, 33, part=19),
+    _conv_ffn("conv-ffn-srformer", 1, 37, 126, 60, 120),
+    _conv_ffn("conv-ffn-norm-last", 2, 9, 7, 18, 36, norm_first=False),
+    _conv_ffn("conv-ffn-one-row", 1, 1, 260, 3, 4),
+    _conv_ffn("conv-ffn-one-column", 1, 67, 1, 5, 3, norm_first=False),
+    _conv_ffn("conv-ffn-no-batch", 0, 3, 4, 4, 5),
+    _conv_ffn("conv-ffn-1x1", 1, 1, 1, 4, 70),
     _channel("channel-borders", 2, 13, 7, 6, window=(4, 8)),
     _channel("channel-window-over-map", 1, 5, 9, 10, window=64),
     _channel("channel-1x1", 1, 1, 1, 4, window=8),

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+import c2d_models
 from c2d_models.layers import (
     RGB_MEAN,
     Conv3x3,
@@ -95,3 +97,46 @@ def test_shifted_attention_keeps_to_its_windows(rng):
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[:2, :2] = True
     assert torch.equal(moved, expected)
+
+
+class Doubled(nn.Module):
+    """Stands for an adapter: twice what the module it wraps gives."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.weight, self.bias = inner, inner.weight, inner.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("network", "module"),
+    [
+        ("swinir_l_tiny", "layers.0.residual_group.blocks.0.mlp.fc2"),
+        ("swinir_l_tiny", "layers.0.residual_group.blocks.1.attn.qkv"),
+        ("hit_sir_tiny", "layers.0.residual_group.blocks.2.correlation.proj"),
+        ("hiet_swinir_tiny", "blocks.0.bottom.mlp.fc1"),
+        ("hiet_srformer_tiny", "blocks.0.bottom.mlp.dwconv.depthwise_conv.0"),
+    ],
+)
+def test_changed_modules_are_not_passed_over(network, module):
+    """A layer that runs as one operator takes weights: a module that does more must still run."""
+    net = c2d_models.create(network).eval()
+    for name, parameter in net.named_parameters():
+        if "norm" in name:
+            nn.init.normal_(parameter, 1.0)
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        plain, calls = net(x), []
+        handle = net.get_submodule(module).register_forward_hook(lambda *_: calls.append(1))
+        assert torch.allclose(net(x), plain, atol=1e-4) and calls
+        handle.remove()
+        parent, leaf = module.rsplit(".", 1)
+        setattr(net.get_submodule(parent), leaf, Doubled(net.get_submodule(module)))
+        adapted = net(x)
+        for p in (net.get_submodule(module).weight, net.get_submodule(module).bias):
+            p *= 2  # in place: the wrapped module's, so the adapter is taken off below
+        setattr(net.get_submodule(parent), leaf, net.get_submodule(module).inner)
+        assert torch.allclose(adapted, net(x), atol=1e-4)
+        assert (adapted - plain).abs().max() > 1e-3

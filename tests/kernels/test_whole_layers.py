@@ -1,10 +1,11 @@
-"""The layer in one piece: when it is taken, and its kernel where test_operators.py stops."""
+"""Layers in one piece: when they are taken, and their kernels where test_operators.py stops."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 import c2d_kernels
 from c2d_kernels import native
 from c2d_kernels.window_layer.reference import NAMES
+from tests.kernels.cases import AWKWARD
 
 needs_native = pytest.mark.skipif(native.missing is not None, reason=str(native.missing))
 
@@ -132,14 +134,47 @@ def test_not_a_number_stays_in_its_window() -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("name", ["post-norm-hiet", "conv-ffn-srformer", "conv-ffn-norm-last"])
+def test_other_layers_are_bitwise_the_same_for_any_threads(name: str) -> None:
+    case = next(case for case in AWKWARD if case.name == name)
+    tensors, before = case.tensors(torch.float32), torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with c2d_kernels.backend("cpu"):
+                results.append(case.call(tensors))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@needs_native
+def test_tiles_of_a_map_do_not_show() -> None:
+    """What conv_ffn computes at a pixel is bitwise the same wherever tiles are cut."""
+    case = next(case for case in AWKWARD if case.name == "conv-ffn-norm-last")
+    tensors = case.tensors(torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    tensors["x"] = torch.randn(1, 80, 300, 18, generator=generator)
+    with c2d_kernels.backend("cpu"):
+        whole = case.call(tensors)
+        part = case.call({**tensors, "x": tensors["x"][:, 21:70, 77:290]})
+    assert torch.equal(part[:, 2:-2, 2:-2], whole[:, 23:68, 79:288])
+
+
+@needs_native
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(isa: str) -> None:
     if isa not in torch.ops.c2d_native.build_info().split("(in use")[0].split():
         pytest.skip(f"{isa} is not compiled in")
+    operators = Path(__file__).with_name("test_operators.py")
     tests = ["test_float64_equals_reference", "test_as_exact_as_the_formula"]
+    tests = [f"{__file__}::{name}" for name in tests]
+    tests += [f"{operators}::test_float64_equals_reference", f"{operators}::test_numerics_rule"]
+    mine = "(test_whole_layers.py or post-norm or conv-ffn) and not w32 and not float16 and not no-batch"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, "-k", "not float16 and not w32", *(f"{__file__}::{name}" for name in tests)],
+        [*command, "-k", f"{mine} and not -op and not reference]", *tests],
         env={**os.environ, "C2D_ISA": isa},
         capture_output=True,
         text=True,

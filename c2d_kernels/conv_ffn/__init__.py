@@ -1,0 +1,1 @@
+"""SRFormer's feed-forward with the norm and skip around it: `conv_ffn`."""

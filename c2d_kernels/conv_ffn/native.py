@@ -1,0 +1,43 @@
+"""SRFormer's feed-forward by the native CPU kernel (csrc/conv_ffn)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import native
+from ..dispatch import Kernel
+
+
+def _can_run(x: Tensor, *_: object) -> str | None:
+    if native.missing is not None:
+        return native.missing
+    if x.device.type != "cpu":
+        return f"it runs on CPU tensors, and these are on {x.device}"
+    return None
+
+
+def _forward(x: Tensor, weights: Sequence[Tensor], norm_first: bool, eps: float) -> Tensor:
+    compute = torch.promote_types(x.dtype, torch.float32)
+    norm, norm_bias, fc1, fc1_bias, dwconv, dwconv_bias, fc2, fc2_bias = (
+        weight.to(compute) for weight in weights
+    )
+    if norm_first:
+        first = native.column_after_norm(fc1, fc1_bias, norm, norm_bias)
+    else:
+        first = native.bias_column(fc1, fc1_bias)
+    out = torch.ops.c2d_native.conv_ffn.default(
+        x.to(compute),
+        first,
+        native.bias_column(dwconv.flatten(1), dwconv_bias),
+        native.bias_column(fc2, fc2_bias),
+        torch.stack([norm, norm_bias]),
+        norm_first,
+        eps,
+    )
+    return out.to(x.dtype)
+
+
+conv_ffn = Kernel("conv_ffn", "cpu", _can_run, _forward)

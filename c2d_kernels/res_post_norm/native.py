@@ -1,0 +1,42 @@
+"""The per-token part of a res-post-norm layer by the native CPU kernel (csrc/res_post_norm)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import native
+from ..dispatch import Kernel
+
+
+def _can_run(x: Tensor, parts: Sequence[Tensor], *_: object) -> str | None:
+    if native.missing is not None:
+        return native.missing
+    if x.device.type != "cpu":
+        return f"it runs on CPU tensors, and these are on {x.device}"
+    if len(parts) > 4:
+        return f"it takes up to 4 parts, got {len(parts)}"
+    return None
+
+
+def _forward(x: Tensor, parts: Sequence[Tensor], weights: Sequence[Tensor], eps: float) -> Tensor:
+    compute = torch.promote_types(x.dtype, torch.float32)
+    proj, proj_bias, *norm1, fc1, fc1_bias, fc2, fc2_bias, norm2, norm2_bias = (
+        weight.to(compute) for weight in weights
+    )
+    out = torch.ops.c2d_native.res_post_norm.default(
+        x.to(compute),
+        [part.to(compute) for part in parts],
+        native.bias_column(proj, proj_bias),
+        torch.stack(norm1),
+        native.bias_column(fc1, fc1_bias),
+        native.bias_column(fc2, fc2_bias),
+        torch.stack([norm2, norm2_bias]),
+        eps,
+    )
+    return out.to(x.dtype)
+
+
+res_post_norm = Kernel("res_post_norm", "cpu", _can_run, _forward)

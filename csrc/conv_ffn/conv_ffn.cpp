@@ -1,0 +1,99 @@
+// SRFormer's feed-forward on the CPU, host side: tiles, threads and scratch memory. The arithmetic
+// and its costs are in cpu.cpp.
+//
+// A task is a tile. Each number is computed the same way whatever tile it is in, and tiles depend
+// on the shapes alone.
+#include "conv_ffn.h"
+
+#include <algorithm>
+
+#include "../common/aligned.h"
+#include "../common/checks.h"
+#include "../common/isa.h"
+#include "../kernels.h"
+
+namespace c2d {
+namespace {
+
+constexpr int64_t kRows = 32;  // of a tile, about: four more are computed for it
+
+template <class T>
+const ConvFfnKernels<T>& kernels();
+template <>
+const ConvFfnKernels<float>& kernels<float>() {
+    return C2D_FOR_ISA(conv_ffn_float32);
+}
+template <>
+const ConvFfnKernels<double>& kernels<double>() {
+    return C2D_FOR_ISA(conv_ffn_float64);
+}
+
+int64_t parts_of(int64_t length, int64_t most) { return (length + most - 1) / most; }
+
+// Columns of a tile for which rows, filled up to vectors, have the fewest tokens in all.
+int64_t tile_columns(int64_t width, int64_t lanes) {
+    int64_t best = 0, fewest = 0;
+    for (int64_t tokens = kMostTokens; tokens > kKernel - 1; tokens -= lanes) {
+        const int64_t columns = tokens - (kKernel - 1), total = parts_of(width, columns) * tokens;
+        if (best == 0 || total < fewest) {
+            best = columns;
+            fewest = total;
+        }
+    }
+    return std::min(best, width);
+}
+
+template <class T>
+void run(const ConvFfnSizes<T>& sizes, const Tensor& x, const Tensor& first, const Tensor& conv,
+         const Tensor& second, const Tensor& norm, const Tensor& out) {
+    const auto& kernel = kernels<T>();
+    const ConvFfnWeights<T> weights = {first.const_data_ptr<T>(), conv.const_data_ptr<T>(),
+                                       second.const_data_ptr<T>(), norm.const_data_ptr<T>()};
+    const int64_t columns = tile_columns(sizes.width, kernel.lanes);
+    const int64_t down = parts_of(sizes.height, kRows), rows = parts_of(sizes.height, down);
+    const int64_t across = parts_of(sizes.width, columns);
+    torch::stable::parallel_for(0, x.size(0) * down * across, 1, [&](int64_t begin, int64_t end) {
+        Aligned<T> scratch(kernel.scratch(sizes, columns));
+        for (int64_t task = begin; task < end; ++task) {
+            const int64_t image = task / across / down;
+            const int64_t top = task / across % down * rows, left = task % across * columns;
+            if (top >= sizes.height) {
+                continue;
+            }
+            kernel.run(sizes, weights,
+                       {x.const_data_ptr<T>() + image * x.stride(0), x.stride(1), x.stride(2),
+                        out.mutable_data_ptr<T>() + image * out.stride(0), out.stride(1),
+                        out.stride(2), top, left, std::min(rows, sizes.height - top),
+                        std::min(columns, sizes.width - left)},
+                       scratch.data());
+        }
+    });
+}
+
+}  // namespace
+
+Tensor conv_ffn(const Tensor& x, const Tensor& first, const Tensor& conv, const Tensor& second,
+                const Tensor& norm, bool norm_first, double eps) {
+    check_floating_cpu(x, "x", 4);
+    check_floating_cpu(first, "first", 2);
+    const int64_t C = x.size(3), hidden = first.size(0);
+    check_matrix(first, "first", x, hidden, C + 1);
+    check_matrix(conv, "conv", x, hidden, kKernel * kKernel + 1);
+    check_matrix(second, "second", x, C, hidden + 1);
+    check_matrix(norm, "norm", x, 2, C);
+    const Tensor out = torch::stable::new_empty(x, x.sizes());
+    if (out.numel() == 0) {
+        return out;
+    }
+    const Tensor dense = dense_channels(x);
+    if (x.scalar_type() == ScalarType::Double) {
+        run<double>({x.size(1), x.size(2), C, hidden, norm_first, eps}, dense, first, conv, second,
+                    norm, out);
+    } else {
+        run<float>({x.size(1), x.size(2), C, hidden, norm_first, float(eps)}, dense, first, conv,
+                   second, norm, out);
+    }
+    return out;
+}
+
+}  // namespace c2d

@@ -1,0 +1,63 @@
+// What one instruction set offers for SRFormer's feed-forward: all the arithmetic of one tile of a
+// map. cpu.cpp defines it once per instruction set; the host side in conv_ffn.cpp cuts the map.
+#pragma once
+
+#include <stdint.h>
+
+namespace c2d {
+
+constexpr int64_t kKernel = 5;  // side of the depthwise convolution
+constexpr int64_t kMostTokens =
+    128;  // of a row of a tile, with what the convolution sees around it
+
+// Weights as kernels read them: rows of output channels, the bias in the last column. A norm that
+// comes first is folded into `first`.
+template <class T>
+struct ConvFfnWeights {
+    const T* first;   // (hidden, C + 1)
+    const T* conv;    // (hidden, 26)
+    const T* second;  // (C, hidden + 1)
+    const T* norm;    // (2, C), weight and bias, of a norm that comes last
+};
+
+template <class T>
+struct ConvFfnSizes {
+    int64_t height, width, channels, hidden;
+    bool norm_first;
+    T eps;
+};
+
+// Rows x columns pixels of an image, whose pixel (0, 0) begins at x, and at out in the result.
+template <class T>
+struct ConvFfnTile {
+    const T* x;
+    int64_t x_row, x_column;
+    T* out;
+    int64_t out_row, out_column;
+    int64_t top, left, rows, columns;
+};
+
+template <class T>
+struct ConvFfnKernels {
+    int64_t lanes;  // elements of a vector
+    // Elements of scratch memory, aligned to a vector, that tiles of so many columns need.
+    int64_t (*scratch)(const ConvFfnSizes<T>& sizes, int64_t columns);
+    void (*run)(const ConvFfnSizes<T>& sizes, const ConvFfnWeights<T>& weights,
+                const ConvFfnTile<T>& tile, T* scratch);
+};
+
+#define C2D_DECLARE_CONV_FFN(isa)                         \
+    namespace isa {                                       \
+    extern const ConvFfnKernels<float> conv_ffn_float32;  \
+    extern const ConvFfnKernels<double> conv_ffn_float64; \
+    }
+
+C2D_DECLARE_CONV_FFN(baseline)
+#if defined(__x86_64__)
+C2D_DECLARE_CONV_FFN(avx2)
+C2D_DECLARE_CONV_FFN(avx512)
+#endif
+
+#undef C2D_DECLARE_CONV_FFN
+
+}  // namespace c2d
