@@ -171,7 +171,7 @@ def test_every_instruction_set(isa: str) -> None:
     tests = ["test_float64_equals_reference", "test_as_exact_as_the_formula"]
     tests = [f"{__file__}::{name}" for name in tests]
     tests += [f"{operators}::test_float64_equals_reference", f"{operators}::test_numerics_rule"]
-    mine = "(test_whole_layers.py or post-norm or conv-ffn) and not w32 and not float16 and not no-batch"
+    mine = "(test_whole_layers.py or post-norm or conv-ffn) and not w32 and not float16"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, "-k", f"{mine} and not -op and not reference]", *tests],
