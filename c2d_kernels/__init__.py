@@ -1,10 +1,10 @@
 """Fused operators for efficient super-resolution networks.
 
 `selective_scan`, `window_attention`, `permuted_window_attention`, `window_layer`,
-`res_post_norm`, `conv_ffn`, `channel_correlation`, `spatial_correlation` and `coordinate_query` run
-on any machine: by a native or GPU kernel where one can, else by the short PyTorch reference that
-defines them. Feature maps are channels-last (B, H, W, C). `backend(name)` or the environment
-variable C2D_BACKEND asks for an implementation; `info()` says what is here and why.
+`res_post_norm`, `conv_ffn`, `dual_features`, `channel_correlation`, `spatial_correlation` and
+`coordinate_query` run on any machine: by a native or GPU kernel where one can, else by the short
+PyTorch reference that defines them. Feature maps are channels-last (B, H, W, C). `backend(name)` or
+the environment variable C2D_BACKEND asks for an implementation; `info()` says what is here and why.
 `install_as_mamba_ssm()` lets code that was written for mamba_ssm run on `selective_scan`.
 
 Example:
@@ -22,6 +22,7 @@ from .coordinate_query.op import (
 )
 from .coordinate_query.positions import Region
 from .dispatch import backend
+from .dual_features.op import dual_features
 from .mamba_ssm_drop_in import install_as_mamba_ssm
 from .report import info
 from .res_post_norm.op import res_post_norm
@@ -38,6 +39,7 @@ __all__ = [
     "coordinate_query",
     "coordinate_query_moments",
     "coordinate_query_weight_shapes",
+    "dual_features",
     "info",
     "install_as_mamba_ssm",
     "permuted_window_attention",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from c2d_kernels import channel_correlation
+from c2d_kernels import channel_correlation, dual_features
 
 from .layers import (
     Conv3x3,
@@ -24,7 +24,9 @@ from .layers import (
     PermutedWindowAttention,
     WindowAttention,
     init_linear,
+    is_leaky,
     post_norm_layer,
+    weights_of,
 )
 from .mambairv2 import AttentiveLayer
 from .upsamplers import BilinearPixelShuffle, Network, upsampler
@@ -62,13 +64,12 @@ class HierarchicalEncoding(Freezable):
         rows = F.linear(self.digits, by_row, self.proj.bias)
         return rows, F.linear(self.digits, by_column)
 
-    def forward(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """E at the rows (H,) and columns (W,) of a map, (H, W, dim)."""
+    def forward(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """E at the rows (H,) and columns (W,) of a map, (H, dim) and (W, dim): E is their sum."""
         frozen = self.row_table is not None
         row_table, column_table = (self.row_table, self.column_table) if frozen else self.tables()
         by_row = row_table.index_select(0, rows % self.window_size)
-        by_column = column_table.index_select(0, columns % self.window_size)
-        return by_row[:, None] + by_column
+        return by_row, column_table.index_select(0, columns % self.window_size)
 
     @torch.no_grad()
     def freeze(self) -> None:
@@ -92,8 +93,17 @@ class DualFeatureExtraction(nn.Module):
         self.expand = nn.Linear(self.split[0], dim)
         self.activation = nn.LeakyReLU(0.2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        local, linear = self.entry(x).split(self.split, dim=-1)
+    def forward(self, x: Tensor, encoding: tuple[Tensor, Tensor]) -> Tensor:
+        """Of x (B, H, W, dim) plus an encoding by row (H, dim) and by column (W, dim)."""
+        modules = {"entry": self.entry, "conv": self.conv, "expand": self.expand}
+        weights = weights_of(modules, self, self.activation)
+        if weights is not None and is_leaky(self.activation):
+            for kind in ("weight", "bias"):
+                entry = weights.pop(f"entry.{kind}").split(self.split)
+                weights |= {f"local.{kind}": entry[0], f"linear.{kind}": entry[1]}
+            return dual_features(x, weights, encoding=encoding)
+        by_row, by_column = encoding
+        local, linear = self.entry(x + (by_row[:, None] + by_column)).split(self.split, dim=-1)
         local = self.activation(self.conv(self.activation(local)))
         return self.expand(local) * linear
 
@@ -114,7 +124,7 @@ class CorrelationMixer(nn.Module):
 
     def parts(self, x: Tensor, rows: Tensor, columns: Tensor) -> list[Tensor]:
         """The correlation and v, (B, H, W, dim / 2) each."""
-        q, v = self.dfe(x + self.encoding(rows, columns)).chunk(2, dim=-1)
+        q, v = self.dfe(x, self.encoding(rows, columns)).chunk(2, dim=-1)
         return [channel_correlation(q, v, window_size=self.window_size), v]
 
     def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

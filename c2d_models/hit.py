@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from c2d_kernels import channel_correlation, spatial_correlation
+from c2d_kernels import channel_correlation, dual_features, spatial_correlation
 
 from .layers import (
     Conv3x3,
@@ -22,8 +22,10 @@ from .layers import (
     Mlp,
     PointwiseConv,
     crop,
+    is_leaky,
     pad_to_multiple,
     post_norm_layer,
+    weights_of,
 )
 from .swinir import GroupedNetwork
 
@@ -44,7 +46,14 @@ class DualFeatureExtraction(nn.Module):
         self.linear = PointwiseConv(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x) * self.linear(x)
+        local, first, conv, second, expand = self.conv
+        modules = {"local": local, "conv": conv, "expand": expand, "linear": self.linear}
+        weights = weights_of(modules, self, self.conv, first, second)
+        if weights is None or not (is_leaky(first) and is_leaky(second)):
+            return self.conv(x) * self.linear(x)
+        for name in ("local", "expand", "linear"):  # Linears that are stored as convolutions
+            weights[f"{name}.weight"] = weights[f"{name}.weight"].flatten(1)
+        return dual_features(x, weights)
 
 
 class RelativeBias(Freezable):

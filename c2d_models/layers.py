@@ -250,6 +250,11 @@ def weights_of(modules: Mapping[str, nn.Module], *around: nn.Module) -> dict[str
     return {f"{name}.{key}": p for name, m in modules.items() for key, p in m.named_parameters()}
 
 
+def is_leaky(module: nn.Module) -> bool:
+    """Whether this is the LeakyReLU of HiT-SR, the one that `dual_features` has."""
+    return type(module) is nn.LeakyReLU and module.negative_slope == 0.2
+
+
 def init_linear(module: nn.Module) -> None:
     """Swin's start for one Linear, for `Module.apply`: weight ~ truncated N(0, 0.02), bias 0."""
     if isinstance(module, nn.Linear):

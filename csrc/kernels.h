@@ -86,6 +86,14 @@ Tensor res_post_norm(const Tensor& x, std::vector<Tensor> parts, const Tensor& p
 Tensor conv_ffn(const Tensor& x, const Tensor& first, const Tensor& conv, const Tensor& second,
                 const Tensor& norm, bool norm_first, double eps);
 
+// expand(f(conv3x3(f(local(x))))) * linear(x), f = LeakyReLU(0.2); x (B, H, W, C). The rows of
+// local (hidden, C + 1), linear (C, C + 1) and expand (C, hidden + 1) are output channels, the last
+// column is the bias; conv (9 hidden, hidden) tap by tap, conv_bias (1, hidden). by_row (hidden +
+// C, H) and by_column (hidden + C, W) are added to local's and, below, linear's channels.
+Tensor dual_features(const Tensor& x, const Tensor& local, const Tensor& linear, const Tensor& conv,
+                     const Tensor& conv_bias, const Tensor& expand, std::optional<Tensor> by_row,
+                     std::optional<Tensor> by_column);
+
 #if defined(C2D_WITH_CUDA)
 // The scan on CUDA tensors: u, delta, z and what varies of B and C in float32, bfloat16 or float16;
 // A, D, delta_bias and what is constant in float32, dense. keep_states has to be false.

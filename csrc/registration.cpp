@@ -92,6 +92,9 @@ STABLE_TORCH_LIBRARY(c2d_native, m) {
     m.def(
         "conv_ffn(Tensor x, Tensor first, Tensor conv, Tensor second, Tensor norm, "
         "bool norm_first, float eps) -> Tensor");
+    m.def(
+        "dual_features(Tensor x, Tensor local, Tensor linear, Tensor conv, Tensor conv_bias, "
+        "Tensor expand, Tensor? by_row, Tensor? by_column) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(c2d_native, CompositeExplicitAutograd, m) {
@@ -110,6 +113,7 @@ STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
     m.impl("window_attention_backward", TORCH_BOX(&c2d::window_attention_backward));
     m.impl("window_layer", TORCH_BOX(&c2d::window_layer));
     m.impl("conv_ffn", TORCH_BOX(&c2d::conv_ffn));
+    m.impl("dual_features", TORCH_BOX(&c2d::dual_features));
     m.impl("res_post_norm", TORCH_BOX(&c2d::res_post_norm));
 }
 

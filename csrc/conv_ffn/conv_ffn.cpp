@@ -10,6 +10,7 @@
 #include "../common/aligned.h"
 #include "../common/checks.h"
 #include "../common/isa.h"
+#include "../common/row_tiles.h"
 #include "../kernels.h"
 
 namespace c2d {
@@ -28,46 +29,28 @@ const ConvFfnKernels<double>& kernels<double>() {
     return C2D_FOR_ISA(conv_ffn_float64);
 }
 
-int64_t parts_of(int64_t length, int64_t most) { return (length + most - 1) / most; }
-
-// Columns of a tile for which rows, filled up to vectors, have the fewest tokens in all.
-int64_t tile_columns(int64_t width, int64_t lanes) {
-    int64_t best = 0, fewest = 0;
-    for (int64_t tokens = kMostTokens; tokens > kKernel - 1; tokens -= lanes) {
-        const int64_t columns = tokens - (kKernel - 1), total = parts_of(width, columns) * tokens;
-        if (best == 0 || total < fewest) {
-            best = columns;
-            fewest = total;
-        }
-    }
-    return std::min(best, width);
-}
-
 template <class T>
 void run(const ConvFfnSizes<T>& sizes, const Tensor& x, const Tensor& first, const Tensor& conv,
          const Tensor& second, const Tensor& norm, const Tensor& out) {
     const auto& kernel = kernels<T>();
     const ConvFfnWeights<T> weights = {first.const_data_ptr<T>(), conv.const_data_ptr<T>(),
                                        second.const_data_ptr<T>(), norm.const_data_ptr<T>()};
-    const int64_t columns = tile_columns(sizes.width, kernel.lanes);
-    const int64_t down = parts_of(sizes.height, kRows), rows = parts_of(sizes.height, down);
-    const int64_t across = parts_of(sizes.width, columns);
-    torch::stable::parallel_for(0, x.size(0) * down * across, 1, [&](int64_t begin, int64_t end) {
-        Aligned<T> scratch(kernel.scratch(sizes, columns));
-        for (int64_t task = begin; task < end; ++task) {
-            const int64_t image = task / across / down;
-            const int64_t top = task / across % down * rows, left = task % across * columns;
-            if (top >= sizes.height) {
-                continue;
+    const RowTiles tiles(sizes.height, sizes.width, kKernel / 2, kRows, kernel.lanes);
+    torch::stable::parallel_for(
+        0, x.size(0) * tiles.down * tiles.across, 1, [&](int64_t begin, int64_t end) {
+            Aligned<T> scratch(kernel.scratch(sizes, tiles.columns));
+            for (int64_t task = begin; task < end; ++task) {
+                const int64_t image = task / tiles.across / tiles.down;
+                const int64_t top = task / tiles.across % tiles.down * tiles.rows;
+                const int64_t left = task % tiles.across * tiles.columns;
+                kernel.run(sizes, weights,
+                           {x.const_data_ptr<T>() + image * x.stride(0), x.stride(1), x.stride(2),
+                            out.mutable_data_ptr<T>() + image * out.stride(0), out.stride(1),
+                            out.stride(2), top, left, std::min(tiles.rows, sizes.height - top),
+                            std::min(tiles.columns, sizes.width - left)},
+                           scratch.data());
             }
-            kernel.run(sizes, weights,
-                       {x.const_data_ptr<T>() + image * x.stride(0), x.stride(1), x.stride(2),
-                        out.mutable_data_ptr<T>() + image * out.stride(0), out.stride(1),
-                        out.stride(2), top, left, std::min(rows, sizes.height - top),
-                        std::min(columns, sizes.width - left)},
-                       scratch.data());
-        }
-    });
+        });
 }
 
 }  // namespace

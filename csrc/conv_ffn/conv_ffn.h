@@ -7,8 +7,6 @@
 namespace c2d {
 
 constexpr int64_t kKernel = 5;  // side of the depthwise convolution
-constexpr int64_t kMostTokens =
-    128;  // of a row of a tile, with what the convolution sees around it
 
 // Weights as kernels read them: rows of output channels, the bias in the last column. A norm that
 // comes first is folded into `first`.

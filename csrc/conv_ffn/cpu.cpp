@@ -9,6 +9,7 @@
 //
 // Costs, multiply-adds a pixel: 2 C hidden + 25 hidden, and h again for two pixels around a tile.
 // Bytes: 2 C.
+#include "../common/limits.h"
 #include "../common/tokens.h"
 #include "conv_ffn.h"
 

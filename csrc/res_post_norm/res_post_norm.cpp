@@ -65,13 +65,18 @@ void run(double eps, const Tensor& x, const std::vector<Tensor>& parts, const Te
             for (int64_t task = begin; task < end; ++task) {
                 const int64_t start = task * kTokens;
                 tokens.count = std::min(kTokens, pixels - start);
+                int64_t column = start % width, row = start / width % height;
+                int64_t image = start / width / height;
                 for (int64_t n = 0; n < tokens.count; ++n) {
-                    const int64_t column = (start + n) % width, row = (start + n) / width % height;
-                    const int64_t image = (start + n) / width / height;
                     for (size_t m = 0; m < maps.size(); ++m) {
                         places[m * kTokens + n] = image * maps[m]->stride(0) +
                                                   row * maps[m]->stride(1) +
                                                   column * maps[m]->stride(2);
+                    }
+                    if (++column == width) {
+                        column = 0;
+                        row = row + 1 == height ? 0 : row + 1;
+                        image += row == 0;
                     }
                 }
                 kernel.run(sizes, weights, tokens, scratch.data());

@@ -51,9 +51,10 @@ class Case:
     def call(self, tensors: Tensors) -> Tensor | tuple[Tensor, ...]:
         """The public function on these tensors."""
         arguments = dict(tensors)
-        parts = [arguments.pop(name) for name in tensors if name.startswith("parts-")]
-        if parts:
-            arguments["parts"] = parts
+        for listed in ("parts", "encoding"):
+            values = [arguments.pop(name) for name in tensors if name.startswith(listed + "-")]
+            if values:
+                arguments[listed] = values
         weights = {name: arguments.pop(name) for name in list(arguments) if "." in name}
         if weights:
             arguments["weights"] = weights
@@ -193,6 +194,34 @@ def _conv_ffn(
     )
 
 
+def _dual(
+    name: str,
+    batch: int,
+    height: int,
+    width: int,
+    channels: int,
+    hidden: int,
+    *,
+    encoding: bool = True,
+) -> Case:
+    modules = {"local": (hidden, channels), "conv": (hidden, hidden, 3, 3)}
+    modules |= {"expand": (channels, hidden), "linear": (channels, channels)}
+    places = {"encoding-1": (height, channels), "encoding-2": (width, channels)}
+    return Case(
+        name,
+        "dual_features",
+        {
+            "x": (batch, height, width, channels),
+            **(places if encoding else {}),
+            **_modules(modules),
+        },
+        {},
+        ("x",),
+        prepare=_matrices_that_keep_variance,
+        result="x",
+    )
+
+
 def _modules(matrices: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of modules' weights and biases."""
     both = {f"{module}.weight": shape for module, shape in matrices.items()}
@@ -324,6 +353,7 @@ SMALL = [
     _layer("layer", 1, 4, 6, 4, 6, window=2, shift=1),
     _post_norm("post-norm", 1, 2, 3, 4, 5, part=3),
     _conv_ffn("conv-ffn", 1, 3, 4, 4, 5),
+    _dual("dual", 1, 3, 4, 4, 3),
     _channel("channel", 2, 5, 4, 3),
     _spatial("spatial", 1, 4, 4, 4),
     _query("query-coords", 2, 2, 3, queries=5),
@@ -360,6 +390,12 @@ AWKWARD = [
     _conv_ffn("conv-ffn-one-column", 1, 67, 1, 5, 3, norm_first=False),
     _conv_ffn("conv-ffn-no-batch", 0, 3, 4, 4, 5),
     _conv_ffn("conv-ffn-1x1", 1, 1, 1, 4, 70),
+    _dual("dual-hiet", 1, 37, 127, 60, 12),
+    _dual("dual-hit", 2, 9, 7, 18, 4, encoding=False),
+    _dual("dual-one-row", 1, 1, 260, 5, 1),
+    _dual("dual-one-column", 1, 67, 1, 3, 2, encoding=False),
+    _dual("dual-no-batch", 0, 3, 4, 4, 5),
+    _dual("dual-1x1", 1, 1, 1, 4, 20),
     _channel("channel-borders", 2, 13, 7, 6, window=(4, 8)),
     _channel("channel-window-over-map", 1, 5, 9, 10, window=64),
     _channel("channel-1x1", 1, 1, 1, 4, window=8),

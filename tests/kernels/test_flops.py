@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from c2d_kernels.conv_ffn import op as conv_ffn
 from c2d_kernels.coordinate_query import op as coordinate_query
+from c2d_kernels.dual_features import op as dual_features
 from c2d_kernels.res_post_norm import op as res_post_norm
 from c2d_kernels.selective_scan import op as selective_scan
 from c2d_kernels.window_attention import op as window_attention
@@ -28,6 +29,11 @@ FORMULAS = [  # formula, value by hand, what it is
         res_post_norm.flops(1, 64, 64, 60, 60, 120),
         2 * 4096 * (60 * 60 + 2 * 60 * 120),
         "projection and MLP",
+    ),
+    (
+        dual_features.flops(1, 64, 64, 60, 12),
+        2 * 4096 * (60 * 60 + 2 * 60 * 12 + 9 * 12 * 12),
+        "two branches, one with a 3x3",
     ),
     (conv_ffn.flops(1, 64, 64, 60, 120), 2 * 4096 * (2 * 60 * 120 + 25 * 120), "MLP and 5x5"),
     (window_correlation.channel_flops(1, 64, 64, 30), 2 * 2 * 4096 * 30 * 30, "q^T v and v M^T"),
@@ -60,6 +66,7 @@ SMALL_FLOPS = {  # the definition's operations in the small cases
     "layer": 2 * 24 * (4 * 12 + 2 * 4 * 4 + 4 * 4 + 2 * 4 * 6),
     "post-norm": 2 * 6 * 4 * (6 + 2 * 5),
     "conv-ffn": 2 * 12 * 5 * (2 * 4 + 25),
+    "dual": 2 * 12 * (4 * 4 + 2 * 4 * 3 + 9 * 9),
     "channel": 4 * 2 * 20 * 3 * 3,
     "spatial": 2 * 16 * 4 * (1 + 2 * 4),
     "query-coords": 2 * 10 * (20 * 4 + 16 + 6 * 4 + 4 * 3 + 4 * 12 + 2 * 16 + 2 * 4 * 2),

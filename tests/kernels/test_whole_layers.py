@@ -134,7 +134,7 @@ def test_not_a_number_stays_in_its_window() -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("name", ["post-norm-hiet", "conv-ffn-srformer", "conv-ffn-norm-last"])
+@pytest.mark.parametrize("name", ["post-norm-hiet", "conv-ffn-srformer", "dual-hit"])
 def test_other_layers_are_bitwise_the_same_for_any_threads(name: str) -> None:
     case = next(case for case in AWKWARD if case.name == name)
     tensors, before = case.tensors(torch.float32), torch.get_num_threads()
@@ -150,9 +150,10 @@ def test_other_layers_are_bitwise_the_same_for_any_threads(name: str) -> None:
 
 
 @needs_native
-def test_tiles_of_a_map_do_not_show() -> None:
-    """What conv_ffn computes at a pixel is bitwise the same wherever tiles are cut."""
-    case = next(case for case in AWKWARD if case.name == "conv-ffn-norm-last")
+@pytest.mark.parametrize("name", ["conv-ffn-norm-last", "dual-hit"])
+def test_tiles_of_a_map_do_not_show(name: str) -> None:
+    """What is computed at a pixel is bitwise the same wherever tiles are cut."""
+    case = next(case for case in AWKWARD if case.name == name)
     tensors = case.tensors(torch.float32)
     generator = torch.Generator().manual_seed(1)
     tensors["x"] = torch.randn(1, 80, 300, 18, generator=generator)
@@ -171,7 +172,7 @@ def test_every_instruction_set(isa: str) -> None:
     tests = ["test_float64_equals_reference", "test_as_exact_as_the_formula"]
     tests = [f"{__file__}::{name}" for name in tests]
     tests += [f"{operators}::test_float64_equals_reference", f"{operators}::test_numerics_rule"]
-    mine = "(test_whole_layers.py or post-norm or conv-ffn) and not w32 and not float16"
+    mine = "(test_whole_layers.py or post-norm or conv-ffn or dual) and not w32 and not float16"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, "-k", f"{mine} and not -op and not reference]", *tests],

@@ -1,0 +1,1 @@
+"""HiT-SR's dual feature extraction: `dual_features`."""

@@ -1,0 +1,102 @@
+// HiT-SR's dual feature extraction on the CPU, host side: tiles, threads and scratch memory. The
+// arithmetic and its costs are in cpu.cpp.
+//
+// A task is a tile. Each number is computed the same way whatever tile it is in, and tiles depend
+// on the shapes alone.
+#include "dual_features.h"
+
+#include <algorithm>
+#include <optional>
+
+#include "../common/aligned.h"
+#include "../common/checks.h"
+#include "../common/isa.h"
+#include "../common/row_tiles.h"
+#include "../kernels.h"
+
+namespace c2d {
+namespace {
+
+constexpr int64_t kRows = 32;  // of a tile, about: two more are computed for it
+
+template <class T>
+const DualKernels<T>& kernels();
+template <>
+const DualKernels<float>& kernels<float>() {
+    return C2D_FOR_ISA(dual_features_float32);
+}
+template <>
+const DualKernels<double>& kernels<double>() {
+    return C2D_FOR_ISA(dual_features_float64);
+}
+
+template <class T>
+void run(const DualSizes<T>& sizes, const DualWeights<T>& weights, const Tensor& x,
+         const Tensor& out) {
+    const auto& kernel = kernels<T>();
+    const RowTiles tiles(sizes.height, sizes.width, 1, kRows, kernel.lanes);
+    torch::stable::parallel_for(
+        0, x.size(0) * tiles.down * tiles.across, 1, [&](int64_t begin, int64_t end) {
+            Aligned<T> scratch(kernel.scratch(sizes, tiles.columns));
+            for (int64_t task = begin; task < end; ++task) {
+                const int64_t image = task / tiles.across / tiles.down;
+                const int64_t top = task / tiles.across % tiles.down * tiles.rows;
+                const int64_t left = task % tiles.across * tiles.columns;
+                kernel.run(sizes, weights,
+                           {x.const_data_ptr<T>() + image * x.stride(0), x.stride(1), x.stride(2),
+                            out.mutable_data_ptr<T>() + image * out.stride(0), out.stride(1),
+                            out.stride(2), top, left, std::min(tiles.rows, sizes.height - top),
+                            std::min(tiles.columns, sizes.width - left)},
+                           scratch.data());
+            }
+        });
+}
+
+template <class T>
+void run(const Tensor& x, const Tensor& local, const Tensor& linear, const Tensor& conv,
+         const Tensor& conv_bias, const Tensor& expand, const std::optional<Tensor>& by_row,
+         const std::optional<Tensor>& by_column, const Tensor& out) {
+    const DualWeights<T> weights = {
+        local.const_data_ptr<T>(),
+        linear.const_data_ptr<T>(),
+        conv.const_data_ptr<T>(),
+        conv_bias.const_data_ptr<T>(),
+        expand.const_data_ptr<T>(),
+        by_row ? by_row->const_data_ptr<T>() : nullptr,
+        by_column ? by_column->const_data_ptr<T>() : nullptr,
+    };
+    run<T>({x.size(1), x.size(2), x.size(3), local.size(0)}, weights, dense_channels(x), out);
+}
+
+}  // namespace
+
+Tensor dual_features(const Tensor& x, const Tensor& local, const Tensor& linear, const Tensor& conv,
+                     const Tensor& conv_bias, const Tensor& expand, std::optional<Tensor> by_row,
+                     std::optional<Tensor> by_column) {
+    check_floating_cpu(x, "x", 4);
+    check_floating_cpu(local, "local", 2);
+    const int64_t C = x.size(3), hidden = local.size(0);
+    check_matrix(local, "local", x, hidden, C + 1);
+    check_matrix(linear, "linear", x, C, C + 1);
+    check_matrix(conv, "conv", x, 9 * hidden, hidden);
+    check_matrix(conv_bias, "conv_bias", x, 1, hidden);
+    check_matrix(expand, "expand", x, C, hidden + 1);
+    STD_TORCH_CHECK(by_row.has_value() == by_column.has_value(),
+                    "by_row and by_column come together.");
+    if (by_row) {
+        check_matrix(*by_row, "by_row", x, hidden + C, x.size(1));
+        check_matrix(*by_column, "by_column", x, hidden + C, x.size(2));
+    }
+    const Tensor out = torch::stable::new_empty(x, x.sizes());
+    if (out.numel() == 0) {
+        return out;
+    }
+    if (x.scalar_type() == ScalarType::Double) {
+        run<double>(x, local, linear, conv, conv_bias, expand, by_row, by_column, out);
+    } else {
+        run<float>(x, local, linear, conv, conv_bias, expand, by_row, by_column, out);
+    }
+    return out;
+}
+
+}  // namespace c2d
