@@ -11,7 +11,7 @@ from ..dispatch import Kernel
 
 MAX_WINDOW = 64  # tokens a side; the bias gradient holds heads * N * cells numbers
 MAX_CELLS = 64
-MAX_HEAD_DIM = 64
+MAX_HEAD_DIM = 32
 PART = 512  # tokens of a window that one program has at most
 PROGRAMS = 1024  # with fewer, heads and runs of windows become programs of their own
 RUNS = 128  # of windows, in the bias gradient: partial sums a head
