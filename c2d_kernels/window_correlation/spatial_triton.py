@@ -226,6 +226,7 @@ def _cell_launch(
         "DEPTH": depth,
         "SUM": triton_support.types(v.dtype)["SUM"],
         "num_warps": 4,
+        "num_stages": 1,
     }
     return (_count(v.shape[0] * size[0] * size[1], 16), _count(v.shape[-1], depth)), size, constants
 
