@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import checks, dispatch
 from ..operators import Operator, define
-from . import native, reference, triton
+from . import native, reference, spatial_triton, triton
 
 
 def channel_correlation(q: Tensor, v: Tensor, *, window_size: int | tuple[int, int]) -> Tensor:
@@ -154,3 +154,4 @@ _spatial = define(
         ),
     )
 )
+dispatch.register(spatial_triton.spatial_correlation)

@@ -11,6 +11,10 @@ from pathlib import Path
 import torch
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+SUMS = (  # pointers to float32 in every kernel
+    *("table_ptr", "lse_ptr", "delta_ptr", "partial_ptr", "m_ptr", "g_ptr"),
+    *("weight_ptr", "weight_bias_ptr", "dweight_ptr"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,7 @@ def usage(
         if name in constants:
             signature[name] = "constexpr"
         elif name.endswith("_ptr"):
-            sums = name in ("table_ptr", "lse_ptr", "delta_ptr", "partial_ptr", "m_ptr", "g_ptr")
-            signature[name] = "*fp32" if sums else f"*{NAMES[dtype]}"
+            signature[name] = "*fp32" if name in SUMS else f"*{NAMES[dtype]}"
             attributes[place,] = [["tt.divisibility", 16]]  # as torch allocates
         elif name.endswith("strides"):
             signature[name] = ("i32",) * 3

@@ -48,8 +48,11 @@ def _answer(request: bytes) -> bytes:
 
     torch.set_num_threads(1)
     operator, tensors, options, settings = torch.load(io.BytesIO(request))
-    folder = {"channel_correlation": "window_correlation"}.get(operator, "window_attention")
-    module = importlib.import_module(f"c2d_kernels.{folder}.triton")
+    name = {
+        "channel_correlation": "window_correlation.triton",
+        "spatial_correlation": "window_correlation.spatial_triton",
+    }.get(operator, "window_attention.triton")
+    module = importlib.import_module(f"c2d_kernels.{name}")
     previous = {name: getattr(module, name) for name in settings}
     try:
         for name, value in settings.items():
