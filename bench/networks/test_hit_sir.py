@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from bench.contenders import Contender
-from bench.networks.workloads import CONTENDERS, NetworkWorkload, workloads
+from bench.networks.workloads import HIT_CONTENDERS, NetworkWorkload, workloads
 
 
-@pytest.mark.race(workloads=workloads("hit_sir", tiny="hit_sir_tiny"), contenders=CONTENDERS)
+@pytest.mark.race(workloads=workloads("hit_sir", tiny="hit_sir_tiny"), contenders=HIT_CONTENDERS)
 def test_hit_sir(workload: NetworkWorkload, contender: Contender, fill_row) -> None:
     fill_row(workload, contender)

@@ -7,15 +7,18 @@ check of that would let a broken body pass.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import c2d_models
-from bench.contenders import AUTO, COMPILED, REFERENCE, unless
+from bench import materialised
+from bench.contenders import AUTO, COMPILED, REFERENCE, peer, unless, without_package
 from bench.workloads import SEED, Function, Job, Size, Workload
+from c2d_models import hit
 from c2d_models.mambairv2 import AttentiveStateSpace
 
 
@@ -27,11 +30,56 @@ def kept_out_of_compilation(workload: NetworkWorkload) -> str | None:
     return None
 
 
+def kept_out_of_onnx(workload: NetworkWorkload) -> str | None:
+    if workload.backward:
+        return "ONNX Runtime does not train"
+    if workload.scans:
+        return "an export to ONNX would unroll the scan's reference over all pixels"
+    if workload.out:
+        return "ONNX Runtime runs the discrete networks only, to keep the full run short"
+    return None
+
+
+def onnx_runtime(workload: Bound, tensors: dict[str, Tensor]) -> Function:
+    """The reference, exported and specialised to the shape, with as many threads as torch has."""
+    import onnxruntime
+
+    program = torch.onnx.export(
+        workload.net, (tensors["image"],), input_names=["image"], dynamo=True, verbose=False
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(
+        program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda tensors: torch.from_numpy(
+        session.run(None, {"image": tensors["image"].numpy()})[0]
+    )
+
+
+def with_the_map(workload: Bound, tensors: dict[str, Tensor]) -> Function:
+    """HiT with its spatial correlation as its authors write it (see bench/materialised.py)."""
+
+    def function(tensors: dict[str, Tensor]) -> Tensor:
+        with mock.patch.object(hit, "spatial_correlation", materialised.spatial_correlation):
+            return workload.function(tensors)
+
+    return function
+
+
 CONTENDERS = [
     REFERENCE,
     AUTO,  # what a user gets: every kernel that can run here
     unless(COMPILED, kept_out_of_compilation),
+    replace(
+        unless(
+            unless(peer("ONNX Runtime", onnx_runtime), without_package("onnxruntime")),
+            kept_out_of_onnx,
+        ),
+        full_only=True,
+    ),
 ]
+HIT_CONTENDERS = [*CONTENDERS, peer("materialised", with_the_map)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import c2d_kernels
 from bench.contenders import COMPILED, REFERENCE, Contender, kernels_of, peer
+from bench.materialised import relative_index
 from bench.workloads import Function, Workload, table
 
 SWIN = {
@@ -118,13 +119,6 @@ def sdpa(
         return torch.roll(out, (shift, shift), (1, 2)) if shift else out
 
     return attention
-
-
-def relative_index(window: int) -> Tensor:
-    """(w*w, w*w): the row of Swin's table for each pair of tokens in a window."""
-    place = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij"))
-    y, x = place.flatten(1)
-    return (y[:, None] - y + window - 1) * (2 * window - 1) + x[:, None] - x + window - 1
 
 
 def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:

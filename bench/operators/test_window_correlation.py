@@ -1,4 +1,4 @@
-"""Channel and spatial correlation (HiT-SR): the reference against our kernels and torch.compile."""
+"""Channel and spatial correlation (HiT-SR): our kernels, torch.compile, and the map in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import c2d_kernels
-from bench.contenders import COMPILED, REFERENCE, Contender, kernels_of
+from bench import materialised
+from bench.contenders import COMPILED, REFERENCE, Contender, kernels_of, peer
 from bench.workloads import Workload, table
 
 # HiET-SwinIR: q and v of 30 channels, windows 64, 32 and 8; 320x180 is not a multiple of 64.
@@ -60,12 +61,26 @@ def spatial_correlation(
             "bias_table": normal(generator, (2 * window - 1) ** 2, heads),
         }
 
-    def correlation(tensors: dict[str, Tensor]) -> Tensor:
-        return c2d_kernels.spatial_correlation(
-            **tensors, window_size=window, base_window=base, num_heads=heads
-        )
+    sizes = {"window_size": window, "base_window": base, "num_heads": heads}
 
-    return {"function": correlation, "tensors": tensors, "half": frozenset({"q", "v"})}
+    def correlation(tensors: dict[str, Tensor]) -> Tensor:
+        return c2d_kernels.spatial_correlation(**tensors, **sizes)
+
+    def with_the_map(tensors: dict[str, Tensor]) -> Tensor:
+        return materialised.spatial_correlation(**tensors, **sizes)
+
+    return {
+        "function": correlation,
+        "tensors": tensors,
+        "half": frozenset({"q", "v"}),
+        "peers": {"materialised": lambda tensors, backward: with_the_map},
+    }
+
+
+def in_half(workload: Workload) -> str | None:
+    """The formula is written for one type; our kernels' half rows have the reference to beat."""
+    half = workload.dtype != torch.float32
+    return "the materialised formula runs in float32 rows only" if half else None
 
 
 def normal(generator: torch.Generator, *shape: int) -> Tensor:
@@ -82,7 +97,12 @@ def test_channel_correlation(workload: Workload, contender: Contender, fill_row)
 
 @pytest.mark.race(
     workloads=table("spatial_correlation", SPATIAL, spatial_correlation),
-    contenders=[REFERENCE, *kernels_of("spatial_correlation"), COMPILED],
+    contenders=[
+        REFERENCE,
+        *kernels_of("spatial_correlation"),
+        peer("materialised", absent=in_half),
+        COMPILED,
+    ],
 )
 def test_spatial_correlation(workload: Workload, contender: Contender, fill_row) -> None:
     fill_row(workload, contender)
