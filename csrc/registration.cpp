@@ -83,6 +83,15 @@ STABLE_TORCH_LIBRARY(c2d_native, m) {
     m.def(
         "window_attention_backward(Tensor grad, Tensor q, Tensor? kv, Tensor bias_table, "
         "int window_size, int num_heads, int shift, float scale) -> (Tensor, Tensor, Tensor)");
+    m.def(
+        "spatial_correlation(Tensor q, Tensor v, Tensor weight, Tensor weight_bias, "
+        "Tensor bias_table, int window_height, int window_width, int base_height, "
+        "int base_width, int num_heads) -> Tensor");
+    m.def(
+        "spatial_correlation_backward(Tensor grad, Tensor q, Tensor v, Tensor weight, "
+        "Tensor weight_bias, Tensor bias_table, int window_height, int window_width, "
+        "int base_height, int base_width, int num_heads) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(c2d_native, CompositeExplicitAutograd, m) {
@@ -99,6 +108,8 @@ STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
     m.impl("coordinate_query_moments", TORCH_BOX(&c2d::coordinate_query_moments));
     m.impl("window_attention", TORCH_BOX(&c2d::window_attention));
     m.impl("window_attention_backward", TORCH_BOX(&c2d::window_attention_backward));
+    m.impl("spatial_correlation", TORCH_BOX(&c2d::spatial_correlation));
+    m.impl("spatial_correlation_backward", TORCH_BOX(&c2d::spatial_correlation_backward));
 }
 
 #if defined(C2D_WITH_CUDA)

@@ -154,3 +154,4 @@ _spatial = define(
         ),
     )
 )
+dispatch.register(native.spatial_correlation)
