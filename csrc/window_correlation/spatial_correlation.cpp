@@ -1,9 +1,10 @@
 // Spatial correlation on the CPU, host side: windows, the layouts of the bias, threads and scratch
 // memory. The arithmetic on the map and its costs are in spatial_cpu.cpp.
 //
-// Every pass is parallel over rows of cells, strips (some tokens of one window), windows or groups
-// of windows. All of these and the order of every sum depend on the shapes alone: results are
-// bitwise the same for any number of threads.
+// Where there are many windows, each is finished by one thread while it is in cache; where there
+// are few, every pass over some windows is parallel over their strips (some tokens of a window),
+// rows of cells or heads. All of these and the order of every sum depend on the shapes alone, and
+// the two ways do the same: results are bitwise the same for any number of threads.
 #include "spatial_correlation.h"
 
 #include <algorithm>
@@ -21,8 +22,10 @@ namespace {
 
 constexpr int64_t kStripTokens = 512;             // tokens of a strip, about
 constexpr int64_t kSmallTask = int64_t{1} << 20;  // multiply-adds not worth another thread
-constexpr int64_t kGroups = 8;                    // groups of windows in backward, at most
-constexpr int64_t kLeastGroup = 8;   // windows of a group: what follows each group costs as much
+constexpr int64_t kManyWindows = 16;              // enough to give each thread whole windows
+constexpr int64_t kGroups = 32;                   // groups of windows in backward, at most
+constexpr int64_t kManyGroups = 4;                // enough to give each thread whole groups
+constexpr int64_t kLeastGroup = 8;   // windows of a group: what ends each group costs as much
 constexpr int64_t kSumWindows = 32;  // windows whose bias gradients are summed in float32
 
 template <class T>
@@ -46,6 +49,31 @@ void for_each(int64_t count, int64_t each, const Task& task) {
         }
     });
 }
+
+// Scratch memory of kernels: one thread's, or none where each thread shall have its own.
+template <class T>
+struct Scratch {
+    int64_t elements;
+    Aligned<T>* mine;
+
+    // Runs task(i, scratch) for each i < count: here, or in parallel where there is no scratch yet.
+    template <class Task>
+    void for_each(int64_t count, int64_t each, const Task& task) const {
+        if (mine != nullptr) {
+            for (int64_t i = 0; i < count; ++i) {
+                task(i, mine->data());
+            }
+            return;
+        }
+        const int64_t grain = std::max<int64_t>(1, kSmallTask / std::max<int64_t>(1, each));
+        torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+            Aligned<T> scratch(elements);
+            for (int64_t i = begin; i < end; ++i) {
+                task(i, scratch.data());
+            }
+        });
+    }
+};
 
 // The windows of a map and the sizes of the pooled bias table: entry (i, j) is the bias at
 // y - Y cell_height = i - height + cell_height, and likewise across.
@@ -79,6 +107,8 @@ struct Grid : SpatialSizes {
     int64_t cell_tokens() const { return cell_height * cell_width; }
     int64_t offsets() const { return (2 * height - 1) * (2 * width - 1); }
     int64_t pooled() const { return pooled_height * pooled_width; }
+    // Multiply-adds for each number of the map: cells of a window.
+    int64_t work() const { return tokens * channels() * cells; }
     int64_t cells_of_window() const { return cells * channels(); }
     int64_t turned_of_window() const { return padded * channels(); }
     int64_t gram_of_window() const { return heads * head_dim * head_dim; }
@@ -127,23 +157,10 @@ Map<T> output(const Grid& grid, const Tensor& tensor) {
     return {grid, tensor, tensor.mutable_data_ptr<T>()};
 }
 
-// Scratch memory as large as a map, which nobody fills with zeros.
-template <class T>
-class Buffer {
-  public:
-    Buffer(const Tensor& like, int64_t elements)
-        : tensor_(torch::stable::new_empty(like, {elements})),
-          data_(tensor_.mutable_data_ptr<T>()) {}
-    T* at(int64_t element) const { return data_ + element; }
-
-  private:
-    Tensor tensor_;
-    T* data_;
-};
-
 // The table averaged over cells, [head][pooled_height][pooled_width].
 template <class T>
-void pool(const Grid& grid, const Tensor& table, T* pooled) {
+std::vector<T> pooled(const Grid& grid, const Tensor& table) {
+    std::vector<T> all(grid.heads * grid.pooled());
     const int64_t height = 2 * grid.height - 1, width = 2 * grid.width - 1;
     const T* from = table.const_data_ptr<T>();
     const int64_t entry = table.stride(0), column = table.stride(1);
@@ -159,7 +176,7 @@ void pool(const Grid& grid, const Tensor& table, T* pooled) {
                     rows[y * width + x] += row[x];
                 }
             }
-            T* to = pooled + head * grid.pooled() + y * grid.pooled_width;
+            T* to = all.data() + head * grid.pooled() + y * grid.pooled_width;
             std::fill_n(to, grid.pooled_width, T(0));
             for (int64_t r = 0; r < grid.cell_width; ++r) {
                 const T* row = rows.data() + y * width + r;
@@ -172,6 +189,7 @@ void pool(const Grid& grid, const Tensor& table, T* pooled) {
             }
         }
     });
+    return all;
 }
 
 // The bias for apply. Where a block of tokens never leaves its row, the pooled table itself will
@@ -180,13 +198,13 @@ void pool(const Grid& grid, const Tensor& table, T* pooled) {
 template <class T>
 class BiasOfTokens {
   public:
-    BiasOfTokens(const Grid& grid, const T* pooled)
+    BiasOfTokens(const Grid& grid, const std::vector<T>& pooled)
         : direct_(grid.width % kernels<T>().block == 0),
           memory_(grid.heads * head_elements(grid) + kernels<T>().block) {
         const int64_t down = -grid.cell_height;
         T* to = memory_.data();
         if (direct_) {
-            std::copy(pooled, pooled + grid.heads * grid.pooled(), to);
+            std::copy(pooled.begin(), pooled.end(), to);
             bias_ = {to + (grid.height - grid.cell_height) * grid.pooled_width + grid.width -
                          grid.cell_width,
                      grid.pooled(), grid.pooled_width, down * grid.pooled_width, -grid.cell_width};
@@ -196,7 +214,7 @@ class BiasOfTokens {
         for_each(grid.heads, grid.base_width * copy, [&](int64_t head) {
             for (int64_t cell = 0; cell < grid.base_width; ++cell) {
                 for (int64_t y = 0; y < grid.pooled_height; ++y) {
-                    const T* row = pooled + head * grid.pooled() + y * grid.pooled_width +
+                    const T* row = pooled.data() + head * grid.pooled() + y * grid.pooled_width +
                                    grid.width - (cell + 1) * grid.cell_width;
                     std::copy(row, row + grid.width,
                               to + (head * grid.base_width + cell) * copy + y * grid.width);
@@ -247,58 +265,65 @@ struct CellLayout {
     }
 };
 
-// v reduced to cells, for all windows: p [window][cell][channel], the same turned, and p^T p / d.
+// v reduced to cells in some windows: p [window][cell][channel], p turned, and p^T p / d.
 template <class T>
 struct Cells {
-    Buffer<T> p, turned, gram;
+    Aligned<T> p, turned, gram;
 
-    Cells(const Grid& grid, const Tensor& like, const Map<const T>& v, const T* weight, T bias)
-        : p(like, grid.windows * grid.cells_of_window()),
-          turned(like, grid.windows * grid.turned_of_window()),
-          gram(like, grid.windows * grid.gram_of_window()) {
+    Cells(const Grid& grid, int64_t windows)
+        : p(windows * grid.cells_of_window()),
+          turned(windows * grid.turned_of_window()),
+          gram(windows * grid.gram_of_window()) {}
+
+    void make(const Grid& grid, const Map<const T>& v, int64_t first, int64_t count,
+              const T* weight, T bias, const Scratch<T>& scratch) {
         const int64_t row = grid.base_width * grid.channels();
-        for_each(grid.windows * grid.base_height, row * grid.cell_tokens(), [&](int64_t i) {
-            const int64_t window = i / grid.base_height;
-            kernels<T>().reduce(grid, v.strip(grid, window, i % grid.base_height), weight, bias,
-                                p.at(i * row));
+        scratch.for_each(count * grid.base_height, row * grid.cell_tokens(), [&](int64_t i, T*) {
+            const Strip<const T> strip =
+                v.strip(grid, first + i / grid.base_height, i % grid.base_height);
+            kernels<T>().reduce(grid, strip, weight, bias, p.data() + i * row);
         });
-        for_each(grid.windows, grid.cells_of_window() * grid.head_dim, [&](int64_t i) {
-            kernels<T>().gram(grid, p.at(i * grid.cells_of_window()),
-                              turned.at(i * grid.turned_of_window()),
-                              gram.at(i * grid.gram_of_window()));
+        scratch.for_each(count, grid.cells_of_window() * grid.head_dim, [&](int64_t i, T*) {
+            kernels<T>().gram(grid, p.data() + i * grid.cells_of_window(),
+                              turned.data() + i * grid.turned_of_window(),
+                              gram.data() + i * grid.gram_of_window());
         });
     }
 };
-
-// Runs task(strip, scratch) for each strip of all windows.
-template <class T, class Task>
-void for_each_strip(const Grid& grid, int64_t each, const Task& task) {
-    const int64_t grain = std::max<int64_t>(1, kSmallTask / (grid.strip * each));
-    torch::stable::parallel_for(0, grid.windows * grid.strips, grain,
-                                [&](int64_t begin, int64_t end) {
-                                    Aligned<T> scratch(kernels<T>().scratch(grid));
-                                    for (int64_t i = begin; i < end; ++i) {
-                                        task(i, scratch.data());
-                                    }
-                                });
-}
 
 template <class T>
 void forward(const Grid& grid, const Tensor& q_map, const Tensor& v_map, const Tensor& weight,
              const Tensor& weight_bias, const Tensor& table, const Tensor& out_map) {
     const Map<const T> q = input<T>(grid, q_map), v = input<T>(grid, v_map);
     const Map<T> out = output<T>(grid, out_map);
-    const Cells<T> cells(grid, q_map, v, weight.const_data_ptr<T>(),
-                         *weight_bias.const_data_ptr<T>());
-    const Buffer<T> pooled(q_map, grid.heads * grid.pooled());
-    pool(grid, table, pooled.at(0));
-    const BiasOfTokens<T> bias(grid, pooled.at(0));
-    for_each_strip<T>(grid, grid.cells_of_window(), [&](int64_t i, T* scratch) {
-        const int64_t window = i / grid.strips;
-        kernels<T>().apply(grid, i % grid.strips * grid.strip, grid.strip_tokens(i),
-                           q.tokens(grid, window), cells.gram.at(window * grid.gram_of_window()),
-                           cells.turned.at(window * grid.turned_of_window()), bias.view(),
-                           out.tokens(grid, window), scratch);
+    const T* weights = weight.const_data_ptr<T>();
+    const T shift = *weight_bias.const_data_ptr<T>();
+    const BiasOfTokens<T> bias(grid, pooled<T>(grid, table));
+    const auto run = [&](int64_t first, int64_t count, Cells<T>& cells, const Scratch<T>& scratch) {
+        cells.make(grid, v, first, count, weights, shift, scratch);
+        const int64_t work = grid.strip * grid.cells_of_window();
+        scratch.for_each(count * grid.strips, work, [&](int64_t i, T* memory) {
+            const int64_t window = i / grid.strips;
+            kernels<T>().apply(grid, i % grid.strips * grid.strip, grid.strip_tokens(i),
+                               q.tokens(grid, first + window),
+                               cells.gram.data() + window * grid.gram_of_window(),
+                               cells.turned.data() + window * grid.turned_of_window(), bias.view(),
+                               out.tokens(grid, first + window), memory);
+        });
+    };
+    const int64_t elements = kernels<T>().scratch(grid);
+    if (grid.windows < kManyWindows) {
+        Cells<T> cells(grid, grid.windows);
+        run(0, grid.windows, cells, {elements, nullptr});
+        return;
+    }
+    const int64_t grain = std::max<int64_t>(1, kSmallTask / grid.work());
+    torch::stable::parallel_for(0, grid.windows, grain, [&](int64_t begin, int64_t end) {
+        Aligned<T> memory(elements);
+        Cells<T> cells(grid, 1);
+        for (int64_t window = begin; window < end; ++window) {
+            run(window, 1, cells, {elements, &memory});
+        }
     });
 }
 
@@ -340,108 +365,195 @@ void spread_pooled(const Grid& grid, int64_t groups, const std::vector<double>& 
     });
 }
 
-// dP p^T and the table's gradient: d_turned[window] = P^T grad turned, dtable = sum of grad p^T. A
-// task is one head of a group of windows.
-template <class T>
-void backward_bias(const Grid& grid, const Map<const T>& grad, const Tensor& table,
-                   const Buffer<T>& turned, const Buffer<T>& d_turned, const Tensor& dtable) {
-    const Buffer<T> pooled(table, grid.heads * grid.pooled());
-    pool(grid, table, pooled.at(0));
-    const int64_t group = std::max(kLeastGroup, (grid.windows + kGroups - 1) / kGroups);
-    const int64_t groups = (grid.windows + group - 1) / group;
-    const CellLayout layout(grid);
-    std::vector<double> partials(groups * grid.heads * grid.pooled(), 0);
-    torch::stable::parallel_for(0, groups * grid.heads, 1, [&](int64_t begin, int64_t end) {
-        Aligned<T> bias(layout.elements), dbias(layout.elements);
-        for (int64_t task = begin; task < end; ++task) {
-            const int64_t head = task % grid.heads, start = task / grid.heads * group;
-            const int64_t stop = std::min(start + group, grid.windows);
-            const int64_t channel = head * grid.head_dim;
-            const T* from = pooled.at(head * grid.pooled());
-            layout.walk(grid, [&](int64_t entry, int64_t i) { bias.data()[i] = from[entry]; });
-            for (int64_t window = start; window < stop; ++window) {
-                Strip<const T> strip = grad.strip(grid, window);
-                strip.data += channel;
-                const int64_t at = window * grid.turned_of_window() + channel * grid.padded;
-                kernels<T>().backward_bias(
-                    grid, strip, turned.at(at), {bias.data(), layout.row, layout.column},
-                    d_turned.at(at), {dbias.data(), layout.row, layout.column});
-                if ((window + 1 - start) % kSumWindows == 0 || window + 1 == stop) {
-                    double* to = partials.data() + task * grid.pooled();
-                    layout.walk(grid, [&](int64_t entry, int64_t i) {
-                        to[entry] += double(dbias.data()[i]);
-                    });
-                    std::fill_n(dbias.data(), layout.elements, T(0));
-                }
-            }
-        }
-    });
-    spread_pooled<T>(grid, groups, partials, dtable);
-}
-
 struct Gradients {
     Tensor dq, dv, dweight, dweight_bias, dtable;
 };
 
+// What backward keeps of some windows of a group, and of the group.
 template <class T>
-void backward(const Grid& grid, const Tensor& grad_map, const Tensor& q_map, const Tensor& v_map,
-              const Tensor& weight, const Tensor& weight_bias, const Tensor& table,
-              const Gradients& to) {
-    const auto& kernel = kernels<T>();
-    const Map<const T> grad = input<T>(grid, grad_map), q = input<T>(grid, q_map),
-                       v = input<T>(grid, v_map);
-    const Map<T> dq = output<T>(grid, to.dq), dv = output<T>(grid, to.dv);
-    const T* weights = weight.const_data_ptr<T>();
-    const Cells<T> cells(grid, q_map, v, weights, *weight_bias.const_data_ptr<T>());
-    const int64_t square = grid.gram_of_window();
+struct Work {
+    Cells<T> cells;  // p is dp in the end
+    Aligned<T> d_turned, dgram, dweight;
+    Aligned<T> dbias;  // [head] in the layout of CellBias, of up to kSumWindows windows
 
-    const Buffer<T> dgrams(q_map, grid.windows * grid.strips * square);
-    for_each_strip<T>(grid, 2 * grid.channels() * grid.head_dim, [&](int64_t i, T* scratch) {
-        const int64_t window = i / grid.strips;
-        kernel.backward_tokens(grid, i % grid.strips * grid.strip, grid.strip_tokens(i),
-                               q.tokens(grid, window), grad.tokens(grid, window),
-                               cells.gram.at(window * square), dq.tokens(grid, window),
-                               dgrams.at(i * square), scratch);
-    });
+    Work(const Grid& grid, const CellLayout& layout, int64_t windows)
+        : cells(grid, windows),
+          d_turned(windows * grid.turned_of_window()),
+          dgram(windows * grid.strips * grid.gram_of_window()),
+          dweight(windows * grid.base_height * grid.cell_tokens()),
+          dbias(grid.heads * layout.elements) {}
+};
 
-    const Buffer<T> d_turned(q_map, grid.windows * grid.turned_of_window());
-    backward_bias(grid, grad, table, cells.turned, d_turned, to.dtable);
+template <class T>
+struct Backward {
+    const Grid& grid;
+    const Map<const T> grad, q, v;
+    const Map<T> dq, dv;
+    const T* weight;
+    const T weight_bias;
+    const CellLayout layout;
+    Aligned<T> bias;  // [head] in the layout of CellBias
+    int64_t group, groups;
+    std::vector<double> dtable;   // [group][head][entry of the pooled table]
+    std::vector<double> dweight;  // [group][token of a cell, and the bias]
 
-    for_each(grid.windows, 2 * grid.cells_of_window() * grid.head_dim, [&](int64_t window) {
-        T* dgram = dgrams.at(window * grid.strips * square);
-        for (int64_t s = 1; s < grid.strips; ++s) {
-            for (int64_t i = 0; i < square; ++i) {
-                dgram[i] += dgram[s * square + i];
+    Backward(const Grid& windows, const Tensor& grad_map, const Tensor& q_map, const Tensor& v_map,
+             const Tensor& weights, const Tensor& shift, const Tensor& table, const Tensor& dq_map,
+             const Tensor& dv_map)
+        : grid(windows),
+          grad(input<T>(grid, grad_map)),
+          q(input<T>(grid, q_map)),
+          v(input<T>(grid, v_map)),
+          dq(output<T>(grid, dq_map)),
+          dv(output<T>(grid, dv_map)),
+          weight(weights.const_data_ptr<T>()),
+          weight_bias(*shift.const_data_ptr<T>()),
+          layout(grid),
+          bias(grid.heads * layout.elements),
+          group(std::max(kLeastGroup, (grid.windows + kGroups - 1) / kGroups)),
+          groups((grid.windows + group - 1) / group),
+          dtable(groups * grid.heads * grid.pooled()),
+          dweight(groups * (grid.cell_tokens() + 1)) {
+        const std::vector<T> from = pooled<T>(grid, table);
+        for_each(grid.heads, layout.elements, [&](int64_t head) {
+            T* to = bias.data() + head * layout.elements;
+            const T* of_head = from.data() + head * grid.pooled();
+            layout.walk(grid, [&](int64_t entry, int64_t i) { to[i] = of_head[entry]; });
+        });
+    }
+
+    void run() {
+        const int64_t elements = kernels<T>().scratch(grid);
+        if (groups < kManyGroups) {
+            Work<T> work(grid, layout, group);
+            for (int64_t g = 0; g < groups; ++g) {
+                run_group(g, group, work, {elements, nullptr});
+            }
+            return;
+        }
+        torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+            Aligned<T> memory(elements);
+            Work<T> work(grid, layout, 1);
+            for (int64_t g = begin; g < end; ++g) {
+                run_group(g, 1, work, {elements, &memory});
+            }
+        });
+    }
+
+    // A group of windows, `step` windows at a time.
+    void run_group(int64_t g, int64_t step, Work<T>& work, const Scratch<T>& scratch) {
+        const int64_t start = g * group, stop = std::min(start + group, grid.windows);
+        for (int64_t first = start; first < stop; first += step) {
+            const int64_t count = std::min(step, stop - first), done = first + count - start;
+            work.cells.make(grid, v, first, count, weight, weight_bias, scratch);
+            through_tokens(first, count, work, scratch);
+            through_bias(first, count, work, scratch);
+            if (done % kSumWindows == 0 || first + count == stop) {
+                collect_bias(g, work, scratch);
+            }
+            through_gram(count, work, scratch);
+            through_reduction(g, first, count, work, scratch);
+        }
+    }
+
+    void through_tokens(int64_t first, int64_t count, Work<T>& work, const Scratch<T>& scratch) {
+        const int64_t square = grid.gram_of_window();
+        const int64_t each = 2 * grid.strip * grid.channels() * grid.head_dim;
+        scratch.for_each(count * grid.strips, each, [&](int64_t i, T* memory) {
+            const int64_t window = i / grid.strips;
+            kernels<T>().backward_tokens(
+                grid, i % grid.strips * grid.strip, grid.strip_tokens(i),
+                q.tokens(grid, first + window), grad.tokens(grid, first + window),
+                work.cells.gram.data() + window * square, dq.tokens(grid, first + window),
+                work.dgram.data() + i * square, memory);
+        });
+    }
+
+    void through_bias(int64_t first, int64_t count, Work<T>& work, const Scratch<T>& scratch) {
+        scratch.for_each(grid.heads, count * grid.work(), [&](int64_t head, T*) {
+            const int64_t place = head * layout.elements;
+            for (int64_t window = 0; window < count; ++window) {
+                Strip<const T> strip = grad.strip(grid, first + window);
+                strip.data += head * grid.head_dim;
+                const int64_t at =
+                    window * grid.turned_of_window() + head * grid.head_dim * grid.padded;
+                kernels<T>().backward_bias(grid, strip, work.cells.turned.data() + at,
+                                           {bias.data() + place, layout.row, layout.column},
+                                           work.d_turned.data() + at,
+                                           {work.dbias.data() + place, layout.row, layout.column});
+            }
+        });
+    }
+
+    void collect_bias(int64_t g, Work<T>& work, const Scratch<T>& scratch) {
+        scratch.for_each(grid.heads, layout.elements, [&](int64_t head, T*) {
+            T* from = work.dbias.data() + head * layout.elements;
+            double* to = dtable.data() + (g * grid.heads + head) * grid.pooled();
+            layout.walk(grid, [&](int64_t entry, int64_t i) { to[entry] += double(from[i]); });
+            std::fill_n(from, layout.elements, T(0));
+        });
+    }
+
+    void through_gram(int64_t count, Work<T>& work, const Scratch<T>& scratch) {
+        const int64_t square = grid.gram_of_window();
+        const int64_t each = 2 * grid.cells_of_window() * grid.head_dim;
+        scratch.for_each(count, each, [&](int64_t window, T*) {
+            T* dgram = work.dgram.data() + window * grid.strips * square;
+            for (int64_t s = 1; s < grid.strips; ++s) {
+                for (int64_t i = 0; i < square; ++i) {
+                    dgram[i] += dgram[s * square + i];
+                }
+            }
+            kernels<T>().backward_gram(
+                grid, work.cells.turned.data() + window * grid.turned_of_window(), dgram,
+                work.d_turned.data() + window * grid.turned_of_window(),
+                work.cells.p.data() + window * grid.cells_of_window());
+        });
+    }
+
+    void through_reduction(int64_t g, int64_t first, int64_t count, Work<T>& work,
+                           const Scratch<T>& scratch) {
+        const int64_t row = grid.base_width * grid.channels(), rows = count * grid.base_height;
+        const int64_t tokens = grid.cell_tokens();
+        const T* dp = work.cells.p.data();
+        scratch.for_each(rows, 2 * row * tokens, [&](int64_t i, T*) {
+            const int64_t window = first + i / grid.base_height, down = i % grid.base_height;
+            kernels<T>().backward_reduce(grid, v.strip(grid, window, down), weight, dp + i * row,
+                                         dv.strip(grid, window, down),
+                                         work.dweight.data() + i * tokens);
+        });
+        double* sum = dweight.data() + g * (tokens + 1);
+        for (int64_t i = 0; i < rows; ++i) {
+            for (int64_t t = 0; t < tokens; ++t) {
+                sum[t] += double(work.dweight.data()[i * tokens + t]);
             }
         }
-        kernel.backward_gram(grid, cells.turned.at(window * grid.turned_of_window()), dgram,
-                             d_turned.at(window * grid.turned_of_window()),
-                             cells.p.at(window * grid.cells_of_window()));
-    });
-
-    // The cells' buffer holds dp now.
-    const int64_t row = grid.base_width * grid.channels(), rows = grid.windows * grid.base_height;
-    const Buffer<T> dweights(q_map, rows * grid.cell_tokens());
-    std::vector<double> dbiases(rows);
-    for_each(rows, 2 * row * grid.cell_tokens(), [&](int64_t i) {
-        const int64_t window = i / grid.base_height, down = i % grid.base_height;
-        const T* dp = cells.p.at(i * row);
-        kernel.backward_reduce(grid, v.strip(grid, window, down), weights, dp,
-                               dv.strip(grid, window, down), dweights.at(i * grid.cell_tokens()));
-        for (int64_t j = 0; j < row; ++j) {
-            dbiases[i] += double(dp[j]);
+        for (int64_t i = 0; i < rows * row; ++i) {
+            sum[tokens] += double(dp[i]);
         }
-    });
-    std::vector<double> sum(grid.cell_tokens());
-    double bias_sum = 0;
-    for (int64_t i = 0; i < rows; ++i) {
-        for (int64_t t = 0; t < grid.cell_tokens(); ++t) {
-            sum[t] += double(*dweights.at(i * grid.cell_tokens() + t));
-        }
-        bias_sum += dbiases[i];
     }
-    std::copy(sum.begin(), sum.end(), to.dweight.mutable_data_ptr<T>());
-    *to.dweight_bias.mutable_data_ptr<T>() = T(bias_sum);
+
+    void finish(const Gradients& to) const {
+        spread_pooled<T>(grid, groups, dtable, to.dtable);
+        const int64_t tokens = grid.cell_tokens();
+        for (int64_t t = 0; t <= tokens; ++t) {
+            double sum = 0;
+            for (int64_t g = 0; g < groups; ++g) {
+                sum += dweight[g * (tokens + 1) + t];
+            }
+            (t < tokens ? to.dweight.mutable_data_ptr<T>()[t]
+                        : *to.dweight_bias.mutable_data_ptr<T>()) = T(sum);
+        }
+    }
+};
+
+template <class T>
+void backward(const Grid& grid, const Tensor& grad, const Tensor& q, const Tensor& v,
+              const Tensor& weight, const Tensor& weight_bias, const Tensor& table,
+              const Gradients& to) {
+    Backward<T> task(grid, grad, q, v, weight, weight_bias, table, to.dq, to.dv);
+    task.run();
+    task.finish(to);
 }
 
 // Refuses what would read out of bounds.

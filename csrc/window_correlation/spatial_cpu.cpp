@@ -331,9 +331,9 @@ void apply(const SpatialSizes& sizes, int64_t first, int64_t count, Tokens<const
                 const int64_t place =
                     head * bias.head + token / sizes.width * bias.row + token % sizes.width;
                 const Product<T> product{
-                    {1, d, gram + head * d * d, 1, 0, d, q_turned + head * d * kPart + n, 0, kPart},
                     {sizes.base_height, sizes.base_width, turned + head * d * sizes.padded,
                      sizes.padded, sizes.base_width, 1, bias.data + place, bias.down, bias.right},
+                    {1, d, gram + head * d * d, 1, 0, d, q_turned + head * d * kPart + n, 0, kPart},
                     out_turned + head * d * kPart + n,
                     kPart,
                     false};
