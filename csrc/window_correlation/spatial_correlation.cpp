@@ -20,13 +20,13 @@
 namespace c2d {
 namespace {
 
-constexpr int64_t kStripTokens = 512;             // tokens of a strip, about
+constexpr int64_t kStripTokens = 512;    // tokens of a strip, about
+constexpr int64_t kCachedTokens = 1024;  // tokens of windows that a thread handles together
 constexpr int64_t kSmallTask = int64_t{1} << 20;  // multiply-adds not worth another thread
 constexpr int64_t kManyWindows = 16;              // enough to give each thread whole windows
 constexpr int64_t kGroups = 32;                   // groups of windows in backward, at most
 constexpr int64_t kManyGroups = 4;                // enough to give each thread whole groups
-constexpr int64_t kLeastGroup = 8;   // windows of a group: what ends each group costs as much
-constexpr int64_t kSumWindows = 32;  // windows whose bias gradients are summed in float32
+constexpr int64_t kSumWindows = 8;  // windows whose bias gradients are summed in float32
 
 template <class T>
 const SpatialKernels<T>& kernels();
@@ -278,10 +278,11 @@ struct Cells {
     void make(const Grid& grid, const Map<const T>& v, int64_t first, int64_t count,
               const T* weight, T bias, const Scratch<T>& scratch) {
         const int64_t row = grid.base_width * grid.channels();
+        // The first rows of cells of all windows, then the second: long rows of the map.
         scratch.for_each(count * grid.base_height, row * grid.cell_tokens(), [&](int64_t i, T*) {
-            const Strip<const T> strip =
-                v.strip(grid, first + i / grid.base_height, i % grid.base_height);
-            kernels<T>().reduce(grid, strip, weight, bias, p.data() + i * row);
+            const int64_t window = i % count, down = i / count;
+            kernels<T>().reduce(grid, v.strip(grid, first + window, down), weight, bias,
+                                p.data() + (window * grid.base_height + down) * row);
         });
         scratch.for_each(count, grid.cells_of_window() * grid.head_dim, [&](int64_t i, T*) {
             kernels<T>().gram(grid, p.data() + i * grid.cells_of_window(),
@@ -320,9 +321,10 @@ void forward(const Grid& grid, const Tensor& q_map, const Tensor& v_map, const T
     const int64_t grain = std::max<int64_t>(1, kSmallTask / grid.work());
     torch::stable::parallel_for(0, grid.windows, grain, [&](int64_t begin, int64_t end) {
         Aligned<T> memory(elements);
-        Cells<T> cells(grid, 1);
-        for (int64_t window = begin; window < end; ++window) {
-            run(window, 1, cells, {elements, &memory});
+        const int64_t step = std::max<int64_t>(1, kCachedTokens / grid.tokens);
+        Cells<T> cells(grid, step);
+        for (int64_t first = begin; first < end; first += step) {
+            run(first, std::min(step, end - first), cells, {elements, &memory});
         }
     });
 }
@@ -410,7 +412,7 @@ struct Backward {
           weight_bias(*shift.const_data_ptr<T>()),
           layout(grid),
           bias(grid.heads * layout.elements),
-          group(std::max(kLeastGroup, (grid.windows + kGroups - 1) / kGroups)),
+          group(std::max(kSumWindows, (grid.windows + kGroups - 1) / kGroups)),
           groups((grid.windows + group - 1) / group),
           dtable(groups * grid.heads * grid.pooled()),
           dweight(groups * (grid.cell_tokens() + 1)) {
@@ -433,9 +435,10 @@ struct Backward {
         }
         torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
             Aligned<T> memory(elements);
-            Work<T> work(grid, layout, 1);
+            const int64_t step = std::clamp<int64_t>(kCachedTokens / grid.tokens, 1, kSumWindows);
+            Work<T> work(grid, layout, step);
             for (int64_t g = begin; g < end; ++g) {
-                run_group(g, 1, work, {elements, &memory});
+                run_group(g, step, work, {elements, &memory});
             }
         });
     }
@@ -443,13 +446,16 @@ struct Backward {
     // A group of windows, `step` windows at a time.
     void run_group(int64_t g, int64_t step, Work<T>& work, const Scratch<T>& scratch) {
         const int64_t start = g * group, stop = std::min(start + group, grid.windows);
+        int64_t summed = 0;
         for (int64_t first = start; first < stop; first += step) {
-            const int64_t count = std::min(step, stop - first), done = first + count - start;
+            const int64_t count = std::min(step, stop - first);
             work.cells.make(grid, v, first, count, weight, weight_bias, scratch);
             through_tokens(first, count, work, scratch);
             through_bias(first, count, work, scratch);
-            if (done % kSumWindows == 0 || first + count == stop) {
+            summed += count;
+            if (summed + step > kSumWindows || first + count == stop) {
                 collect_bias(g, work, scratch);
+                summed = 0;
             }
             through_gram(count, work, scratch);
             through_reduction(g, first, count, work, scratch);
@@ -517,9 +523,10 @@ struct Backward {
         const int64_t tokens = grid.cell_tokens();
         const T* dp = work.cells.p.data();
         scratch.for_each(rows, 2 * row * tokens, [&](int64_t i, T*) {
-            const int64_t window = first + i / grid.base_height, down = i % grid.base_height;
-            kernels<T>().backward_reduce(grid, v.strip(grid, window, down), weight, dp + i * row,
-                                         dv.strip(grid, window, down),
+            const int64_t window = i % count, down = i / count;
+            kernels<T>().backward_reduce(grid, v.strip(grid, first + window, down), weight,
+                                         dp + (window * grid.base_height + down) * row,
+                                         dv.strip(grid, first + window, down),
                                          work.dweight.data() + i * tokens);
         });
         double* sum = dweight.data() + g * (tokens + 1);

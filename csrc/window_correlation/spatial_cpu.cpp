@@ -109,11 +109,7 @@ struct Outer {
             T* to = dbias.data + y % sizes.cell_height * dbias.row + column +
                     (sizes.base_height - 1 - y / sizes.cell_height) * sizes.base_width;
             for (int64_t x = 0; x < sizes.width; ++x) {
-                Vector<T, lanes> sum[vectors];
-#pragma GCC unroll 4
-                for (int v = 0; v < vectors; ++v) {
-                    sum[v] = load<T, lanes>(to + v * lanes);
-                }
+                Vector<T, lanes> sum[vectors] = {};
 #pragma GCC unroll 6
                 for (int r = 0; r < rows; ++r) {
                     const T scalar = from[r];
@@ -124,7 +120,7 @@ struct Outer {
                 }
 #pragma GCC unroll 4
                 for (int v = 0; v < vectors; ++v) {
-                    store<T, lanes>(to + v * lanes, sum[v]);
+                    store<T, lanes>(to + v * lanes, load<T, lanes>(to + v * lanes) + sum[v]);
                 }
                 from += grad.token_stride;
                 to += dbias.column;
