@@ -130,10 +130,19 @@ def test_parameter_gradients_over_many_windows(shape: tuple) -> None:
         assert got <= 2 * plain + torch.finfo(torch.float32).eps
 
 
-@pytest.mark.parametrize("name", ["many-windows", "one-window"])
-def test_bitwise_the_same_for_any_threads(name: str) -> None:
-    size = {"many-windows": ((2, 48, 40), 5, 6, 8, 8), "one-window": ((1, 64, 64), 5, 6, 64, 8)}
-    tensors, options = inputs(size[name], torch.float32)
+# The numbers of windows are more and fewer than whole windows, or groups of them, keep busy.
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ((2, 48, 40), 5, 6, 8, 8),
+        ((1, 120, 96), 5, 1, 12, 4),
+        ((1, 32, 32), 5, 6, 16, 8),
+        ((1, 64, 64), 5, 6, 64, 8),
+    ],
+    ids=["60-windows", "80-windows", "4-windows", "1-window"],
+)
+def test_bitwise_the_same_for_any_threads(shape: tuple) -> None:
+    tensors, options = inputs(shape, torch.float32)
     before = torch.get_num_threads()
     try:
         results = []
