@@ -1,5 +1,48 @@
 // Spatial correlation on the CPU, one instruction set at a time: HiT-SR's spatial self-correlation
-// (2407.05878), out = (q p^T / d + P) p in each window and head.
+// (2407.05878), out = (q p^T / d + P) p in each window and head, as q (p^T p / d) + P p.
+//
+// Idea. Nearly all work is P p, cells x C multiply-adds a token: 1920 in HiT-SIR. Tokens lie along
+// the lanes. For one cell the bias of consecutive tokens is consecutive in memory, so the tile is
+// d channels x 4 vectors of tokens (d = 5: 20 of 32 registers) to which each cell adds the outer
+// product of its d numbers and 4 vectors of P; nothing is padded along d. P is never made: it is
+// read from the averaged table, as it is where a tile stays in a row of the window, else from one
+// copy a column of cells, in which the rows of a window follow each other (spatial_host.h).
+// Backward has cells along the lanes, from a layout where the cells of a token are consecutive:
+// P^T grad sums over tokens into registers, and grad p^T keeps p in registers and adds to the
+// gradient of that layout, which becomes the table's once in 8 windows. q, grad and the results are
+// turned in registers, 128 tokens at a time.
+//
+// Costs, multiply-adds a token with n tokens a window and K cells (K C is 1920 in HiT-SIR):
+//   forward   K C + d C + C + K d C / n
+//   backward  2 K C + 2 d C + 2 C + 2 K d C / n, after p and p^T p as in forward
+//
+// What was predicted for float32 with AVX-512, from two multiply-adds of a vector a cycle at 3 GHz:
+// forward 60 cycles for P p, 16 to turn q and the output, 5 for q p^T p: 27 ns a token. Backward
+// twice P p, three maps to turn: 55 ns. What was measured for K = 64, d = 5, 6 heads, tokens in
+// cache, one thread, least of 50 runs (an AMD EPYC core in a shared virtual machine):
+//   ns a token, window 8; 16; 32; 64      AVX-512            AVX2               SSE2
+//   forward, q p^T p + P p                22; 22; 26; 24     45; 45; 45; 47     103; 102; 102; 105
+//   backward, P^T grad and grad p^T       35; 36; 35; 39     66; 65; 65; 74     181; 189; 182; 194
+//   backward, dq and q^T grad             13; 13; 12; 15     25; 25; 25; 26     29; 28; 28; 29
+// which is 145-177 GFLOP/s in the forward with AVX-512. A map that is not in cache costs as much
+// again: whole calls, 2 threads, float32, AVX-512, median of 21 in turn with the reference and with
+// the formula as written (the N x K map of each head, its bias gathered from the averaged table):
+//                                          ms    ratio to reference, to the formula
+//   forward, 192 x 320 x 30, window 8      3.8               18              31
+//     window 16; 32; 64                    2.5; 2.5; 2.8     23; 21; 20      47; 45; 41
+//   forward and backward, 8 x 64 x 64 x 30,
+//     window 8; 16; 32; 64                 5.4; 4.4; 4.6; 6.2     12; 14; 13; 11
+//
+// What was tried:
+//   The copies a column of cells for a window of 64 too, instead of the averaged table itself. No
+//     prediction; 1.2-1.5 times the time (AVX-512, AVX2): 245 KB a head leave the first cache.
+//   q (p^T p) summed before P p. Up to 3.4 times the formula's rounding error.
+//   The bias gradient summed over 32 windows in float32, products of a token added one by one. Up
+//     to 3.1 times the formula's error; now a token's d products are one number, and 8 windows.
+//   At a window of 8, where windows are done one after another: several side by side, whose rows
+//     are long in memory, 0.9 of the time and kept; instead, v of the next window prefetched, 0.8
+//     to 0.9 too, not kept.
+// Known and left: at a window of 8 the map is read in short rows and the calls wait for memory.
 #include "spatial_tiles.h"
 
 namespace c2d::C2D_ISA {
