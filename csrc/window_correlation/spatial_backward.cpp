@@ -46,8 +46,8 @@ struct CellLayout {
     }
 };
 
-// Adds each entry of the pooled table's gradient, already divided by the tokens of a cell, to the
-// entries it was the mean of. The partial sums of the groups of windows are [group][head][entry].
+// The table's gradient: each entry of the pooled table's, divided by the tokens of a cell, goes to
+// the entries it was the mean of. Partial sums of the groups of windows are [group][head][entry].
 template <class T>
 void spread_pooled(const Grid& grid, int64_t groups, const std::vector<double>& partials,
                    const Tensor& dtable) {

@@ -6,7 +6,7 @@
 // d channels x 4 vectors of tokens (d = 5: 20 of 32 registers) to which each cell adds the outer
 // product of its d numbers and 4 vectors of P; nothing is padded along d. P is never made: it is
 // read from the averaged table, as it is where a tile stays in a row of the window, else from one
-// copy a column of cells, in which the rows of a window follow each other (spatial_host.h).
+// copy a column of cells, in which the rows of a window follow each other (BiasOfTokens).
 // Backward has cells along the lanes, from a layout where the cells of a token are consecutive:
 // P^T grad sums over tokens into registers, and grad p^T keeps p in registers and adds to the
 // gradient of that layout, which becomes the table's once in 8 windows. q, grad and the results are
@@ -25,8 +25,9 @@
 //   backward, P^T grad and grad p^T       35; 36; 35; 39     66; 65; 65; 74     181; 189; 182; 194
 //   backward, dq and q^T grad             13; 13; 12; 15     25; 25; 25; 26     29; 28; 28; 29
 // which is 145-177 GFLOP/s in the forward with AVX-512. A map that is not in cache costs as much
-// again: whole calls, 2 threads, float32, AVX-512, median of 21 in turn with the reference and with
-// the formula as written (the N x K map of each head, its bias gathered from the averaged table):
+// again: whole calls, 2 threads, float32, AVX-512, median of 21 (9 in the first row), in turn with
+// the reference and with the formula as written (the N x K map of each head, its bias gathered from
+// the averaged table):
 //                                          ms    ratio to reference, to the formula
 //   forward, 192 x 320 x 30, window 8      3.8               18              31
 //     window 16; 32; 64                    2.5; 2.5; 2.8     23; 21; 20      47; 45; 41
