@@ -50,7 +50,8 @@ OLDEST_NVCC = (12, 0)  # the first with C++20
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 TARGET = f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
 
-# Instruction sets a cpu.cpp is compiled for, each into its own namespace; chosen at run time.
+# Instruction sets a cpu.cpp or *_cpu.cpp is compiled for, each into its own namespace; chosen at
+# run time.
 ISAS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     ISAS["avx2"] = ["-mavx2", "-mfma"]
@@ -188,7 +189,7 @@ def make_plan() -> Plan:
     for source in sorted(path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.cpp")):
         if source.name == "oracle.cpp":  # belongs to the tests
             continue
-        if source.name == "cpu.cpp":
+        if source.name.endswith("cpu.cpp"):
             for isa, flags in ISAS.items():
                 isa_flags = [*flags, f"-DC2D_ISA={isa}", "-ffp-contract=fast"]
                 compile_step(source, [*compiler, *CXX_FLAGS, *isa_flags], f".{isa}")

@@ -113,4 +113,18 @@ selective_scan_backward_cuda(const Tensor& grad_y, const Tensor& grad_last_state
                              std::optional<Tensor> delta_bias, bool delta_softplus);
 #endif
 
+// (q p^T / d + P) p in each window, p being v reduced to base_height x base_width cells by weight
+// (1, tokens of a cell) and weight_bias (1,), P the bias table ((2h-1)(2w-1), heads) averaged over
+// cells. q, v (B, H, W, C), the map a multiple of the window; all of one type, float32 or float64.
+Tensor spatial_correlation(const Tensor& q, const Tensor& v, const Tensor& weight,
+                           const Tensor& weight_bias, const Tensor& bias_table,
+                           int64_t window_height, int64_t window_width, int64_t base_height,
+                           int64_t base_width, int64_t num_heads);
+
+// (dq, dv, dweight, dweight_bias, dbias_table) of spatial_correlation.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> spatial_correlation_backward(
+    const Tensor& grad, const Tensor& q, const Tensor& v, const Tensor& weight,
+    const Tensor& weight_bias, const Tensor& bias_table, int64_t window_height,
+    int64_t window_width, int64_t base_height, int64_t base_width, int64_t num_heads);
+
 }  // namespace c2d

@@ -95,6 +95,15 @@ STABLE_TORCH_LIBRARY(c2d_native, m) {
     m.def(
         "dual_features(Tensor x, Tensor local, Tensor linear, Tensor conv, Tensor conv_bias, "
         "Tensor expand, Tensor? by_row, Tensor? by_column) -> Tensor");
+    m.def(
+        "spatial_correlation(Tensor q, Tensor v, Tensor weight, Tensor weight_bias, "
+        "Tensor bias_table, int window_height, int window_width, int base_height, "
+        "int base_width, int num_heads) -> Tensor");
+    m.def(
+        "spatial_correlation_backward(Tensor grad, Tensor q, Tensor v, Tensor weight, "
+        "Tensor weight_bias, Tensor bias_table, int window_height, int window_width, "
+        "int base_height, int base_width, int num_heads) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(c2d_native, CompositeExplicitAutograd, m) {
@@ -115,6 +124,8 @@ STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
     m.impl("conv_ffn", TORCH_BOX(&c2d::conv_ffn));
     m.impl("dual_features", TORCH_BOX(&c2d::dual_features));
     m.impl("res_post_norm", TORCH_BOX(&c2d::res_post_norm));
+    m.impl("spatial_correlation", TORCH_BOX(&c2d::spatial_correlation));
+    m.impl("spatial_correlation_backward", TORCH_BOX(&c2d::spatial_correlation_backward));
 }
 
 #if defined(C2D_WITH_CUDA)

@@ -1,4 +1,4 @@
-"""Channel correlation by the native CPU kernel (csrc/window_correlation)."""
+"""Channel and spatial correlation by the native CPU kernels (csrc/window_correlation)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .. import native
 from ..dispatch import Kernel
 
 
-def _can_run(q: Tensor, v: Tensor, window_height: int, window_width: int) -> str | None:
+def _can_run(q: Tensor, *_: object) -> str | None:
     if native.missing is not None:
         return native.missing
     if q.device.type != "cpu":
@@ -35,6 +35,29 @@ def _backward(
     return tuple(x.to(q.dtype) if needed else None for x, needed in zip(found, mask, strict=True))
 
 
+def _spatial_forward(q: Tensor, v: Tensor, *arguments: Tensor | int) -> Tensor:
+    *parameters, height, width, base_height, base_width, heads = arguments
+    op = torch.ops.c2d_native.spatial_correlation.default
+    compute = torch.promote_types(q.dtype, torch.float32)
+    tensors = (_ready(x.to(compute)) for x in (q, v, *parameters))
+    return op(*tensors, height, width, base_height, base_width, heads).to(q.dtype)
+
+
+def _spatial_backward(
+    grad: Tensor, q: Tensor, v: Tensor, *arguments: Tensor | int | list[bool]
+) -> tuple[Tensor | None, ...]:
+    *parameters, height, width, base_height, base_width, heads, mask = arguments
+    op = torch.ops.c2d_native.spatial_correlation_backward.default
+    inputs = (q, v, *parameters)
+    compute = torch.promote_types(q.dtype, torch.float32)
+    tensors = (_ready(x.to(compute)) for x in (grad, *inputs))
+    found = op(*tensors, height, width, base_height, base_width, heads)
+    return tuple(
+        gradient.to(x.dtype) if needed else None
+        for gradient, x, needed in zip(found, inputs, mask, strict=True)
+    )
+
+
 def _ready(x: Tensor) -> Tensor:
     """float32 or float64 with channels side by side, which is what the kernel reads."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -42,3 +65,6 @@ def _ready(x: Tensor) -> Tensor:
 
 
 channel_correlation = Kernel("channel_correlation", "cpu", _can_run, _forward, _backward)
+spatial_correlation = Kernel(
+    "spatial_correlation", "cpu", _can_run, _spatial_forward, _spatial_backward
+)

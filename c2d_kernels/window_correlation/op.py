@@ -155,3 +155,4 @@ _spatial = define(
     )
 )
 dispatch.register(spatial_triton.spatial_correlation)
+dispatch.register(native.spatial_correlation)

@@ -1,4 +1,4 @@
-// Scratch memory for kernels that load whole vectors.
+// Scratch memory of the host sides of the CPU kernels.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 
 namespace c2d {
 
-// Memory that begins at a vector's boundary.
+// Zeros that begin at a vector's boundary.
 template <class T>
 class Aligned {
   public:
@@ -14,7 +14,10 @@ class Aligned {
         const auto address = reinterpret_cast<uintptr_t>(memory_.data());
         data_ = memory_.data() + (kBytes - address % kBytes) % kBytes / sizeof(T);
     }
+    Aligned(const Aligned&) = delete;
+    Aligned& operator=(const Aligned&) = delete;
     T* data() { return data_; }
+    const T* data() const { return data_; }
 
   private:
     static constexpr uintptr_t kBytes = 64;
