@@ -9,6 +9,11 @@
 //
 // Costs, multiply-adds a pixel: 2 C hidden + 25 hidden, and h again for two pixels around a tile.
 // Bytes: 2 C.
+//
+// What was measured: two cores of an AMD EPYC (Zen 5, AVX-512) in a shared virtual machine, float32,
+// 184 x 320 x 60, hidden 120, by the benchmarks: 10.5 ms, the reference 26.5 ms (2.4 times as long),
+// torch.compile of it 51 ms. Predicted for the convolution alone: 3.3 ms, of the 13.8 ms that it
+// takes in torch; not timed alone.
 #include "../common/limits.h"
 #include "../common/tokens.h"
 #include "conv_ffn.h"

@@ -8,6 +8,10 @@
 //
 // Costs, multiply-adds a pixel, of C channels and hidden local ones: C^2 + 2 C hidden + 9 hidden^2.
 // Bytes: 2 C.
+//
+// What was measured: two cores of an AMD EPYC (Zen 5, AVX-512) in a shared virtual machine, float32,
+// 184 x 320 x 60, hidden 12, by the benchmarks: 4.2 ms, the reference 6.9 ms (1.7 times as long),
+// torch.compile of it 6.8 ms. No prediction was written first.
 #include "../common/limits.h"
 #include "../common/tokens.h"
 #include "dual_features.h"

@@ -1,11 +1,14 @@
 """HiET: its parts, its budget and its start."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from c2d_models import create
+from c2d_models import create, load
+from c2d_models.data import imresize, read_rgb
 from c2d_models.hiet import (
     AttentionMixer,
     CorrelationMixer,
@@ -16,6 +19,8 @@ from c2d_models.hiet import (
     position_digits,
 )
 from c2d_models.mambairv2 import AttentiveLayer, WindowAttentiveLayer
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "photo.png"
 
 
 @pytest.mark.parametrize(
@@ -186,3 +191,23 @@ def test_prepare_keeps_the_state_dict():
     net = create("hiet_swinir_tiny")
     before = list(net.state_dict())
     assert list(net.prepare().state_dict()) == before
+
+
+@pytest.mark.parametrize("window", [8, 32])
+def test_no_window_grid_is_printed(window):
+    """The shipped model errs no more along the borders of its windows than elsewhere."""
+    photo = read_rgb(EXAMPLE)[None] / 255
+    scale, small = 2, imresize(photo, 0.5)
+    with torch.no_grad():
+        large = load("hiet_swinir_tiny_continuous")(small, size=tuple(photo.shape[2:]))
+    error = (large - photo).abs().mean((0, 1))
+
+    def near(length):
+        place = torch.arange(length) // scale
+        inside = (place >= 2) & (place < length // scale - 2)
+        return inside & ((place % window < 2) | (place % window >= window - 2))
+
+    border = near(error.shape[0])[:, None] | near(error.shape[1])
+    border, rest = border[4:-4, 4:-4], ~border[4:-4, 4:-4]
+    error = error[4:-4, 4:-4]
+    assert error[border].mean() <= 1.1 * error[rest].mean()
