@@ -79,7 +79,7 @@ CONTENDERS = [
         full_only=True,
     ),
 ]
-HIT_CONTENDERS = [*CONTENDERS, peer("materialised", with_the_map)]
+HIT_CONTENDERS = [*CONTENDERS, replace(peer("materialised", with_the_map), full_only=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
