@@ -41,6 +41,15 @@ def build_info() -> str:
     return missing if missing is not None else torch.ops.c2d_native.build_info()
 
 
+def refusal(x: Tensor, *_: object) -> str | None:
+    """Why a native CPU kernel cannot run on arguments that begin with `x`, or None: it can."""
+    if missing is not None:
+        return missing
+    if x.device.type != "cpu":
+        return f"it runs on CPU tensors, and these are on {x.device}"
+    return None
+
+
 def bias_column(weight: Tensor, bias: Tensor) -> Tensor:
     """(out, in + 1), as kernels read a Linear: its bias is the weight of an input that is 1."""
     return torch.cat([weight, bias[:, None]], dim=1)

@@ -11,14 +11,6 @@ from .. import native
 from ..dispatch import Kernel
 
 
-def _can_run(x: Tensor, *_: object) -> str | None:
-    if native.missing is not None:
-        return native.missing
-    if x.device.type != "cpu":
-        return f"it runs on CPU tensors, and these are on {x.device}"
-    return None
-
-
 def _forward(x: Tensor, weights: Sequence[Tensor], norm_first: bool, eps: float) -> Tensor:
     compute = torch.promote_types(x.dtype, torch.float32)
     norm, norm_bias, fc1, fc1_bias, dwconv, dwconv_bias, fc2, fc2_bias = (
@@ -40,4 +32,4 @@ def _forward(x: Tensor, weights: Sequence[Tensor], norm_first: bool, eps: float)
     return out.to(x.dtype)
 
 
-conv_ffn = Kernel("conv_ffn", "cpu", _can_run, _forward)
+conv_ffn = Kernel("conv_ffn", "cpu", native.refusal, _forward)

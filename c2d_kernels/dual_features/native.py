@@ -11,14 +11,6 @@ from .. import native
 from ..dispatch import Kernel
 
 
-def _can_run(x: Tensor, *_: object) -> str | None:
-    if native.missing is not None:
-        return native.missing
-    if x.device.type != "cpu":
-        return f"it runs on CPU tensors, and these are on {x.device}"
-    return None
-
-
 def _forward(
     x: Tensor, rows: Tensor | None, columns: Tensor | None, weights: Sequence[Tensor]
 ) -> Tensor:
@@ -44,4 +36,4 @@ def _forward(
     return out.to(x.dtype)
 
 
-dual_features = Kernel("dual_features", "cpu", _can_run, _forward)
+dual_features = Kernel("dual_features", "cpu", native.refusal, _forward)

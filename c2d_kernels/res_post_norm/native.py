@@ -12,13 +12,9 @@ from ..dispatch import Kernel
 
 
 def _can_run(x: Tensor, parts: Sequence[Tensor], *_: object) -> str | None:
-    if native.missing is not None:
-        return native.missing
-    if x.device.type != "cpu":
-        return f"it runs on CPU tensors, and these are on {x.device}"
     if len(parts) > 4:
         return f"it takes up to 4 parts, got {len(parts)}"
-    return None
+    return native.refusal(x)
 
 
 def _forward(x: Tensor, parts: Sequence[Tensor], weights: Sequence[Tensor], eps: float) -> Tensor:

@@ -11,14 +11,6 @@ from .. import native
 from ..dispatch import Kernel
 
 
-def _can_run(u: Tensor, *_: object) -> str | None:
-    if native.missing is not None:
-        return native.missing
-    if u.device.type != "cpu":
-        return f"it runs on CPU tensors, and these are on {u.device}"
-    return None
-
-
 def _forward(u: Tensor, *rest: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor]:
     op = torch.ops.c2d_native.selective_scan.default
     y, last_state, states = op(*_ready(u.dtype, u, *rest))
@@ -48,4 +40,4 @@ def _ready(dtype: torch.dtype, *arguments: Tensor | bool | None) -> list[Tensor 
     return [x.to(compute) if isinstance(x, Tensor) else x for x in arguments]
 
 
-kernel = Kernel("selective_scan", "cpu", _can_run, _forward, _backward, keeps=True)
+kernel = Kernel("selective_scan", "cpu", native.refusal, _forward, _backward, keeps=True)

@@ -9,14 +9,6 @@ from .. import native
 from ..dispatch import Kernel
 
 
-def _can_run(x: Tensor, *_: object) -> str | None:
-    if native.missing is not None:
-        return native.missing
-    if x.device.type != "cpu":
-        return f"it runs on CPU tensors, and these are on {x.device}"
-    return None
-
-
 def _forward(qkv: Tensor, bias_table: Tensor, *options: float) -> Tensor:
     return _permuted_forward(qkv, None, bias_table, *options)
 
@@ -65,7 +57,7 @@ def _wanted(
     )
 
 
-window_attention = Kernel("window_attention", "cpu", _can_run, _forward, _backward)
+window_attention = Kernel("window_attention", "cpu", native.refusal, _forward, _backward)
 permuted_window_attention = Kernel(
-    "permuted_window_attention", "cpu", _can_run, _permuted_forward, _permuted_backward
+    "permuted_window_attention", "cpu", native.refusal, _permuted_forward, _permuted_backward
 )

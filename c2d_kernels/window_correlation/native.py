@@ -9,14 +9,6 @@ from .. import native
 from ..dispatch import Kernel
 
 
-def _can_run(q: Tensor, *_: object) -> str | None:
-    if native.missing is not None:
-        return native.missing
-    if q.device.type != "cpu":
-        return f"it runs on CPU tensors, and these are on {q.device}"
-    return None
-
-
 def _forward(q: Tensor, v: Tensor, window_height: int, window_width: int) -> Tensor:
     op = torch.ops.c2d_native.channel_correlation.default
     return op(_ready(q), _ready(v), window_height, window_width).to(q.dtype)
@@ -64,7 +56,7 @@ def _ready(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-channel_correlation = Kernel("channel_correlation", "cpu", _can_run, _forward, _backward)
+channel_correlation = Kernel("channel_correlation", "cpu", native.refusal, _forward, _backward)
 spatial_correlation = Kernel(
-    "spatial_correlation", "cpu", _can_run, _spatial_forward, _spatial_backward
+    "spatial_correlation", "cpu", native.refusal, _spatial_forward, _spatial_backward
 )

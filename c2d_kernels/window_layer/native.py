@@ -11,14 +11,6 @@ from .. import native
 from ..dispatch import Kernel
 
 
-def _can_run(x: Tensor, *_: object) -> str | None:
-    if native.missing is not None:
-        return native.missing
-    if x.device.type != "cpu":
-        return f"it runs on CPU tensors, and these are on {x.device}"
-    return None
-
-
 def _forward(
     x: Tensor,
     bias_table: Tensor,
@@ -49,4 +41,4 @@ def _forward(
     return out.to(x.dtype)
 
 
-window_layer = Kernel("window_layer", "cpu", _can_run, _forward)
+window_layer = Kernel("window_layer", "cpu", native.refusal, _forward)

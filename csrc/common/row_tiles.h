@@ -2,35 +2,62 @@
 // host side.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
 #include <algorithm>
 #include <cstdint>
 
-#include "limits.h"
+#include "aligned.h"
+#include "row_tile.h"
 
 namespace c2d {
 
-struct RowTiles {
-    int64_t rows, columns, down, across;
+constexpr int64_t kRowsOfTile = 32;  // about: as many more as a convolution sees are computed twice
 
-    // Tiles of about `most_rows`, and of the columns for which rows, with `reach` pixels more at
-    // both ends and filled up to vectors, have the fewest tokens in all.
-    RowTiles(int64_t height, int64_t width, int64_t reach, int64_t most_rows, int64_t lanes) {
-        int64_t fewest = 0;
-        columns = 0;
-        for (int64_t tokens = kMostTokens; tokens > 2 * reach; tokens -= lanes) {
-            const int64_t inner = tokens - 2 * reach, total = parts(width, inner) * tokens;
-            if (columns == 0 || total < fewest) {
-                columns = inner;
-                fewest = total;
-            }
+inline int64_t parts_of(int64_t length, int64_t most) { return (length + most - 1) / most; }
+
+// Columns of tiles for which rows, with `reach` pixels more at both ends and filled up to vectors,
+// have the fewest tokens in all.
+inline int64_t tile_columns(int64_t width, int64_t reach, int64_t lanes) {
+    int64_t columns = 0, fewest = 0;
+    for (int64_t tokens = kMostTokens; tokens > 2 * reach; tokens -= lanes) {
+        const int64_t inner = tokens - 2 * reach, total = parts_of(width, inner) * tokens;
+        if (columns == 0 || total < fewest) {
+            columns = inner;
+            fewest = total;
         }
-        columns = std::min(columns, width);
-        across = parts(width, columns);
-        rows = parts(height, parts(height, most_rows));
-        down = parts(height, rows);
     }
+    return std::min(columns, width);
+}
 
-    static int64_t parts(int64_t length, int64_t most) { return (length + most - 1) / most; }
-};
+// kernel.run for every tile of x and out (B, H, W, C), shared among the threads. Tiles depend on
+// the shapes alone.
+template <class T, class Kernels, class Sizes, class Weights>
+void run_tiles(const Kernels& kernel, const Sizes& sizes, const Weights& weights, int64_t reach,
+               const torch::stable::Tensor& x, const torch::stable::Tensor& out) {
+    const int64_t height = x.size(1), width = x.size(2);
+    const int64_t columns = tile_columns(width, reach, kernel.lanes);
+    const int64_t rows = parts_of(height, parts_of(height, kRowsOfTile));
+    const int64_t down = parts_of(height, rows), across = parts_of(width, columns);
+    torch::stable::parallel_for(0, x.size(0) * down * across, 1, [&](int64_t begin, int64_t end) {
+        Aligned<T> scratch(kernel.scratch(sizes, columns));
+        for (int64_t task = begin; task < end; ++task) {
+            const int64_t image = task / across / down;
+            const int64_t top = task / across % down * rows, left = task % across * columns;
+            const RowTile<T> tile = {x.const_data_ptr<T>() + image * x.stride(0),
+                                     x.stride(1),
+                                     x.stride(2),
+                                     out.mutable_data_ptr<T>() + image * out.stride(0),
+                                     out.stride(1),
+                                     out.stride(2),
+                                     top,
+                                     left,
+                                     std::min(rows, height - top),
+                                     std::min(columns, width - left)};
+            kernel.run(sizes, weights, tile, scratch.data());
+        }
+    });
+}
 
 }  // namespace c2d

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "product.h"
+#include "row_tile.h"
 #include "vector_math.h"
 
 namespace c2d::C2D_ISA {
@@ -62,6 +63,28 @@ inline void turn_out(int64_t tokens, int64_t channels, const T* from, int64_t le
             to[token[n] + c] = from[c * length + n];
         }
     }
+}
+
+// Tokens of row y of a tile's image from column `first` on, turned round.
+template <class T, int lanes>
+inline void load_row(const RowTile<T>& tile, int64_t channels, int64_t y, int64_t first,
+                     int64_t count, int64_t length, T* to) {
+    int64_t token[kMostTokens];
+    for (int64_t n = 0; n < count; ++n) {
+        token[n] = y * tile.x_row + (first + n) * tile.x_column;
+    }
+    turn_in<T, lanes>(count, channels, tile.x, token, length, to);
+}
+
+// Row y of the tile's result.
+template <class T, int lanes>
+inline void store_row(const RowTile<T>& tile, int64_t channels, int64_t y, const T* from,
+                      int64_t length) {
+    int64_t token[kMostTokens];
+    for (int64_t n = 0; n < tile.columns; ++n) {
+        token[n] = y * tile.out_row + (tile.left + n) * tile.out_column;
+    }
+    turn_out<T, lanes>(tile.columns, channels, from, length, token, tile.out);
 }
 
 template <class T, int lanes>

@@ -5,9 +5,6 @@
 // on the shapes alone.
 #include "conv_ffn.h"
 
-#include <algorithm>
-
-#include "../common/aligned.h"
 #include "../common/checks.h"
 #include "../common/isa.h"
 #include "../common/row_tiles.h"
@@ -15,8 +12,6 @@
 
 namespace c2d {
 namespace {
-
-constexpr int64_t kRows = 32;  // of a tile, about: four more are computed for it
 
 template <class T>
 const ConvFfnKernels<T>& kernels();
@@ -35,22 +30,7 @@ void run(const ConvFfnSizes<T>& sizes, const Tensor& x, const Tensor& first, con
     const auto& kernel = kernels<T>();
     const ConvFfnWeights<T> weights = {first.const_data_ptr<T>(), conv.const_data_ptr<T>(),
                                        second.const_data_ptr<T>(), norm.const_data_ptr<T>()};
-    const RowTiles tiles(sizes.height, sizes.width, kKernel / 2, kRows, kernel.lanes);
-    torch::stable::parallel_for(
-        0, x.size(0) * tiles.down * tiles.across, 1, [&](int64_t begin, int64_t end) {
-            Aligned<T> scratch(kernel.scratch(sizes, tiles.columns));
-            for (int64_t task = begin; task < end; ++task) {
-                const int64_t image = task / tiles.across / tiles.down;
-                const int64_t top = task / tiles.across % tiles.down * tiles.rows;
-                const int64_t left = task % tiles.across * tiles.columns;
-                kernel.run(sizes, weights,
-                           {x.const_data_ptr<T>() + image * x.stride(0), x.stride(1), x.stride(2),
-                            out.mutable_data_ptr<T>() + image * out.stride(0), out.stride(1),
-                            out.stride(2), top, left, std::min(tiles.rows, sizes.height - top),
-                            std::min(tiles.columns, sizes.width - left)},
-                           scratch.data());
-            }
-        });
+    run_tiles<T>(kernel, sizes, weights, kKernel / 2, x, out);
 }
 
 }  // namespace

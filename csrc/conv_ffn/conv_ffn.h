@@ -2,7 +2,7 @@
 // map. cpu.cpp defines it once per instruction set; the host side in conv_ffn.cpp cuts the map.
 #pragma once
 
-#include <stdint.h>
+#include "../common/row_tile.h"
 
 namespace c2d {
 
@@ -25,23 +25,13 @@ struct ConvFfnSizes {
     T eps;
 };
 
-// Rows x columns pixels of an image, whose pixel (0, 0) begins at x, and at out in the result.
-template <class T>
-struct ConvFfnTile {
-    const T* x;
-    int64_t x_row, x_column;
-    T* out;
-    int64_t out_row, out_column;
-    int64_t top, left, rows, columns;
-};
-
 template <class T>
 struct ConvFfnKernels {
     int64_t lanes;  // elements of a vector
     // Elements of scratch memory, aligned to a vector, that tiles of so many columns need.
     int64_t (*scratch)(const ConvFfnSizes<T>& sizes, int64_t columns);
     void (*run)(const ConvFfnSizes<T>& sizes, const ConvFfnWeights<T>& weights,
-                const ConvFfnTile<T>& tile, T* scratch);
+                const RowTile<T>& tile, T* scratch);
 };
 
 #define C2D_DECLARE_CONV_FFN(isa)                         \

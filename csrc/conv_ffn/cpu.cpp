@@ -10,11 +10,10 @@
 // Costs, multiply-adds a pixel: 2 C hidden + 25 hidden, and h again for two pixels around a tile.
 // Bytes: 2 C.
 //
-// What was measured: two cores of an AMD EPYC (Zen 5, AVX-512) in a shared virtual machine, float32,
-// 184 x 320 x 60, hidden 120, by the benchmarks: 10.5 ms, the reference 26.5 ms (2.4 times as long),
-// torch.compile of it 51 ms. Predicted for the convolution alone: 3.3 ms, of the 13.8 ms that it
-// takes in torch; not timed alone.
-#include "../common/limits.h"
+// What was measured: two cores of an AMD EPYC (Zen 5, AVX-512) in a shared virtual machine,
+// float32, 184 x 320 x 60, hidden 120, by the benchmarks: 10.5 ms, the reference 26.5 ms (2.4 times
+// as long), torch.compile of it 51 ms. Predicted for the convolution alone: 3.3 ms, of the 13.8 ms
+// that it takes in torch; not timed alone.
 #include "../common/tokens.h"
 #include "conv_ffn.h"
 
@@ -47,21 +46,10 @@ struct Scratch {
     }
 };
 
-// Places of tokens of row y from column `left` on, as turn_in and turn_out want them.
-struct Places {
-    int64_t of[kMostTokens];
-
-    Places(int64_t count, int64_t first, int64_t step) {
-        for (int64_t n = 0; n < count; ++n) {
-            of[n] = first + n * step;
-        }
-    }
-};
-
 // Row y of the hidden features, zero where there is no picture.
 template <class T, int lanes>
 inline void hidden_row(const ConvFfnSizes<T>& sizes, const ConvFfnWeights<T>& weights,
-                       const ConvFfnTile<T>& tile, const Scratch<T, lanes>& s, int64_t y, T* to) {
+                       const RowTile<T>& tile, const Scratch<T, lanes>& s, int64_t y, T* to) {
     const int64_t C = sizes.channels, hidden = sizes.hidden;
     const int64_t start = tile.left - kReach, end = tile.left + tile.columns + kReach;
     const int64_t first = start < 0 ? 0 : start, last = end < sizes.width ? end : sizes.width;
@@ -72,8 +60,7 @@ inline void hidden_row(const ConvFfnSizes<T>& sizes, const ConvFfnWeights<T>& we
         return;
     }
     const int64_t count = last - first, length = rounded_up(count, lanes);
-    const Places places(count, y * tile.x_row + first * tile.x_column, tile.x_column);
-    turn_in<T, lanes>(count, C, tile.x, places.of, length, s.x);
+    load_row<T, lanes>(tile, C, y, first, count, length, s.x);
     T* input = s.x;
     if (sizes.norm_first) {
         input = s.norm;
@@ -120,7 +107,7 @@ inline void convolve(int64_t hidden, int64_t length, int64_t ring_row, const T* 
 }
 
 template <class T, int lanes>
-void run(const ConvFfnSizes<T>& sizes, const ConvFfnWeights<T>& weights, const ConvFfnTile<T>& tile,
+void run(const ConvFfnSizes<T>& sizes, const ConvFfnWeights<T>& weights, const RowTile<T>& tile,
          T* scratch) {
     const Scratch<T, lanes> s(sizes, tile.columns, scratch);
     const int64_t C = sizes.channels, hidden = sizes.hidden, length = s.inner;
@@ -139,18 +126,14 @@ void run(const ConvFfnSizes<T>& sizes, const ConvFfnWeights<T>& weights, const C
             continue;
         }
         convolve<T, lanes>(hidden, length, s.ring_row, rows, weights.conv, s.wide);
-        const Places from(tile.columns, target * tile.x_row + tile.left * tile.x_column,
-                          tile.x_column);
-        turn_in<T, lanes>(tile.columns, C, tile.x, from.of, length, s.x);
+        load_row<T, lanes>(tile, C, target, tile.left, tile.columns, length, s.x);
         multiply<T, lanes>(C, hidden + 1, length, weights.second, s.wide, sizes.norm_first,
                            sizes.norm_first ? s.x : s.mixed);
         if (!sizes.norm_first) {
             add_normalised<T, lanes>(C, length, sizes.eps, s.mixed, weights.norm, weights.norm + C,
                                      s.x);
         }
-        const Places to(tile.columns, target * tile.out_row + tile.left * tile.out_column,
-                        tile.out_column);
-        turn_out<T, lanes>(tile.columns, C, s.x, length, to.of, tile.out);
+        store_row<T, lanes>(tile, C, target, s.x, length);
     }
 }
 

@@ -9,10 +9,9 @@
 // Costs, multiply-adds a pixel, of C channels and hidden local ones: C^2 + 2 C hidden + 9 hidden^2.
 // Bytes: 2 C.
 //
-// What was measured: two cores of an AMD EPYC (Zen 5, AVX-512) in a shared virtual machine, float32,
-// 184 x 320 x 60, hidden 12, by the benchmarks: 4.2 ms, the reference 6.9 ms (1.7 times as long),
-// torch.compile of it 6.8 ms. No prediction was written first.
-#include "../common/limits.h"
+// What was measured: two cores of an AMD EPYC (Zen 5, AVX-512) in a shared virtual machine,
+// float32, 184 x 320 x 60, hidden 12, by the benchmarks: 4.2 ms, the reference 6.9 ms (1.7 times as
+// long), torch.compile of it 6.8 ms. No prediction was written first.
 #include "../common/tokens.h"
 #include "dual_features.h"
 
@@ -44,18 +43,6 @@ struct Scratch {
     }
 };
 
-// Tokens of row y from column `first` on, turned round into s.x, and the row of ones.
-template <class T, int lanes>
-inline void load_row(const DualSizes<T>& sizes, const DualTile<T>& tile, int64_t y, int64_t first,
-                     int64_t count, int64_t length, T* to) {
-    int64_t token[kMostTokens];
-    for (int64_t n = 0; n < count; ++n) {
-        token[n] = y * tile.x_row + (first + n) * tile.x_column;
-    }
-    turn_in<T, lanes>(count, sizes.channels, tile.x, token, length, to);
-    ones<T, lanes>(length, to + sizes.channels * length);
-}
-
 // What the encoding adds to `rows` channels of row y, from column `first` on; `channel` is the
 // first of them among all that it adds to.
 template <class T, int lanes>
@@ -86,7 +73,7 @@ inline void leaky(int64_t elements, T* x) {
 // Row y of the local branch up to the convolution, zero where there is no picture.
 template <class T, int lanes>
 inline void local_row(const DualSizes<T>& sizes, const DualWeights<T>& weights,
-                      const DualTile<T>& tile, const Scratch<T, lanes>& s, int64_t y, T* to) {
+                      const RowTile<T>& tile, const Scratch<T, lanes>& s, int64_t y, T* to) {
     const int64_t C = sizes.channels, hidden = sizes.hidden;
     const int64_t start = tile.left - 1, end = tile.left + tile.columns + 1;
     const int64_t first = start < 0 ? 0 : start, last = end < sizes.width ? end : sizes.width;
@@ -97,7 +84,8 @@ inline void local_row(const DualSizes<T>& sizes, const DualWeights<T>& weights,
         return;
     }
     const int64_t count = last - first, length = rounded_up(count, lanes);
-    load_row<T, lanes>(sizes, tile, y, first, count, length, s.x);
+    load_row<T, lanes>(tile, C, y, first, count, length, s.x);
+    ones<T, lanes>(length, s.x + C * length);
     // Where the picture begins inside the row, the product is written one place further on; what it
     // computes past the picture's end is cleared again.
     T* const out = to + (first - start);
@@ -132,7 +120,7 @@ inline void convolve(int64_t hidden, int64_t length, int64_t ring_row, const T* 
 }
 
 template <class T, int lanes>
-void run(const DualSizes<T>& sizes, const DualWeights<T>& weights, const DualTile<T>& tile,
+void run(const DualSizes<T>& sizes, const DualWeights<T>& weights, const RowTile<T>& tile,
          T* scratch) {
     const Scratch<T, lanes> s(sizes, tile.columns, scratch);
     const int64_t C = sizes.channels, hidden = sizes.hidden, length = s.inner;
@@ -152,7 +140,8 @@ void run(const DualSizes<T>& sizes, const DualWeights<T>& weights, const DualTil
         leaky<T, lanes>(hidden * length, s.local);
         ones<T, lanes>(length, s.local + hidden * length);
         multiply<T, lanes>(C, hidden + 1, length, weights.expand, s.local, false, s.expanded);
-        load_row<T, lanes>(sizes, tile, target, tile.left, tile.columns, length, s.x);
+        load_row<T, lanes>(tile, C, target, tile.left, tile.columns, length, s.x);
+        ones<T, lanes>(length, s.x + C * length);
         multiply<T, lanes>(C, C + 1, length, weights.linear, s.x, false, s.linear);
         add_place<T, lanes>(sizes, weights, hidden, C, target, tile.left, tile.columns, length,
                             s.linear);
@@ -160,11 +149,7 @@ void run(const DualSizes<T>& sizes, const DualWeights<T>& weights, const DualTil
             store<T, lanes>(s.linear + i,
                             load<T, lanes>(s.linear + i) * load<T, lanes>(s.expanded + i));
         }
-        int64_t token[kMostTokens];
-        for (int64_t n = 0; n < tile.columns; ++n) {
-            token[n] = target * tile.out_row + (tile.left + n) * tile.out_column;
-        }
-        turn_out<T, lanes>(tile.columns, C, s.linear, length, token, tile.out);
+        store_row<T, lanes>(tile, C, target, s.linear, length);
     }
 }
 

@@ -5,10 +5,8 @@
 // on the shapes alone.
 #include "dual_features.h"
 
-#include <algorithm>
 #include <optional>
 
-#include "../common/aligned.h"
 #include "../common/checks.h"
 #include "../common/isa.h"
 #include "../common/row_tiles.h"
@@ -16,8 +14,6 @@
 
 namespace c2d {
 namespace {
-
-constexpr int64_t kRows = 32;  // of a tile, about: two more are computed for it
 
 template <class T>
 const DualKernels<T>& kernels();
@@ -34,22 +30,7 @@ template <class T>
 void run(const DualSizes<T>& sizes, const DualWeights<T>& weights, const Tensor& x,
          const Tensor& out) {
     const auto& kernel = kernels<T>();
-    const RowTiles tiles(sizes.height, sizes.width, 1, kRows, kernel.lanes);
-    torch::stable::parallel_for(
-        0, x.size(0) * tiles.down * tiles.across, 1, [&](int64_t begin, int64_t end) {
-            Aligned<T> scratch(kernel.scratch(sizes, tiles.columns));
-            for (int64_t task = begin; task < end; ++task) {
-                const int64_t image = task / tiles.across / tiles.down;
-                const int64_t top = task / tiles.across % tiles.down * tiles.rows;
-                const int64_t left = task % tiles.across * tiles.columns;
-                kernel.run(sizes, weights,
-                           {x.const_data_ptr<T>() + image * x.stride(0), x.stride(1), x.stride(2),
-                            out.mutable_data_ptr<T>() + image * out.stride(0), out.stride(1),
-                            out.stride(2), top, left, std::min(tiles.rows, sizes.height - top),
-                            std::min(tiles.columns, sizes.width - left)},
-                           scratch.data());
-            }
-        });
+    run_tiles<T>(kernel, sizes, weights, 1, x, out);
 }
 
 template <class T>

@@ -3,7 +3,7 @@
 // cuts the map.
 #pragma once
 
-#include <stdint.h>
+#include "../common/row_tile.h"
 
 namespace c2d {
 
@@ -25,22 +25,12 @@ struct DualSizes {
     int64_t height, width, channels, hidden;
 };
 
-// Rows x columns pixels of an image, whose pixel (0, 0) begins at x, and at out in the result.
-template <class T>
-struct DualTile {
-    const T* x;
-    int64_t x_row, x_column;
-    T* out;
-    int64_t out_row, out_column;
-    int64_t top, left, rows, columns;
-};
-
 template <class T>
 struct DualKernels {
     int64_t lanes;  // elements of a vector
     // Elements of scratch memory, aligned to a vector, that tiles of so many columns need.
     int64_t (*scratch)(const DualSizes<T>& sizes, int64_t columns);
-    void (*run)(const DualSizes<T>& sizes, const DualWeights<T>& weights, const DualTile<T>& tile,
+    void (*run)(const DualSizes<T>& sizes, const DualWeights<T>& weights, const RowTile<T>& tile,
                 T* scratch);
 };
 

@@ -7,9 +7,9 @@
 //
 // Costs, multiply-adds a token: C inputs + 2 C hidden. Bytes: 2 C + inputs.
 //
-// What was measured: two cores of an AMD EPYC (Zen 5, AVX-512) in a shared virtual machine, float32,
-// 184 x 320 x 60, 60 inputs, hidden 120, by the benchmarks: 8.9 ms, the reference 23 ms (2.7 times
-// as long), torch.compile of it 20 ms. No prediction was written first.
+// What was measured: two cores of an AMD EPYC (Zen 5, AVX-512) in a shared virtual machine,
+// float32, 184 x 320 x 60, 60 inputs, hidden 120, by the benchmarks: 8.9 ms, the reference 23 ms
+// (2.7 times as long), torch.compile of it 20 ms. No prediction was written first.
 #include "../common/tokens.h"
 #include "res_post_norm.h"
 

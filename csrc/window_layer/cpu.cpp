@@ -13,11 +13,12 @@
 // Costs, multiply-adds a token: 4 C^2 + 2 C hidden + 2 tokens C, and an exponential for each pair
 // of tokens and head. Bytes: 2 C.
 //
-// What was measured: two cores of an AMD EPYC (Zen 5, AVX-512) in a shared virtual machine, float32,
-// 184 x 320 x 60, hidden 120, window 8, 6 heads, shift 4, by the benchmarks: 15.4 ms, the reference
-// 192 ms (11.9 times as long), torch.compile of the reference 143 ms. That is 280 GFLOP/s; composed
-// of window_attention and torch's products the layer took 59 ms. Predicted was 28 ms, from the 150
-// GFLOP/s that torch's large products reach here: products out of cache turned out faster.
+// What was measured: two cores of an AMD EPYC (Zen 5, AVX-512) in a shared virtual machine,
+// float32, 184 x 320 x 60, hidden 120, window 8, 6 heads, shift 4, by the benchmarks: 15.4 ms, the
+// reference 192 ms (11.9 times as long), torch.compile of the reference 143 ms. That is 280
+// GFLOP/s; composed of window_attention and torch's products the layer took 59 ms. Predicted was 28
+// ms, from the 150 GFLOP/s that torch's large products reach here: products out of cache turned out
+// faster.
 #include "../common/tokens.h"
 #include "../window_attention/softmax.h"
 #include "window_layer.h"
