@@ -23,9 +23,17 @@ class Usage:
 
 
 def usage(
-    kernel, architecture: int, dtype: torch.dtype, constants: dict[str, object], warps: int
+    kernel,
+    architecture: int,
+    dtype: torch.dtype,
+    constants: dict[str, object],
+    warps: int,
+    types: dict[str, str] | None = None,
 ) -> Usage:
-    """Compile a kernel of which only the named constants are compile-time; integers are 32 bit."""
+    """Compile a kernel of which only the named constants are compile-time; integers are 32 bit.
+
+    types: Triton's names of the types of pointers that point neither at dtype nor at sums.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -36,8 +44,9 @@ def usage(
         if name in constants:
             signature[name] = "constexpr"
         elif name.endswith("_ptr"):
-            sums = name in ("table_ptr", "lse_ptr", "delta_ptr", "partial_ptr", "m_ptr", "g_ptr")
-            signature[name] = "*fp32" if sums else f"*{NAMES[dtype]}"
+            wide = name in ("table_ptr", "lse_ptr", "delta_ptr", "partial_ptr", "m_ptr", "g_ptr")
+            signature[name] = "*fp32" if wide else f"*{NAMES[dtype]}"
+            signature[name] = (types or {}).get(name, signature[name])
             attributes[place,] = [["tt.divisibility", 16]]  # as torch allocates
         elif name.endswith("strides"):
             signature[name] = ("i32",) * 3
