@@ -15,8 +15,6 @@ from . import reference
 from .positions import Axis, Region, axes
 
 MAX_WIDTH, MAX_LEVELS = 256, 16
-BLOCK = 64  # queries in registers at a time, up to 64 channels; half as many for more
-CHUNK = 64  # hidden channels of an MLP at a time, likewise
 
 
 def can_run(
@@ -27,6 +25,8 @@ def can_run(
         return f"it decodes at most {MAX_WIDTH} channels in {MAX_LEVELS} levels"
     if image is not None and image.dtype == torch.float64 != features.dtype:
         return "it takes a float64 image beside float64 features only"
+    if features.shape[-1] > 64 and features.dtype == torch.float32:
+        return f"it decodes at most 64 channels in float32, and these are {features.shape[-1]}"
     return triton_support.refusal(features)
 
 
@@ -44,7 +44,7 @@ def coordinate_query(
     moments: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """As reference.coordinate_query."""
-    decoder = _Decoder(features, weights, levels, heads, attentions, size, coords, cell, region)
+    decoder = Decoder(features, weights, levels, heads, attentions, size, coords, cell, region)
     if moments is None:
         moments = []
         while len(moments) < attentions:
@@ -66,11 +66,11 @@ def coordinate_query_moments(
     moments: Sequence[Tensor] = (),
 ) -> Tensor:
     """As reference.coordinate_query_moments."""
-    decoder = _Decoder(features, weights, levels, heads, attentions, size, coords, cell, region)
+    decoder = Decoder(features, weights, levels, heads, attentions, size, coords, cell, region)
     return decoder.moments(moments)
 
 
-class _Tables(NamedTuple):
+class Tables(NamedTuple):
     """What the kernels read instead of features and weights; channels padded to a power of two."""
 
     products: Tensor  # (pixels, 4, DEPTH): fc1 of level 0 for each tap of the centred features / s
@@ -81,7 +81,7 @@ class _Tables(NamedTuple):
     norms: Tensor  # (attentions, 2, heads, 3, HEAD): their bias, and gain and offset after them
 
 
-class _Decoder:
+class Decoder:
     """Tables, positions and launches of one call."""
 
     def __init__(
@@ -95,6 +95,7 @@ class _Decoder:
         coords: Tensor | None,
         cell: Tensor | None,
         region: Region | None,
+        made: Tables | None = None,
     ) -> None:
         self.features, self.weights = features, weights
         self.numbers = (levels, heads, attentions)
@@ -107,26 +108,22 @@ class _Decoder:
         self.rel_cell = rel_cell.to(self.dtype).expand(self.batch, 2).contiguous()
         self.places = [*_places(y), *_places(x)]
         depth = triton_support.block(width)
-        self.block = BLOCK if depth <= 64 else BLOCK // 2
-        self.programs = self.batch * -(-self.queries // self.block)
         self.constants = {
             "LEVELS": levels,
             "ATTENTIONS": attentions,
             "CHANNELS": width,
             "DEPTH": depth,
-            "CHUNK": min(depth, CHUNK if depth <= 64 else CHUNK // 2),
-            "BLOCK": self.block,
             "GRID": size is not None,
             **triton_support.types(features.dtype),
-            "num_warps": 4 if depth <= 64 else 8,
-            "num_stages": 1,
+            **launch_constants(depth, features.dtype),
         }
+        self.programs = self.batch * -(-self.queries // self.constants["BLOCK"])
         self.heads = {
             "HEADS": heads,
             "HEAD": triton_support.block(width // heads),
             "HEAD_DIM": width // heads,
         }
-        self.tables = tables(features, weights, *self.numbers)
+        self.tables = tables(features, weights, *self.numbers) if made is None else made
 
     def moments(self, before: Sequence[Tensor]) -> Tensor:
         """Sums of k^T v in attention number len(before), given the means before it."""
@@ -138,9 +135,9 @@ class _Decoder:
         if self.programs > 0:
             with triton_support.on_device(partial):
                 kernels.moments[self.programs,](
-                    *self._read(before),
+                    *self.read(folds(self.features, self.weights, before, heads)),
                     *(self.tables.keys, self.tables.norms, partial),
-                    *self._numbers(),
+                    *self.shape(),
                     STOP=len(before),
                     **self.heads,
                     **self.constants,
@@ -152,27 +149,44 @@ class _Decoder:
         from . import triton_kernels as kernels
 
         out = image.new_empty((self.batch, self.queries, 3))
+        folded = folds(self.features, self.weights, moments, self.heads["HEADS"])
         if out.numel() > 0:
             with triton_support.on_device(out):
                 kernels.decode[self.programs,](
-                    *(*self._read(moments), image.contiguous(), out),
-                    *self._numbers(),
+                    *(*self.read(folded), image.contiguous(), out),
+                    *self.shape(),
                     **self.constants,
                 )
         return out
 
-    def _read(self, moments: Sequence[Tensor]) -> list[Tensor]:
+    def read(self, folded: Sequence[Tensor]) -> list[Tensor]:
+        """What every kernel that begins with level 0 reads."""
         products, stats, matrices, vectors, *_ = self.tables
-        read = [products, stats, *self.places, self.rel_cell, matrices, vectors]
-        return [*read, *folds(self.features, self.weights, moments, self.heads["HEADS"])]
+        return [products, stats, *self.places, self.rel_cell, matrices, vectors, *folded]
 
-    def _numbers(self) -> tuple[tuple[int, ...], int, int, int]:
+    def shape(self) -> tuple[tuple[int, ...], int, int, int]:
+        """(H, W), images, queries of each, columns of a grid."""
         return tuple(self.size), self.batch, self.queries, self.columns
+
+
+def launch_constants(depth: int, dtype: torch.dtype, backward: bool = False) -> dict[str, int]:
+    """Queries of a program, hidden channels of an MLP at a time, warps: what does not spill."""
+    block, chunk, warps = 64, 64, 4
+    if depth > 64:
+        block, chunk, warps = 32, 32, 8
+    elif dtype == torch.float32:
+        chunk, warps = 16, 8
+    return {
+        "BLOCK": block,
+        "CHUNK": min(chunk, depth),
+        "num_warps": warps,
+        "num_stages": 1,
+    }
 
 
 def tables(
     features: Tensor, weights: Mapping[str, Tensor], levels: int, heads: int, attentions: int
-) -> _Tables:
+) -> Tables:
     """Everything that does not depend on the queries, differentiable by torch.
 
     Each pixel is normalised before it meets the matrix of level 0, by a scale s of its own that
@@ -215,7 +229,7 @@ def tables(
     matrices = torch.stack([_padded(matrix, depth, depth) for matrix in matrices])
     vectors = torch.stack([_padded(vector, depth) for vector in vectors])
     keys, norms = _heads(weights, width, heads, attentions)
-    return _Tables(
+    return Tables(
         products.contiguous(),
         torch.cat([mean, square, scale], dim=1),
         matrices.to(narrow),
@@ -228,7 +242,7 @@ def tables(
 def _heads(
     weights: Mapping[str, Tensor], width: int, heads: int, attentions: int
 ) -> tuple[Tensor, Tensor]:
-    """The keys and norms of _Tables."""
+    """The keys and norms of Tables."""
     depth, head = triton_support.block(width), triton_support.block(width // heads)
     kind = weights["mlps.0.fc1.bias"]
     if attentions == 0:
@@ -309,4 +323,10 @@ def _forward(
     return coordinate_query(features, image, named, levels, heads, attentions, *where)
 
 
-kernel = Kernel("coordinate_query", "triton", can_run, _forward)
+def _backward(*args: object) -> Sequence[Tensor | None]:
+    from .triton_backward import backward
+
+    return backward(*args)
+
+
+kernel = Kernel("coordinate_query", "triton", can_run, _forward, _backward)

@@ -164,13 +164,17 @@ def _levels(
     ATTENTIONS: tl.constexpr, CHANNELS: tl.constexpr, DEPTH: tl.constexpr, CHUNK: tl.constexpr,
     DOT: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """The output of level STOP, with the attentions before it."""
+    """The output of level STOP, with the attentions before it, and all states on the way to it:
+    what level 0 gives, what becomes of that in attention 0, what level 1 gives, ...
+    """
+    states = ()
     last: tl.constexpr = LEVELS - 1
     x = _level_0(
         image, pixels, weights, digits, stats_ptr, rel_ptr, products_ptr, matrices_ptr,
         vectors_ptr, CHANNELS, DEPTH, CHUNK, RGB if last == 0 else DEPTH, DOT, SUM,
     )  # fmt: skip
     for level in tl.static_range(1, STOP + 1):
+        states = states + (x,)
         if level <= ATTENTIONS:
             place = (level - 1) * batch + image.to(tl.int64)
             x += _mlp(
@@ -179,6 +183,7 @@ def _levels(
                 vectors_ptr + (FIRST_VECTORS + LEVEL_VECTORS * last + level - 1) * DEPTH,
                 DEPTH, CHUNK, DEPTH, False, DOT, SUM,
             )  # fmt: skip
+            states = states + (x,)
         x, digit, _ = _norm(x, _digit(digits, level, SUM), CHANNELS, DEPTH)
         first = matrices_ptr + (2 * level - 1) * DEPTH * DEPTH
         vectors = vectors_ptr + (FIRST_VECTORS + LEVEL_VECTORS * (level - 1)) * DEPTH
@@ -186,7 +191,7 @@ def _levels(
             x.to(DOT), digit, first, vectors + 2 * DEPTH, vectors, first + DEPTH * DEPTH,
             vectors + 3 * DEPTH, DEPTH, CHUNK, RGB if level == last else DEPTH, True, DOT, SUM,
         )  # fmt: skip
-    return x
+    return x, states
 
 
 @triton.jit
@@ -213,14 +218,15 @@ def moments(
     DOT: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """Program: a block of an image's queries, k^T v of them in attention STOP, head by head."""
-    image, _, exists, pixels, weights, digits = _queries(
+    image, number, exists, pixels, weights, digits = _queries(
         y_places_ptr, y_t_ptr, x_places_ptr, x_t_ptr, size, count, columns, BLOCK, GRID
     )
-    x = _levels(
+    x, _ = _levels(
         image, pixels, weights, digits, stats_ptr, rel_ptr, products_ptr, matrices_ptr,
         vectors_ptr, folds_ptr, offsets_ptr, batch, STOP, LEVELS, ATTENTIONS, CHANNELS, DEPTH,
         CHUNK, DOT, SUM,
-    ).to(DOT)  # fmt: skip
+    )  # fmt: skip
+    x = x.to(DOT)
     i, j = tl.arange(0, HEAD)[:, None], tl.arange(0, HEAD)[None, :]
     place = tl.program_id(0).to(tl.int64) * (HEADS * HEAD_DIM * HEAD_DIM) + i * HEAD_DIM + j
     for head in range(HEADS):
@@ -251,7 +257,7 @@ def decode(
     image, number, exists, pixels, weights, digits = _queries(
         y_places_ptr, y_t_ptr, x_places_ptr, x_t_ptr, size, count, columns, BLOCK, GRID
     )
-    rgb = _levels(
+    rgb, _ = _levels(
         image, pixels, weights, digits, stats_ptr, rel_ptr, products_ptr, matrices_ptr,
         vectors_ptr, folds_ptr, offsets_ptr, batch, LEVELS - 1, LEVELS, ATTENTIONS, CHANNELS,
         DEPTH, CHUNK, DOT, SUM,
