@@ -171,11 +171,13 @@ class Decoder:
 
 def launch_constants(depth: int, dtype: torch.dtype, backward: bool = False) -> dict[str, int]:
     """Queries of a program, hidden channels of an MLP at a time, warps: what does not spill."""
-    block, chunk, warps = 64, 64, 4
+    block, chunk, warps = 64, 16, 4
     if depth > 64:
         block, chunk, warps = 32, 32, 8
     elif dtype == torch.float32:
-        chunk, warps = 16, 8
+        block, warps = (32, 4) if backward else (64, 8)
+    elif backward:
+        chunk, warps = 32, 8
     return {
         "BLOCK": block,
         "CHUNK": min(chunk, depth),

@@ -18,7 +18,6 @@ from torch import Tensor
 from .. import triton_support
 from ..operators import _recording
 from . import reference
-from .positions import axes
 from .triton import Decoder, Tables, folds, launch_constants, tables
 
 PLACES = 32  # (pixel, tap) pairs that a program sums for
@@ -116,8 +115,7 @@ class _Walk:
 
     def level(self, level: int) -> None:
         """Through the MLP of a level but the first."""
-        last, attentions = self.decoder.numbers[0] - 1, self.decoder.numbers[2]
-        x = self.states[level - 1 + min(level, attentions)]
+        x = self.states[level - 1 + min(level, self.decoder.numbers[2])]
         normed = x.new_empty(self.count, self.depth + 2)
         dfirst, dsecond, *biases = self._mlp(x, normed, level, False)
         self.dmatrices[2 * level - 1] = dfirst[0, : self.depth]
@@ -174,9 +172,7 @@ class _Walk:
         dproducts, dstats = _by_pixel(self.decoder, du, shares, pixels, products.dtype)
         dstats = torch.nn.functional.pad(dstats.unflatten(0, (-1, 4)).sum(1), (0, 1))
         dproducts = dproducts.reshape(products.shape)
-        return Tables(
-            dproducts, dstats, self.dmatrices, self.dvectors, self.dkeys, self.dnorms
-        )
+        return Tables(dproducts, dstats, self.dmatrices, self.dvectors, self.dkeys, self.dnorms)
 
     def _mlp(self, x: Tensor, normed: Tensor, level: int, attention: bool) -> list[Tensor]:
         """Gradients of both matrices and both biases; dy becomes dx. A fold's are one an image."""

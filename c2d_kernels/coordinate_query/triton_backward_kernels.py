@@ -78,7 +78,7 @@ def mlp(
     which have no norm and to which x is added.
     """
     last: tl.constexpr = LEVELS - 1
-    OUT: tl.constexpr = RGB if LEVEL == last else DEPTH
+    OUT: tl.constexpr = RGB if last == LEVEL else DEPTH
     image, number, exists, _, _, digits = _queries(
         y_places_ptr, y_t_ptr, x_places_ptr, x_t_ptr, size, count, columns, BLOCK, GRID
     )
@@ -86,8 +86,8 @@ def mlp(
     x = tl.load(x_ptr + (number[:, None] * DEPTH + channels[None, :])).to(SUM)
     dy = _gradient(dy_ptr, number, exists, dy_stride, OUT, SUM)
     if ATTENTION:
-        place = LEVEL * batch + image.to(tl.int64)
-        first_ptr, bias_ptr = folds_ptr + place * DEPTH * DEPTH, offsets_ptr + place * DEPTH
+        fold = LEVEL * batch + image.to(tl.int64)
+        first_ptr, bias_ptr = folds_ptr + fold * DEPTH * DEPTH, offsets_ptr + fold * DEPTH
         second_ptr = matrices_ptr + (2 * last + LEVEL + 1) * DEPTH * DEPTH
         digits_ptr, digit, scale = vectors_ptr, digits, 1.0
     else:
@@ -137,42 +137,39 @@ def attention(
     dv before their LayerNorms, and to partial sums of those norms' gains and offsets.
     """
     blocks = (count + BLOCK - 1) // BLOCK
-    image, query = (
-        tl.program_id(0) // blocks,
-        tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK),
-    )
+    image = tl.program_id(0) // blocks
+    query = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     exists = query < count
     number = image.to(tl.int64) * count + tl.minimum(query, count - 1)
     channels, columns = tl.arange(0, DEPTH), tl.arange(0, HEAD)
     x = tl.load(x_ptr + (number[:, None] * DEPTH + channels[None, :])).to(DOT)
     total = tl.load(dx_ptr + (number[:, None] * DEPTH + channels[None, :]))
-    for head in range(HEADS):
-        place = image * HEADS + head
-        square = columns[:, None] * HEAD + columns[None, :]
-        dmoment = tl.load(dmoment_ptr + place * HEAD * HEAD + square).to(DOT)
-        for part in tl.static_range(2):  # of the keys, then of the values
-            mine, other = (INDEX * 2 + part) * HEADS + head, (INDEX * 2 + 1 - part) * HEADS + head
-            y = _head(
-                x, keys_ptr + other * DEPTH * HEAD, norms_ptr + other * 3 * HEAD, HEAD, HEAD_DIM,
-                DEPTH, DOT,
-            )[0]  # fmt: skip
-            across = tl.trans(dmoment) if part == 0 else dmoment
-            gradient = tl.dot(y.to(DOT), across, input_precision="ieee")
-            gradient = tl.where(exists[:, None], gradient, 0.0)
-            _, normed, gain, scale, matrix = _head(
-                x, keys_ptr + mine * DEPTH * HEAD, norms_ptr + mine * 3 * HEAD, HEAD, HEAD_DIM,
-                DEPTH, DOT,
-            )  # fmt: skip
-            row = tl.program_id(0).to(tl.int64) * 2 * HEADS + part * HEADS + head
-            sums = partial_ptr + row * 2 * HEAD + columns
-            tl.store(sums, tl.sum(gradient * normed, 0))
-            tl.store(sums + HEAD, tl.sum(gradient, 0))
-            gradient *= gain
-            along = tl.sum(gradient * normed, 1) / HEAD_DIM
-            gradient = (gradient - along[:, None] * normed) * scale[:, None]
-            row = (number * 2 + part) * HEADS + head
-            _store(dheads_ptr + (row[:, None] * HEAD + columns[None, :]), gradient, exists)
-            total += tl.dot(gradient.to(DOT), tl.trans(matrix), input_precision="ieee")
+    for i in range(2 * HEADS):  # a loop, not two: unrolled over keys and values, float32 spilled
+        part, head = i // HEADS, i % HEADS
+        mine, other = INDEX * 2 * HEADS + i, (INDEX * 2 + 1 - part) * HEADS + head
+        y = _head(
+            x, keys_ptr + other * DEPTH * HEAD, norms_ptr + other * 3 * HEAD, HEAD, HEAD_DIM,
+            DEPTH, DOT,
+        )[0]  # fmt: skip
+        # dk = v dM^T, dv = k dM
+        row_stride, column_stride = 1 + part * (HEAD - 1), HEAD - part * (HEAD - 1)
+        square = columns[:, None] * row_stride + columns[None, :] * column_stride
+        dmoment = tl.load(dmoment_ptr + (image * HEADS + head) * HEAD * HEAD + square).to(DOT)
+        gradient = tl.dot(y.to(DOT), dmoment, input_precision="ieee")
+        gradient = tl.where(exists[:, None], gradient, 0.0)
+        _, normed, gain, scale, matrix = _head(
+            x, keys_ptr + mine * DEPTH * HEAD, norms_ptr + mine * 3 * HEAD, HEAD, HEAD_DIM, DEPTH,
+            DOT,
+        )  # fmt: skip
+        sums = partial_ptr + (tl.program_id(0).to(tl.int64) * 2 * HEADS + i) * 2 * HEAD + columns
+        tl.store(sums, tl.sum(gradient * normed, 0))
+        tl.store(sums + HEAD, tl.sum(gradient, 0))
+        gradient *= gain
+        along = tl.sum(gradient * normed, 1) / HEAD_DIM
+        gradient = (gradient - along[:, None] * normed) * scale[:, None]
+        row = number * 2 * HEADS + i
+        _store(dheads_ptr + (row[:, None] * HEAD + columns[None, :]), gradient, exists)
+        total += tl.dot(gradient.to(DOT), tl.trans(matrix), input_precision="ieee")
     _store(dx_ptr + (number[:, None] * DEPTH + channels[None, :]), total, exists)
 
 

@@ -218,7 +218,7 @@ def moments(
     DOT: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """Program: a block of an image's queries, k^T v of them in attention STOP, head by head."""
-    image, number, exists, pixels, weights, digits = _queries(
+    image, _, exists, pixels, weights, digits = _queries(
         y_places_ptr, y_t_ptr, x_places_ptr, x_t_ptr, size, count, columns, BLOCK, GRID
     )
     x, _ = _levels(

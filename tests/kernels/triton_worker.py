@@ -20,6 +20,7 @@ def interpreter() -> Iterator[Run]:
     """run(operator, tensors, options, **settings) in the interpreter: outputs, then gradients.
 
     settings replace names of the operator's triton module, such as its block sizes, for the call.
+    run.call(function, *args) calls any function of a module there.
     """
     previous = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
@@ -37,6 +38,7 @@ def interpreter() -> Iterator[Run]:
         answer = pool.submit(_answer, request.getvalue()).result()
         return torch.load(io.BytesIO(answer))
 
+    run.call = lambda function, *args: pool.submit(function, *args).result()
     with pool:
         yield run
 
@@ -48,7 +50,8 @@ def _answer(request: bytes) -> bytes:
 
     torch.set_num_threads(1)
     operator, tensors, options, settings = torch.load(io.BytesIO(request))
-    folder = {"channel_correlation": "window_correlation"}.get(operator, "window_attention")
+    folders = {"channel_correlation": "window_correlation", "coordinate_query": operator}
+    folder = folders.get(operator, "window_attention")
     module = importlib.import_module(f"c2d_kernels.{folder}.triton")
     previous = {name: getattr(module, name) for name in settings}
     try:
@@ -67,7 +70,10 @@ def _answer(request: bytes) -> bytes:
 def with_gradients(function: Callable, tensors: dict[str, Tensor], options: dict) -> list[Tensor]:
     """The output, then the gradients of a fixed weighted sum of it."""
     inputs = {name: x.detach().requires_grad_() for name, x in tensors.items()}
-    out = function(**inputs, **options)
+    arguments = {name: x for name, x in inputs.items() if "." not in name}
+    if len(arguments) < len(inputs):  # the others are a decoder's
+        arguments["weights"] = {name: x for name, x in inputs.items() if "." in name}
+    out = function(**arguments, **options)
     generator = torch.Generator().manual_seed(99)
     weight = torch.randn(out.shape, generator=generator, dtype=torch.float64)
     # Rounded to half precision whatever the dtype, so that all see the same gradient.
