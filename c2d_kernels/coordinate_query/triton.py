@@ -77,7 +77,7 @@ class Tables(NamedTuple):
     stats: Tensor  # (pixels, 3): mean, mean square about it, s
     matrices: Tensor  # (n, DEPTH, DEPTH), (inputs, outputs): fc2; fc1, fc2 a level; proj2s
     vectors: Tensor  # (n, DEPTH): see triton_kernels; LayerNorms' gains and offsets are folded in
-    keys: Tensor  # (attentions, 2, heads, DEPTH, HEAD): W_k and W_v, less their mean over a head
+    keys: Tensor  # (attentions, 2, heads, DEPTH, HEAD): W_k and W_v
     norms: Tensor  # (attentions, 2, heads, 3, HEAD): their bias, and gain and offset after them
 
 
@@ -257,8 +257,6 @@ def _heads(
                 weights[f"{name}.qkv.{leaf}"].unflatten(0, (3, heads, -1))[part]
                 for leaf in ("weight", "bias")
             )
-            matrix = matrix - matrix.mean(1, keepdim=True)
-            bias = bias - bias.mean(1, keepdim=True)
             affine = [
                 weights[f"{name}.{norm}.{leaf}"].expand_as(bias) for leaf in ("weight", "bias")
             ]

@@ -184,8 +184,9 @@ def attention(
         tl.store(sums, tl.sum(gradient * normed, 0))
         tl.store(sums + HEAD, tl.sum(gradient, 0))
         gradient *= gain
-        along = tl.sum(gradient * normed, 1) / HEAD_DIM
-        gradient = (gradient - along[:, None] * normed) * scale[:, None]
+        mean, along = tl.sum(gradient, 1) / HEAD_DIM, tl.sum(gradient * normed, 1) / HEAD_DIM
+        gradient = (gradient - mean[:, None] - along[:, None] * normed) * scale[:, None]
+        gradient = tl.where((columns < HEAD_DIM)[None, :], gradient, 0.0)
         row = number * 2 * HEADS + i
         _store(dheads_ptr + (row[:, None] * HEAD + columns[None, :]), gradient, exists)
         total += tl.dot(gradient.to(DOT), tl.trans(matrix), input_precision="ieee")

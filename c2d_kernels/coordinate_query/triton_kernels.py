@@ -221,10 +221,12 @@ def _levels(
 @triton.jit
 def _head(x, matrix_ptr, norms_ptr, HEAD: tl.constexpr, HEAD_DIM: tl.constexpr,
           DEPTH: tl.constexpr, DOT: tl.constexpr):  # fmt: skip
-    """LayerNorm of one head's keys or values; their Linear is folded with the subtracted mean."""
+    """LayerNorm of one head's keys or values, and what its backward takes."""
     columns = tl.arange(0, HEAD)
     matrix = tl.load(matrix_ptr + (tl.arange(0, DEPTH)[:, None] * HEAD + columns[None, :])).to(DOT)
     y = tl.dot(x, matrix, input_precision="ieee") + tl.load(norms_ptr + columns)[None, :]
+    mean = tl.sum(y, 1) / HEAD_DIM
+    y = tl.where((columns < HEAD_DIM)[None, :], y - mean[:, None], 0.0)
     scale = 1.0 / tl.sqrt(tl.sum(y * y, 1) / HEAD_DIM + EPSILON)
     y *= scale[:, None]
     gain = tl.load(norms_ptr + HEAD + columns)[None, :]

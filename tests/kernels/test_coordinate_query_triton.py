@@ -27,16 +27,16 @@ from tests.kernels.triton_worker import Run, interpreter
 HIIF_L = (64, 3, 4, 1)  # width, levels, heads, attentions
 HIIF = (256, 6, 16, 2)
 CASES = {  # (B, H, W), output size or number of coordinates, (width, levels, heads, attentions)
-    "x2": ((1, 7, 9), (14, 18), (8, 3, 2, 1)),
+    "x2": ((1, 6, 6), (12, 12), (16, 3, 4, 1)),
     "x2.7": ((2, 3, 4), (8, 11), (20, 3, 4, 1)),
-    "x4": ((1, 3, 3), (12, 12), (16, 3, 4, 1)),
+    "x4": ((1, 3, 4), (12, 16), (16, 3, 4, 1)),
     "down": ((1, 7, 5), (3, 4), (8, 2, 2, 1)),
     "coords-borders": ((2, 7, 9), 40, HIIF_L),
     "two-attentions": ((2, 3, 4), 40, (12, 3, 3, 2)),
     "no-attention": ((1, 3, 2), 9, (5, 2, 1, 0)),
     "one-pixel-one-level": ((2, 1, 1), 1, (3, 1, 1, 0)),
 }
-WIDE = ((1, 3, 4), 20, (72, 3, 3, 1))  # more than one chunk of hidden channels
+WIDE = ((1, 3, 4), 20, (72, 2, 3, 1))  # more than one chunk of hidden channels
 LARGE = {
     "hiif-l-x4": ((1, 90, 160), (360, 640), HIIF_L),
     "hiif-l-training": ((4, 48, 48), 2304, HIIF_L),
@@ -82,10 +82,12 @@ NAMED = {"bf16": torch.bfloat16, "fp32": torch.float32}
 DTYPES = [torch.float64, torch.float32, torch.float16]
 
 
-# Of float32 gradients. A bias's is a sum over all queries, which torch takes in blocks, to an ulp
-# or two if its errors cancel. The kernel's summands err no more than the formula's, but not alike:
-# the sums have been seen at up to 2.1 times what the rule allows.
-ULPS = {torch.float32: 8}
+# Of gradients, for two reasons. A bias's is a sum over all queries, which torch takes in blocks, to
+# an ulp or two if its errors cancel; the kernel's summands err no more than the formula's, but not
+# alike: in float32 the sums have been seen at up to 2.1 times what the rule allows. In float16 the
+# folded matrices are rounded once for all queries, so that what they err does not cancel in a sum:
+# up to 1.7 times.
+ULPS = {torch.float32: 8, torch.float16: 3, torch.bfloat16: 3}
 
 
 @needs_triton
