@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import native
 from ..dispatch import Kernel
 from . import reference
-from .positions import Axis, Region, free_axis, grid_axis
+from .positions import Axis, Region, axes
 
 MAX_WIDTH, MAX_LEVELS = 256, 16
 
@@ -96,7 +96,7 @@ class _Decoder:
         self.features = features.to(self.dtype)
         self.weights = {name: weight.double() for name, weight in weights.items()}
         self.numbers = (levels, heads, attentions)
-        y, x, rel_cell = _positions(self.features, levels, size, coords, cell, region)
+        y, x, rel_cell = axes(self.features, levels, size, coords, cell, region)
         self.queries = y.t.numel() * x.t.numel() if size is not None else y.t.shape[1]
         self.positions = [*_flat(y), *_flat(x), rel_cell.to(self.dtype)]
         self.line = self._line().to(self.dtype)
@@ -151,33 +151,6 @@ class _Decoder:
             bias = (proj @ mixed @ offset[:, None]).squeeze(-1) + self.weights[f"{name}.proj1.bias"]
             folds[index] = torch.cat([matrix.flatten(1), bias], dim=1)
         return folds
-
-
-def _positions(
-    features: Tensor,
-    levels: int,
-    size: Sequence[int] | None,
-    coords: Tensor | None,
-    cell: Tensor | None,
-    region: Region | None,
-) -> tuple[Axis, Axis, Tensor]:
-    """Two axes of a grid, or (B, Q) positions twice, and rel_cell (1 or B, 2) in LR pixels."""
-    height, width = features.shape[1:3] if region is None else region.lr_size
-    dtype = features.dtype
-    if size is None:
-        y, x = coords.detach().unbind(-1)
-        rel_cell = torch.stack([cell[:, 0] * height, cell[:, 1] * width], dim=-1)
-        y, x = free_axis(y, height, levels, dtype), free_axis(x, width, levels, dtype)
-        return y, x, rel_cell
-    rows, columns = ((0, size[0]), (0, size[1])) if region is None else region[:2]
-    y = grid_axis(*rows, size[0], height, levels, dtype, features.device)
-    x = grid_axis(*columns, size[1], width, levels, dtype, features.device)
-    if region is not None:
-        y, x = (
-            axis._replace(low=axis.low - origin, high=axis.high - origin)
-            for axis, origin in zip((y, x), region.lr_origin, strict=True)
-        )
-    return y, x, features.new_tensor([[2 * height / size[0], 2 * width / size[1]]])
 
 
 def _flat(axis: Axis) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import checks, dispatch
 from ..operators import Operator, define
-from . import native, reference
+from . import native, reference, triton
 from .positions import Region, neighbour_range
 
 
@@ -255,19 +255,22 @@ def _check_moments(features: Tensor, moments: Sequence[Tensor], heads: int) -> N
 def _tile_decoder(
     what: str, tensors: Sequence[Tensor], image: Tensor | None, numbers: tuple[int, int, int]
 ) -> ModuleType:
-    """`native` or `reference`, whichever runs tiles: they go past the custom op, whose schema
-    knows nothing of them. With gradients or while tracing, it is the reference.
+    """`triton`, `native` or `reference`, whichever runs tiles: they go past the custom op, whose
+    schema knows nothing of them. With gradients or while tracing, it is the reference.
     """
-    requested, refusal = dispatch.requested(), "it decodes tiles without gradients only"
+    requested = dispatch.requested()
     trains = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    if not trains and not torch.compiler.is_compiling():
-        refusal = native.can_run(tensors[0], image, None, *numbers)
-    if requested in ("auto", "cpu") and refusal is None:
-        return native
+    refusal = "only the Triton and CPU kernels and the reference decode tiles"
+    for name, module in (("triton", triton), ("cpu", native)):
+        if requested not in ("auto", name):
+            continue
+        refusal = "it decodes tiles without gradients only"
+        if not trains and not torch.compiler.is_compiling():
+            refusal = module.can_run(tensors[0], image, None, *numbers)
+        if refusal is None:
+            return module
     if requested in ("auto", "reference"):
         return reference
-    if requested != "cpu":
-        refusal = "only the CPU kernel and the reference decode tiles"
     raise RuntimeError(
         f"{what} cannot run on the backend {requested!r}: {refusal}; "
         'ask for backend("auto") to take one that can.'
@@ -326,4 +329,5 @@ _operator = define(
         example=_example,
     )
 )
+dispatch.register(triton.kernel)
 dispatch.register(native.kernel)

@@ -7,6 +7,7 @@ Grid positions are worked out in int64, exactly; free coordinates in their own f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -67,6 +68,33 @@ def free_axis(coordinate: Tensor, length: int, levels: int, dtype: torch.dtype) 
         digit = torch.floor(t * 2 ** (level + 1) + 1 / DIGIT_OFFSET)
         digits.append(digit.clamp(0, 2 ** (level + 1) - 1) % 2)
     return _axis(low.long(), t.to(dtype), length, digits, dtype)
+
+
+def axes(
+    features: Tensor,
+    levels: int,
+    size: Sequence[int] | None,
+    coords: Tensor | None,
+    cell: Tensor | None,
+    region: Region | None,
+) -> tuple[Axis, Axis, Tensor]:
+    """Two axes of a grid, or (B, Q) positions twice, and rel_cell (1 or B, 2) in LR pixels."""
+    height, width = features.shape[1:3] if region is None else region.lr_size
+    dtype = features.dtype
+    if size is None:
+        y, x = coords.detach().unbind(-1)
+        rel_cell = torch.stack([cell[:, 0] * height, cell[:, 1] * width], dim=-1)
+        y, x = free_axis(y, height, levels, dtype), free_axis(x, width, levels, dtype)
+        return y, x, rel_cell
+    rows, columns = ((0, size[0]), (0, size[1])) if region is None else region[:2]
+    y = grid_axis(*rows, size[0], height, levels, dtype, features.device)
+    x = grid_axis(*columns, size[1], width, levels, dtype, features.device)
+    if region is not None:
+        y, x = (
+            axis._replace(low=axis.low - origin, high=axis.high - origin)
+            for axis, origin in zip((y, x), region.lr_origin, strict=True)
+        )
+    return y, x, features.new_tensor([[2 * height / size[0], 2 * width / size[1]]])
 
 
 def _axis(low: Tensor, t: Tensor, length: int, digits: list[Tensor], dtype: torch.dtype) -> Axis:

@@ -124,7 +124,7 @@ def test_blocks_nest_and_leave_by_exceptions() -> None:
 
 
 def test_only_some_backends_decode_tiles() -> None:
-    with c2d_kernels.backend("cuda"), pytest.raises(RuntimeError, match="only the CPU kernel and"):
+    with c2d_kernels.backend("cuda"), pytest.raises(RuntimeError, match="only the Triton and CPU"):
         dispatch_query_moments()
     if native.missing is None:
         with c2d_kernels.backend("cpu"):

@@ -27,9 +27,17 @@ class Usage:
 
 
 def usage(
-    kernel, architecture: int, dtype: torch.dtype, constants: dict[str, object], warps: int
+    kernel,
+    architecture: int,
+    dtype: torch.dtype,
+    constants: dict[str, object],
+    warps: int,
+    types: dict[str, str] | None = None,
 ) -> Usage:
-    """Compile a kernel of which only the named constants are compile-time; integers are 32 bit."""
+    """Compile a kernel of which only the named constants are compile-time; integers are 32 bit.
+
+    types: Triton's names of the types of pointers that point neither at dtype nor at sums.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -41,6 +49,7 @@ def usage(
             signature[name] = "constexpr"
         elif name.endswith("_ptr"):
             signature[name] = "*fp32" if name in SUMS else f"*{NAMES[dtype]}"
+            signature[name] = (types or {}).get(name, signature[name])
             attributes[place,] = [["tt.divisibility", 16]]  # as torch allocates
         elif name.endswith("strides"):
             signature[name] = ("i32",) * 3

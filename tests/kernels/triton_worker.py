@@ -20,6 +20,7 @@ def interpreter() -> Iterator[Run]:
     """run(operator, tensors, options, **settings) in the interpreter: outputs, then gradients.
 
     settings replace names of the operator's triton module, such as its block sizes, for the call.
+    run.call(function, *args) calls any function of a module there.
     """
     previous = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
@@ -37,6 +38,7 @@ def interpreter() -> Iterator[Run]:
         answer = pool.submit(_answer, request.getvalue()).result()
         return torch.load(io.BytesIO(answer))
 
+    run.call = lambda function, *args: pool.submit(function, *args).result()
     with pool:
         yield run
 
@@ -51,6 +53,7 @@ def _answer(request: bytes) -> bytes:
     name = {
         "channel_correlation": "window_correlation.triton",
         "spatial_correlation": "window_correlation.spatial_triton",
+        "coordinate_query": "coordinate_query.triton",
     }.get(operator, "window_attention.triton")
     module = importlib.import_module(f"c2d_kernels.{name}")
     previous = {name: getattr(module, name) for name in settings}
@@ -70,7 +73,10 @@ def _answer(request: bytes) -> bytes:
 def with_gradients(function: Callable, tensors: dict[str, Tensor], options: dict) -> list[Tensor]:
     """The output, then the gradients of a fixed weighted sum of it."""
     inputs = {name: x.detach().requires_grad_() for name, x in tensors.items()}
-    out = function(**inputs, **options)
+    arguments = {name: x for name, x in inputs.items() if "." not in name}
+    if len(arguments) < len(inputs):  # the others are a decoder's
+        arguments["weights"] = {name: x for name, x in inputs.items() if "." in name}
+    out = function(**arguments, **options)
     generator = torch.Generator().manual_seed(99)
     weight = torch.randn(out.shape, generator=generator, dtype=torch.float64)
     # Rounded to half precision whatever the dtype, so that all see the same gradient.
