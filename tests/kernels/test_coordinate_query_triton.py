@@ -98,7 +98,9 @@ def test_numerics_rule(run, monkeypatch, case, dtype) -> None:
     tensors, options = draw(*case, dtype=dtype)
     actual = run("coordinate_query", tensors, options)
     ulps = ULPS.get(dtype, 1)
-    assert_by_the_rule("coordinate_query", actual, tensors, options, dtype, monkeypatch, ulps)
+    assert_by_the_rule(
+        "coordinate_query", actual, tensors, options, dtype, monkeypatch, gradient_ulps=ulps
+    )
 
 
 @needs_triton
@@ -280,4 +282,6 @@ def test_on_a_gpu(monkeypatch, case, dtype) -> None:
     options = {name: x.cuda() if isinstance(x, Tensor) else x for name, x in options.items()}
     actual = twice("coordinate_query", tensors, options)
     ulps = ULPS.get(dtype, 1)
-    assert_by_the_rule("coordinate_query", actual, tensors, options, dtype, monkeypatch, ulps)
+    assert_by_the_rule(
+        "coordinate_query", actual, tensors, options, dtype, monkeypatch, gradient_ulps=ulps
+    )

@@ -89,7 +89,7 @@ def assert_exact(actual: list[Tensor], tensors: dict[str, Tensor], options: dict
 def test_numerics_rule(run, monkeypatch, shape, settings, dtype) -> None:
     tensors, options = draw(*shape, dtype=dtype)
     actual = run(OPERATOR, tensors, options, **settings)
-    assert_by_the_rule(OPERATOR, actual, tensors, options, dtype, monkeypatch, LINEAR)
+    assert_by_the_rule(OPERATOR, actual, tensors, options, dtype, monkeypatch, pair=LINEAR)
 
 
 @needs_triton
@@ -218,4 +218,4 @@ def test_on_a_gpu(monkeypatch, shape, settings, dtype) -> None:
     tensors, options = draw(*shape, dtype=dtype)
     tensors = {name: x.cuda() for name, x in tensors.items()}
     actual = twice(OPERATOR, tensors, options)
-    assert_by_the_rule(OPERATOR, actual, tensors, options, dtype, monkeypatch, LINEAR)
+    assert_by_the_rule(OPERATOR, actual, tensors, options, dtype, monkeypatch, pair=LINEAR)
