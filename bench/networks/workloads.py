@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import c2d_kernels
 import c2d_models
 from bench import materialised
 from bench.contenders import AUTO, COMPILED, REFERENCE, peer, unless, without_package
@@ -44,9 +45,10 @@ def onnx_runtime(workload: Bound, tensors: dict[str, Tensor]) -> Function:
     """The reference, exported and specialised to the shape, with as many threads as torch has."""
     import onnxruntime
 
-    program = torch.onnx.export(
-        workload.net, (tensors["image"],), input_names=["image"], dynamo=True, verbose=False
-    )
+    with c2d_kernels.backend("reference"):  # operators of ours mean nothing to ONNX
+        program = torch.onnx.export(
+            workload.net, (tensors["image"],), input_names=["image"], dynamo=True, verbose=False
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(
