@@ -126,8 +126,10 @@ def test_not_a_number_is_not_hidden() -> None:
     assert torch.isnan(out[:, :, :4]).all() and torch.isfinite(out[:, :, 4:]).all()
 
 
-def test_bias_gradient_over_many_windows() -> None:
-    tensors, options = inputs(((4, 104, 104), 2, 2, 1, 1), False, torch.float32)  # 10816 windows
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_bias_gradient_over_many_windows(dtype) -> None:
+    """Sums over more than 10^4 windows, where a half-precision sum would have stopped growing."""
+    tensors, options = inputs(((4, 104, 104), 2, 2, 1, 1), False, dtype)  # 10816 windows
     exact = run([x.double() for x in tensors], options, "reference")[2]
     (naive,) = errors([run(tensors, options, "reference")[2]], [exact])
     (got,) = errors([run(tensors, options)[2]], [exact])
