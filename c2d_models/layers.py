@@ -133,10 +133,10 @@ class ConvFFN(Mlp):
 
     def with_skip(self, x: Tensor, norm: nn.Module, *, norm_first: bool) -> Tensor:
         """x + FFN(norm(x)) or, the norm last, x + norm(FFN(x)), in one operator if it can be."""
-        branch = self.dwconv.depthwise_conv
-        modules = {"norm": norm, "fc1": self.fc1, "dwconv": branch[0], "fc2": self.fc2}
-        weights = weights_of(modules, self, self.dwconv, branch)
-        if weights is not None:
+        conv, activation = self.dwconv.depthwise_conv
+        modules = {"norm": norm, "fc1": self.fc1, "dwconv": conv, "fc2": self.fc2}
+        weights = weights_of(modules, self, self.dwconv, self.dwconv.depthwise_conv, activation)
+        if weights is not None and type(activation) is nn.GELU:
             return conv_ffn(x, weights, norm_first=norm_first, eps=norm.eps)
         return x + (self(norm(x)) if norm_first else norm(self(x)))
 
@@ -242,6 +242,9 @@ def weights_of(modules: Mapping[str, nn.Module], *around: nn.Module) -> dict[str
     None if a call of one of them, or of a module `around` them, does more than its class says: an
     adapter, a parametrization, quantisation or a hook must not be passed over.
     """
+    known = (nn.Linear, nn.LayerNorm, PointwiseConv, Conv3x3, DepthwiseConv)
+    if not all(type(module) in known for module in modules.values()):
+        return None
     for module in (*modules.values(), *around):
         ours = type(module).__module__.startswith(("c2d_models.", "torch.nn.modules."))
         hooks = module._forward_hooks or module._forward_pre_hooks
