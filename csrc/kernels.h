@@ -53,6 +53,23 @@ Tensor coordinate_query_moments(const Tensor& features, const Tensor& weights, c
                                 const Tensor& x_t, const Tensor& x_digits, const Tensor& rel_cell,
                                 int64_t levels, int64_t heads, int64_t attentions);
 
+// The decoder in segments, cut behind each attention's k^T v, over free positions; `state` is the
+// end of the segment before, (B, queries, C), for the first one anything. Forwards, of all but the
+// last: its own end and the sums of k^T v. Backwards, from the gradients of these (the last: of the
+// RGB): those of features or the state, of `weights` as far as this segment uses them, and of its
+// fold, (B, C^2 + C).
+std::tuple<Tensor, Tensor> coordinate_query_segment(
+    const Tensor& features, const Tensor& weights, const Tensor& folds, const Tensor& y_low,
+    const Tensor& y_high, const Tensor& y_t, const Tensor& y_digits, const Tensor& x_low,
+    const Tensor& x_high, const Tensor& x_t, const Tensor& x_digits, const Tensor& rel_cell,
+    int64_t levels, int64_t heads, int64_t attentions, int64_t segment, const Tensor& state);
+std::tuple<Tensor, Tensor, Tensor> coordinate_query_segment_backward(
+    const Tensor& grad, const Tensor& moment_grad, const Tensor& features, const Tensor& weights,
+    const Tensor& folds, const Tensor& y_low, const Tensor& y_high, const Tensor& y_t,
+    const Tensor& y_digits, const Tensor& x_low, const Tensor& x_high, const Tensor& x_t,
+    const Tensor& x_digits, const Tensor& rel_cell, int64_t levels, int64_t heads,
+    int64_t attentions, int64_t segment, const Tensor& state);
+
 // softmax(scale q k^T + bias + mask) v in each window, with roll and mask by `shift`: Swin's
 // without kv and q (B, H, W, 3C) = [q | k | v]; SRFormer's with q (B, H, W, C) and kv (B, H, W,
 // C/2). All of one type, float32 or float64. Returns (B, H, W, C).

@@ -78,6 +78,17 @@ STABLE_TORCH_LIBRARY(c2d_native, m) {
         "Tensor y_high, Tensor y_t, Tensor y_digits, Tensor x_low, Tensor x_high, Tensor x_t, "
         "Tensor x_digits, Tensor rel_cell, int levels, int heads, int attentions) -> Tensor");
     m.def(
+        "coordinate_query_segment(Tensor features, Tensor weights, Tensor folds, "
+        "Tensor y_low, Tensor y_high, Tensor y_t, Tensor y_digits, Tensor x_low, Tensor x_high, "
+        "Tensor x_t, Tensor x_digits, Tensor rel_cell, int levels, int heads, int attentions, "
+        "int segment, Tensor state) -> (Tensor, Tensor)");
+    m.def(
+        "coordinate_query_segment_backward(Tensor grad, Tensor moment_grad, "
+        "Tensor features, Tensor weights, Tensor folds, "
+        "Tensor y_low, Tensor y_high, Tensor y_t, Tensor y_digits, Tensor x_low, Tensor x_high, "
+        "Tensor x_t, Tensor x_digits, Tensor rel_cell, int levels, int heads, int attentions, "
+        "int segment, Tensor state) -> (Tensor, Tensor, Tensor)");
+    m.def(
         "window_attention(Tensor q, Tensor? kv, Tensor bias_table, int window_size, "
         "int num_heads, int shift, float scale) -> Tensor");
     m.def(
@@ -118,6 +129,8 @@ STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
     m.impl("selective_scan_backward", TORCH_BOX(&c2d::selective_scan_backward));
     m.impl("coordinate_query", TORCH_BOX(&c2d::coordinate_query));
     m.impl("coordinate_query_moments", TORCH_BOX(&c2d::coordinate_query_moments));
+    m.impl("coordinate_query_segment", TORCH_BOX(&c2d::coordinate_query_segment));
+    m.impl("coordinate_query_segment_backward", TORCH_BOX(&c2d::coordinate_query_segment_backward));
     m.impl("window_attention", TORCH_BOX(&c2d::window_attention));
     m.impl("window_attention_backward", TORCH_BOX(&c2d::window_attention_backward));
     m.impl("window_layer", TORCH_BOX(&c2d::window_layer));

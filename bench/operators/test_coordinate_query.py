@@ -22,7 +22,7 @@ GRIDS = {
 WHOLE_X4 = {"full": {"320x180 to 1280x720": {"lr": (180, 320), "size": (720, 1280)}}}
 POINTS = {
     "quick": {"B2 16x16 Q512": {"batch": 2, "side": 16, "queries": 512}},
-    "full": {"B4 64x64 Q4096": {"batch": 4, "side": 64, "queries": 4096}},
+    "full": {"B16 64x64 Q4096": {"batch": 16, "side": 64, "queries": 4096}},
 }
 
 

@@ -1,4 +1,4 @@
-"""The coordinate query by the native CPU kernel (csrc/coordinate_query), forward only.
+"""The coordinate query by the native CPU kernels (csrc/coordinate_query).
 
 The weights are folded here, once a call: LayerNorms' gains and offsets go into the Linear after
 them, and after each pass over the queries the linear attention becomes one matrix with the Linears
@@ -49,7 +49,7 @@ def coordinate_query(
     moments: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """As reference.coordinate_query."""
-    decoder = _Decoder(features, weights, levels, heads, attentions, size, coords, cell, region)
+    decoder = Decoder(features, weights, levels, heads, attentions, size, coords, cell, region)
     if moments is None:
         moments = []
         while len(moments) < attentions:
@@ -73,11 +73,11 @@ def coordinate_query_moments(
     moments: Sequence[Tensor] = (),
 ) -> Tensor:
     """As reference.coordinate_query_moments."""
-    decoder = _Decoder(features, weights, levels, heads, attentions, size, coords, cell, region)
+    decoder = Decoder(features, weights, levels, heads, attentions, size, coords, cell, region)
     return decoder.moments(moments).to(decoder.dtype)
 
 
-class _Decoder:
+class Decoder:
     """Folded weights and positions, in the form in which the kernel takes them."""
 
     def __init__(
@@ -108,7 +108,12 @@ class _Decoder:
 
     def arguments(self, moments: Sequence[Tensor]) -> list[Tensor | int]:
         """What both native operators take after the features (and the image)."""
-        return [self.line, self._folds(moments), *self.positions, *self.numbers]
+        return [
+            self.line.detach(),
+            self.folds(moments).to(self.dtype),
+            *self.positions,
+            *self.numbers,
+        ]
 
     def _line(self) -> Tensor:
         """All weights in one line, in the order of Decoder in coordinate_query.cpp."""
@@ -133,24 +138,24 @@ class _Decoder:
             parts += [weights[f"{name}.proj2.{leaf}"] for leaf in ("weight", "bias")]
         return torch.cat([part.flatten() for part in parts])
 
-    def _folds(self, moments: Sequence[Tensor]) -> Tensor:
-        """proj1 of q M + x as one Linear of x, (attentions done, B, width^2 + width)."""
-        batch, width = self.features.shape[0], self.features.shape[-1]
-        folds = self.features.new_empty((len(moments), batch, width * width + width))
+    def folds(self, moments: Sequence[Tensor]) -> Tensor:
+        """proj1 of q M + x as one Linear of x, (attentions done, B, width^2 + width), float64."""
+        batch, width, heads = self.features.shape[0], self.features.shape[-1], self.numbers[1]
+        folds = [self.line.new_empty((0, batch, width * width + width), dtype=torch.float64)]
         for index, moment in enumerate(moments):
             name = f"attentions.{index}"
             query, offset = (
-                self.weights[f"{name}.qkv.{leaf}"][:width] for leaf in ("weight", "bias")
+                self.weights[f"{name}.qkv.{leaf}"][:width].unflatten(0, (heads, -1))
+                for leaf in ("weight", "bias")
             )
             proj = self.weights[f"{name}.proj1.weight"]
-            mixed = moment.new_zeros((batch, width, width), dtype=torch.float64)
-            for head, columns in enumerate(torch.arange(width).chunk(self.numbers[1])):
-                begin, end = int(columns[0]), int(columns[-1]) + 1
-                mixed[:, begin:end, begin:end] = moment[:, head].mT
-            matrix = proj @ (mixed @ query + torch.eye(width, dtype=torch.float64))
-            bias = (proj @ mixed @ offset[:, None]).squeeze(-1) + self.weights[f"{name}.proj1.bias"]
-            folds[index] = torch.cat([matrix.flatten(1), bias], dim=1)
-        return folds
+            # (B, heads, outputs, head_dim): proj1 of each head, and M before it
+            mixed = proj.unflatten(1, (heads, -1)).movedim(1, 0) @ moment.double().mT
+            matrix = (mixed @ query).sum(1) + proj
+            bias = (mixed @ offset[..., None]).sum(1).squeeze(-1)
+            bias = bias + self.weights[f"{name}.proj1.bias"]
+            folds.append(torch.cat([matrix.flatten(1), bias], dim=1)[None])
+        return torch.cat(folds)
 
 
 def _flat(axis: Axis) -> list[Tensor]:
@@ -171,4 +176,10 @@ def _forward(
     return coordinate_query(features, image, named, levels, heads, attentions, *where)
 
 
-kernel = Kernel("coordinate_query", "cpu", can_run, _forward)
+def _backward(*args: object) -> Sequence[Tensor | None]:
+    from .native_backward import backward
+
+    return backward(*args)
+
+
+kernel = Kernel("coordinate_query", "cpu", can_run, _forward, _backward)

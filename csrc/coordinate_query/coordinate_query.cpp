@@ -12,9 +12,9 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/checks.h"
 #include "../common/isa.h"
 #include "../kernels.h"
+#include "arguments.h"
 
 namespace c2d {
 namespace {
@@ -31,72 +31,44 @@ const QueryKernels<T>& kernels() {
     }
 }
 
-// The operators' arguments. `weights` are the decoder's in one line, in the order that Decoder
-// takes them; `folds` (attentions done, batch, width^2 + width) hold proj1 folded with the
-// attention before it. Positions are those of positions.py: low, high and t of each axis, and its
-// digits (levels, ...); axes of a grid are 1-D, free queries have (batch, queries).
-struct QueryArguments {
-    Tensor features, weights, folds;
-    Tensor y_low, y_high, y_t, y_digits, x_low, x_high, x_t, x_digits, rel_cell;
-    int64_t levels, heads, attentions;
-
-    int64_t batch() const { return features.size(0); }
-    int64_t height() const { return features.size(1); }
-    int64_t width() const { return features.size(2); }
-    int64_t channels() const { return features.size(3); }
-    bool grid() const { return y_t.dim() == 1; }
-    int64_t rows() const { return grid() ? y_t.size(0) : 1; }
-    int64_t columns() const { return x_t.size(x_t.dim() - 1); }
-};
-
 template <class T>
 class Decoder {
   public:
     explicit Decoder(const QueryArguments& arguments) : in(arguments), kernel(kernels<T>()) {
         const int64_t C = in.channels();
-        const T* next = in.weights.const_data_ptr<T>();
-        const auto vector = [&](int64_t count) {
-            const T* here = next;
-            next += count;
-            return here;
-        };
-        const auto linear = [&](int64_t outputs, int64_t inputs) {
-            const T* matrix = vector(outputs * inputs);
-            return packed(matrix, vector(outputs), outputs, inputs);
+        const QueryLine line(in);
+        const T* weights = in.weights.const_data_ptr<T>();
+        const auto linear = [&](const QueryLine::Linear& at) {
+            return packed(weights + at.at, weights + at.bias(), at.outputs, at.inputs);
         };
         made.width = C;
         made.levels = in.levels;
         made.heads = in.heads;
         made.attentions = in.attentions;
-        const T* taps = vector(4 * C * C);
         zeros.assign(C, T(0));
         // One after the other: the kernel finds tap number i behind i times the first one's panels.
         std::vector<T>& panels = store.emplace_back(4 * kernel.pack(nullptr, C, C, nullptr));
         for (int64_t tap = 0; tap < 4; ++tap) {
-            kernel.pack(taps + tap * C * C, C, C, panels.data() + tap * panels.size() / 4);
+            kernel.pack(weights + line.taps + tap * C * C, C, C,
+                        panels.data() + tap * panels.size() / 4);
         }
         made.taps = {panels.data(), zeros.data(), C, 4 * C};
-        made.extras = vector(4 * C);
-        made.row_sums = vector(C);
-        made.bias = vector(C);
+        made.extras = weights + line.extras;
+        made.row_sums = weights + line.row_sums;
+        made.bias = weights + line.bias;
         for (int64_t l = 0; l < in.levels; ++l) {
             if (l > 0) {
-                made.level[l].fc1 = linear(C, C + 2);
+                made.level[l].fc1 = linear(line.fc1[l]);
             }
-            made.level[l].fc2 = linear(l + 1 < in.levels ? C : 3, C);
+            made.level[l].fc2 = linear(line.fc2[l]);
         }
         const int64_t d = C / in.heads;
         for (int64_t a = 0; a < in.attentions; ++a) {
-            QueryAttention<T>& attention = made.attention[a];
-            attention.key_value = linear(2 * C, C);
-            attention.key_gain = vector(d);
-            attention.key_bias = vector(d);
-            attention.value_gain = vector(d);
-            attention.value_bias = vector(d);
-            attention.proj2 = linear(C, C);
+            const QueryLine::Attention& at = line.attention[a];
+            const T* norms = weights + at.norms;
+            made.attention[a] = {linear(at.key_value), norms,         norms + d,
+                                 norms + 2 * d,        norms + 3 * d, linear(at.proj2)};
         }
-        STD_TORCH_CHECK(next == in.weights.const_data_ptr<T>() + in.weights.numel(),
-                        "weights do not hold what this decoder takes.");
         const int64_t done = in.folds.size(0);
         const T* fold = in.folds.const_data_ptr<T>();
         for (int64_t i = 0; i < in.batch() * done; ++i) {
@@ -273,57 +245,6 @@ void decode(const QueryArguments& in, const Tensor& picture, T* out) {
             });
         }
     });
-}
-
-// Refuses what the kernels would read out of bounds, positions included.
-QueryArguments checked(QueryArguments in) {
-    check_floating_cpu(in.features, "features", 4);
-    const ScalarType type = in.features.scalar_type();
-    const int64_t C = in.channels();
-    STD_TORCH_CHECK(C >= 1 && C <= 256 && in.levels >= 1 && in.levels <= kMostLevels &&
-                        in.attentions >= 0 && in.attentions < in.levels && in.heads >= 1 &&
-                        C % in.heads == 0 && in.height() >= 1 && in.width() >= 1,
-                    "a decoder of ", C, " channels, ", in.levels, " levels, ", in.heads,
-                    " heads and ", in.attentions, " attentions is none of this kernel's.");
-    in.features = dense_channels(in.features);
-    in.weights = torch::stable::contiguous(in.weights);
-    in.folds = torch::stable::contiguous(in.folds);
-    STD_TORCH_CHECK(in.folds.dim() == 3 && in.folds.size(0) <= in.attentions &&
-                        in.folds.size(1) == in.batch() && in.folds.size(2) == C * C + C,
-                    "folds must be (attentions done, batch, width^2 + width).");
-    for (Tensor* tensor : {&in.y_t, &in.x_t, &in.y_digits, &in.x_digits, &in.rel_cell}) {
-        *tensor = torch::stable::contiguous(*tensor);
-    }
-    for (const Tensor* tensor :
-         {&in.weights, &in.folds, &in.y_t, &in.x_t, &in.y_digits, &in.x_digits, &in.rel_cell}) {
-        STD_TORCH_CHECK(tensor->is_cpu() && tensor->scalar_type() == type,
-                        "weights and positions must be CPU tensors of the type of features.");
-    }
-    const bool grid = in.y_t.dim() == 1 && in.x_t.dim() == 1;
-    STD_TORCH_CHECK(
-        grid || (in.y_t.dim() == 2 && in.x_t.dim() == 2 && in.y_t.size(0) == in.batch() &&
-                 in.x_t.size(0) == in.batch() && in.y_t.size(1) == in.x_t.size(1)),
-        "positions must be two axes of a grid or (batch, queries) twice.");
-    STD_TORCH_CHECK(in.y_digits.numel() == in.levels * in.y_t.numel() &&
-                        in.x_digits.numel() == in.levels * in.x_t.numel() &&
-                        in.rel_cell.dim() == 2 && in.rel_cell.size(1) == 2 &&
-                        (in.rel_cell.size(0) == 1 || in.rel_cell.size(0) == in.batch()),
-                    "digits must be one for each level and position, rel_cell (batch or 1, 2).");
-    const auto check_places = [](Tensor* places, const Tensor& t, int64_t length) {
-        *places = torch::stable::contiguous(*places);
-        STD_TORCH_CHECK(places->is_cpu() && places->scalar_type() == ScalarType::Long &&
-                            places->numel() == t.numel(),
-                        "neighbours must be int64, one a position.");
-        const int64_t* data = places->const_data_ptr<int64_t>();
-        for (int64_t i = 0; i < places->numel(); ++i) {
-            STD_TORCH_CHECK(data[i] >= 0 && data[i] < length, "neighbours must be on the map.");
-        }
-    };
-    check_places(&in.y_low, in.y_t, in.height());
-    check_places(&in.y_high, in.y_t, in.height());
-    check_places(&in.x_low, in.x_t, in.width());
-    check_places(&in.x_high, in.x_t, in.width());
-    return in;
 }
 
 }  // namespace

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,14 @@ from c2d_kernels.coordinate_query import native as native_query
 from c2d_kernels.coordinate_query.positions import free_axis, grid_axis, neighbour_range
 
 HEIGHT, WIDTH, CHANNELS = 7, 9, 8
-SIZES = {"x2": (14, 18), "x4": (28, 36), "x1": (7, 9), "x2.7": (19, 24), "down": (4, 5)}
+SIZES = {
+    "to-512": (512, 333),
+    "x2": (14, 18),
+    "x4": (28, 36),
+    "x1": (7, 9),
+    "x2.7": (19, 24),
+    "down": (4, 5),
+}
 
 
 def inputs(attentions: int = 1, batch: int = 1) -> tuple[Tensor, Tensor, dict[str, Tensor], dict]:
@@ -64,6 +72,17 @@ def test_grid_positions_are_exact(out: int, length: int) -> None:
         for level in range(3):
             digit = math.floor(t * 2 ** (level + 1) + Fraction(1, 2**10))
             assert axis.digits[level][i] == min(max(digit, 0), 2 ** (level + 1) - 1) % 2
+
+
+@pytest.mark.parametrize("q", range(1, 65))
+def test_digits_are_those_of_rational_arithmetic(q: int) -> None:
+    """At every scale p/q from 1/q to 4: floor(t 2^(l+1)) mod 2 itself, without an offset."""
+    for p in range(1, 4 * q + 1):
+        axis = grid_axis(0, p, p, q, 3, torch.float32, "cpu")
+        remainder = ((2 * np.arange(p) + 1) * q - p) % (2 * p)  # t = remainder / (2 p)
+        for level in range(3):
+            digit = remainder * 2 ** (level + 1) // (2 * p) % 2
+            assert np.array_equal(axis.digits[level].numpy(), digit), (p, q, level)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -222,6 +241,57 @@ def test_native_pictures(lr: tuple[int, int], size: tuple[int, int], width: int)
     assert (actual - expected).abs().max() <= 1e-12 * expected.abs().max()
 
 
+def gradients(backend: str, width: int, batch: int, queries: int, **numbers: int) -> list[Tensor]:
+    """Of features, image and every weight, for random coordinates on a map of 9 x 11."""
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    shapes = coordinate_query_weight_shapes(width, **numbers)
+    weights = {
+        name: draw(*shape) / (shape[1] ** 0.5 if len(shape) == 2 else 1)
+        for name, shape in shapes.items()
+    }
+    features, image = draw(batch, 9, 11, width), draw(batch, 9, 11, 3)
+    coords, cell = draw(batch, queries, 2).clamp(-1, 1), draw(batch, 2).abs()
+    leaves = [x.requires_grad_() for x in (features, image, *weights.values())]
+    with c2d_kernels.backend(backend):
+        out = coordinate_query(features, image, weights, **numbers, coords=coords, cell=cell)
+        return list(torch.autograd.grad(out, leaves, draw(batch, queries, 3)))
+
+
+WALKS = {  # runs of 1024 queries, cut ones; several attentions; more runs than are kept together
+    "hiif-l": {"width": 64, "batch": 2, "queries": 2500, "levels": 3, "heads": 4, "attentions": 1},
+    "hiif": {"width": 48, "batch": 1, "queries": 1100, "levels": 6, "heads": 3, "attentions": 2},
+    "no-attention": {
+        "width": 12, "batch": 2, "queries": 70, "levels": 2, "heads": 1, "attentions": 0
+    },
+    "one-level": {"width": 7, "batch": 1, "queries": 65, "levels": 1, "heads": 1, "attentions": 0},
+    "many-runs": {
+        "width": 250, "batch": 3, "queries": 3000, "levels": 2, "heads": 5, "attentions": 1
+    },
+}  # fmt: skip
+
+
+@needs_native
+@pytest.mark.parametrize("walk", WALKS.values(), ids=WALKS)
+def test_native_gradients(walk: dict[str, int]) -> None:
+    pairs = zip(gradients("cpu", **walk), gradients("reference", **walk), strict=True)
+    for actual, expected in pairs:
+        assert (actual - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+@needs_native
+def test_native_gradients_are_the_same_for_any_number_of_threads() -> None:
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(gradients("cpu", **WALKS["hiif-l"]))
+    torch.set_num_threads(before)
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
 @needs_native
 def test_native_is_the_same_for_any_number_of_threads() -> None:
     features, image, weights, numbers = inputs(batch=2)
@@ -252,9 +322,7 @@ def test_constant_features_do_not_cancel() -> None:
 @needs_native
 def test_the_native_op_refuses_places_off_the_map() -> None:
     features, image, weights, numbers = inputs()
-    decoder = native_query._Decoder(
-        features, weights, *numbers.values(), (14, 18), None, None, None
-    )
+    decoder = native_query.Decoder(features, weights, *numbers.values(), (14, 18), None, None, None)
     arguments = decoder.arguments([torch.zeros(1, 4, 2, 2, dtype=torch.float64)])
     torch.ops.c2d_native.coordinate_query(features, image, *arguments)
     arguments[2] = arguments[2] + 5  # the rows' low neighbours

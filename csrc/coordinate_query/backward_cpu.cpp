@@ -1,0 +1,392 @@
+// The coordinate query's backward on the CPU, one instruction set at a time (HIIF, 2412.03748).
+//
+// Idea. Nothing is kept from the forward: a chunk of 64 queries passes through a segment again, in
+// cache, and at once back. Features lie [query][channel], unlike in cpu.cpp: the three products of
+// a Linear, x W^T, dy W and x^T dy, then all have one operand whose rows are vectors and take
+// scalars of the other, so that nothing is ever turned round. A bias is the weight of one more
+// channel that is always 1, and its gradient one more row of x^T dy. LayerNorms' gains and offsets
+// belong to the Linear after them, q and the attention to the Linear `fold`: the Python side
+// differentiates that.
+//
+// Costs a query at width C with one attention and three levels, multiply-adds: 7 C^2 to find the
+// state and k^T v again, 12 C^2 forwards through both segments, 24 C^2 back.
+// Bytes: the state and its gradient, and 4 C numbers for the neighbours' gradients, twice.
+//
+// What was measured: two cores of an AMD EPYC (Zen 5, AVX-512) in a shared virtual machine, HIIF-L,
+// float32, 16 images of 64 x 64, 4096 queries each, forward and backward in turns with the
+// reference: 168-179 ms against 356-379 (2.1 times as long); forward 65 against 131 ms, backward
+// 100 against 215. Predicted was 1.7 times. Keeping the state for the backward would spare 15 %
+// and cost the state's memory until then: not done.
+#include "../common/product.h"
+#include "../common/vector_math.h"
+#include "backward.h"
+
+namespace c2d::C2D_ISA {
+namespace {
+
+template <class T, int lanes>
+inline T sum_of(int64_t count, const T* x) {
+    Vector<T, lanes> sum{};
+    int64_t c = 0;
+    for (; c + lanes <= count; c += lanes) {
+        sum += load<T, lanes>(x + c);
+    }
+    T rest = 0;
+    for (; c < count; ++c) {
+        rest += x[c];
+    }
+    return rest + sums_over_lanes<T, lanes, 1>(&sum)[0];
+}
+
+template <class T, int lanes>
+inline T dot_of(int64_t count, const T* x, const T* y) {
+    Vector<T, lanes> sum{};
+    int64_t c = 0;
+    for (; c + lanes <= count; c += lanes) {
+        sum += load<T, lanes>(x + c) * load<T, lanes>(y + c);
+    }
+    T rest = 0;
+    for (; c < count; ++c) {
+        rest += x[c] * y[c];
+    }
+    return rest + sums_over_lanes<T, lanes, 1>(&sum)[0];
+}
+
+// LayerNorm of a row without its affine part, in place; returns one over the standard deviation.
+template <class T, int lanes>
+inline T normalise(int64_t count, T* x) {
+    const T mean = sum_of<T, lanes>(count, x) / T(count);
+    for (int64_t c = 0; c < count; ++c) {
+        x[c] -= mean;
+    }
+    const T variance = dot_of<T, lanes>(count, x, x) / T(count) + T(1e-5);
+    const T scale = T(1) / sqrt_of(Vector<T, lanes>{} + variance)[0];
+    for (int64_t c = 0; c < count; ++c) {
+        x[c] *= scale;
+    }
+    return scale;
+}
+
+// The gradient of such a LayerNorm's input in place of that of its result.
+template <class T, int lanes>
+inline void normalise_back(int64_t count, const T* normed, T scale, T* grad) {
+    const T mean = sum_of<T, lanes>(count, grad) / T(count);
+    const T along = dot_of<T, lanes>(count, normed, grad) / T(count);
+    for (int64_t c = 0; c < count; ++c) {
+        grad[c] = scale * (grad[c] - mean - normed[c] * along);
+    }
+}
+
+// GELU in place and its slope.
+template <class T, int lanes>
+inline void activate(int64_t elements, T* x, T* slope) {
+    constexpr T kRoot = T(0.70710678118654752440), kExponent = T(-0.72134752044448170368);
+    constexpr T kDensity = T(0.39894228040143267794);
+    for (int64_t i = 0; i < elements; i += lanes) {
+        const Vector<T, lanes> u = load<T, lanes>(x + i);
+        const Vector<T, lanes> share = T(0.5) * (T(1) + erf_of(u * kRoot));
+        store<T, lanes>(x + i, u * share);
+        store<T, lanes>(slope + i, share + u * (kDensity * exp2_of(u * u * kExponent)));
+    }
+}
+
+// Rows of [query][channel], filled up to whole vectors.
+template <class T>
+struct Rows {
+    T* data;
+    int64_t stride;
+
+    T* operator[](int64_t row) const { return data + row * stride; }
+};
+
+// out = x W^T + bias, x with a 1 behind each row; added to `start`, of out's stride, unless null.
+template <class T, int lanes>
+inline void linear(const TwoWays<T>& layer, int64_t count, Rows<T> x, const T* start, Rows<T> out) {
+    const int64_t outputs = rounded_up(layer.outputs, lanes);
+    product<T, lanes>({layer.inputs + 1, x.data, x.stride, 1, layer.forward, outputs, start,
+                       out.data, out.stride},
+                      count, outputs);
+}
+
+// The gradient of x from that of the result, added to `start` unless null.
+template <class T, int lanes>
+inline void linear_back(const TwoWays<T>& layer, int64_t count, Rows<T> grad, const T* start,
+                        Rows<T> out) {
+    const int64_t inputs = rounded_up(layer.inputs, lanes);
+    product<T, lanes>(
+        {layer.outputs, grad.data, grad.stride, 1, layer.back, inputs, start, out.data, out.stride},
+        count, inputs);
+}
+
+// Adds the gradient of the weights.
+template <class T, int lanes>
+inline void linear_weights(const TwoWays<T>& layer, int64_t count, Rows<T> x, Rows<T> grad,
+                           T* gradients) {
+    const int64_t outputs = rounded_up(layer.outputs, lanes);
+    T* const sum = gradients + layer.at;
+    product<T, lanes>({count, x.data, 1, x.stride, grad.data, grad.stride, sum, sum, outputs},
+                      layer.inputs + 1, outputs);
+}
+
+template <class T>
+inline void ones(int64_t count, int64_t channel, Rows<T> x) {
+    for (int64_t q = 0; q < count; ++q) {
+        x[q][channel] = T(1);
+    }
+}
+
+// Scratch memory of a chunk, cut up. `normed`, `scale`, `hidden` and `slope` of each level are what
+// its MLP's backward needs.
+template <class T, int lanes>
+struct Scratch {
+    int64_t elements = 0;
+    Rows<T> normed[kMostLevels], hidden[kMostLevels], slope[kMostLevels];
+    T* scale[kMostLevels];
+    Rows<T> state, mixed, mixed_slope;    // before the attention, and its hidden channels
+    Rows<T> end, keys, plain, grad_keys;  // after the last level; k and v, before their affine part
+    T *key_scale, *moment;
+    Rows<T> grad, next, inner;
+
+    Scratch(const QuerySegment<T>& segment, T* memory) {
+        const int64_t C = segment.width;
+        const auto rows = [&](int64_t channels) {
+            const int64_t stride = rounded_up(channels, lanes);
+            return Rows<T>{take(memory, kSegmentChunk * stride), stride};
+        };
+        for (int64_t l = 0; l < segment.levels; ++l) {
+            normed[l] = rows(segment.fc1[l].inputs + 1);
+            hidden[l] = rows(C + 1);
+            slope[l] = rows(C + 1);
+            scale[l] = take(memory, kSegmentChunk);
+        }
+        if (!segment.first) {
+            state = rows(C + 1);
+            mixed = rows(C + 1);
+            mixed_slope = rows(C + 1);
+        }
+        end = rows(C + 1);
+        if (segment.sums) {
+            // A head's last vector may reach over the next one, the last head's over the end.
+            keys = rows(2 * C + lanes);
+            plain = rows(2 * C + lanes);
+            grad_keys = rows(2 * C + lanes);
+            key_scale = take(memory, kSegmentChunk * 2 * segment.heads);
+            const int64_t d = segment.head_dim();
+            moment = take(memory, d * rounded_up(d, lanes));
+        }
+        grad = rows(segment.fc1[0].inputs);
+        next = rows(segment.fc1[0].inputs);
+        inner = rows(C);
+    }
+
+  private:
+    T* take(T* memory, int64_t count) {
+        T* const here = memory == nullptr ? nullptr : memory + elements;
+        elements += rounded_up(count, lanes);
+        return here;
+    }
+};
+
+// The input of the segment's first MLP.
+template <class T, int lanes>
+void begin(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk,
+           const Scratch<T, lanes>& s) {
+    const int64_t C = segment.width;
+    const Rows<T> x = s.normed[0];
+    if (segment.first) {
+        for (int64_t q = 0; q < chunk.count; ++q) {
+            for (int64_t tap = 0; tap < 4; ++tap) {
+                const T *const from = chunk.features[tap][q], weight = chunk.weight[tap][q];
+                for (int64_t c = 0; c < C; ++c) {
+                    x[q][tap * C + c] = weight * from[c];
+                }
+            }
+            x[q][4 * C] = chunk.rel_cell[0];
+            x[q][4 * C + 1] = chunk.rel_cell[1];
+        }
+    } else {
+        for (int64_t q = 0; q < chunk.count; ++q) {
+            __builtin_memcpy(s.state[q], chunk.state + q * C, C * sizeof(T));
+            s.state[q][C] = T(1);
+            __builtin_memcpy(x[q], s.state[q], C * sizeof(T));
+        }
+        linear<T, lanes>(chunk.fold, chunk.count, s.state, nullptr, s.mixed);
+        activate<T, lanes>(chunk.count * s.mixed.stride, s.mixed.data, s.mixed_slope.data);
+        ones(chunk.count, C, s.mixed);
+        linear<T, lanes>(segment.proj2, chunk.count, s.mixed, x.data, x);
+    }
+}
+
+// All MLPs of the segment: the last one's result is in s.end.
+template <class T, int lanes>
+void mlps(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk,
+          const Scratch<T, lanes>& s) {
+    for (int64_t l = 0; l < segment.levels; ++l) {
+        const int64_t inputs = segment.fc1[l].inputs;
+        const Rows<T> x = s.normed[l], out = l + 1 < segment.levels ? s.normed[l + 1] : s.end;
+        for (int64_t q = 0; q < chunk.count; ++q) {
+            x[q][inputs - 2] = chunk.digits[2 * l][q];
+            x[q][inputs - 1] = chunk.digits[2 * l + 1][q];
+            s.scale[l][q] = normalise<T, lanes>(inputs, x[q]);
+            x[q][inputs] = T(1);
+        }
+        linear<T, lanes>(segment.fc1[l], chunk.count, x, nullptr, s.hidden[l]);
+        activate<T, lanes>(chunk.count * s.hidden[l].stride, s.hidden[l].data, s.slope[l].data);
+        ones(chunk.count, segment.width, s.hidden[l]);
+        linear<T, lanes>(segment.fc2[l], chunk.count, s.hidden[l], nullptr, out);
+    }
+    ones(chunk.count, segment.fc2[segment.levels - 1].outputs, s.end);
+}
+
+// k and v of the state in s.end, after their LayerNorms.
+template <class T, int lanes>
+void keys_and_values(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk,
+                     const Scratch<T, lanes>& s) {
+    const int64_t d = segment.head_dim();
+    linear<T, lanes>(segment.key_value, chunk.count, s.end, nullptr, s.plain);
+    for (int64_t q = 0; q < chunk.count; ++q) {
+        for (int64_t part = 0; part < 2 * segment.heads; ++part) {
+            T *const x = s.plain[q] + part * d, *const y = s.keys[q] + part * d;
+            const T* const gain = segment.norms + (part < segment.heads ? 0 : 2 * d);
+            s.key_scale[q * 2 * segment.heads + part] = normalise<T, lanes>(d, x);
+            for (int64_t c = 0; c < d; ++c) {
+                y[c] = x[c] * gain[c] + gain[d + c];
+            }
+        }
+    }
+}
+
+template <class T, int lanes>
+void forward(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk, T* scratch, T* out,
+             double* moments) {
+    const Scratch<T, lanes> s(segment, scratch);
+    const int64_t C = segment.width, d = segment.head_dim(), row = rounded_up(d, lanes);
+    begin(segment, chunk, s);
+    mlps(segment, chunk, s);
+    for (int64_t q = 0; q < chunk.count; ++q) {
+        __builtin_memcpy(out + q * C, s.end[q], C * sizeof(T));
+    }
+    keys_and_values(segment, chunk, s);
+    for (int64_t head = 0; head < segment.heads; ++head) {
+        const T* const k = s.keys.data + head * d;
+        product<T, lanes>(
+            {chunk.count, k, 1, s.keys.stride, k + C, s.keys.stride, nullptr, s.moment, row}, d,
+            row);
+        for (int64_t i = 0; i < d; ++i) {
+            for (int64_t j = 0; j < d; ++j) {
+                moments[(head * d + i) * d + j] += s.moment[i * row + j];
+            }
+        }
+    }
+}
+
+// Adds to s.grad, the gradient of the state in s.end, what comes through k^T v.
+template <class T, int lanes>
+void keys_back(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk,
+               const Scratch<T, lanes>& s, T* gradients) {
+    const int64_t C = segment.width, d = segment.head_dim(), row = rounded_up(d, lanes);
+    const int64_t stride = s.keys.stride;
+    keys_and_values(segment, chunk, s);
+    for (int64_t part = 0; part < 2 * segment.heads; ++part) {
+        // dk = v dM^T and dv = k dM; in this order each overwrites what the one before left behind
+        const int64_t head = part % segment.heads, other = part < segment.heads ? C : 0;
+        const T* const grad =
+            (part < segment.heads ? segment.moment_grad_turned : segment.moment_grad) +
+            head * d * row;
+        product<T, lanes>({d, s.keys.data + other + head * d, stride, 1, grad, row, nullptr,
+                           s.grad_keys.data + part * d, stride},
+                          chunk.count, row);
+    }
+    for (int64_t q = 0; q < chunk.count; ++q) {
+        for (int64_t part = 0; part < 2 * segment.heads; ++part) {
+            const T* const x = s.plain[q] + part * d;
+            T* const dx = s.grad_keys[q] + part * d;
+            const int64_t norm = part < segment.heads ? 0 : 2 * d;
+            T *const dgain = gradients + segment.norms_at + norm, *const dbias = dgain + d;
+            for (int64_t c = 0; c < d; ++c) {
+                dgain[c] += dx[c] * x[c];
+                dbias[c] += dx[c];
+                dx[c] *= segment.norms[norm + c];
+            }
+            normalise_back<T, lanes>(d, x, s.key_scale[q * 2 * segment.heads + part], dx);
+        }
+    }
+    linear_weights<T, lanes>(segment.key_value, chunk.count, s.end, s.grad_keys, gradients);
+    linear_back<T, lanes>(segment.key_value, chunk.count, s.grad_keys, s.grad.data, s.grad);
+}
+
+// The gradient of hidden channels before their GELU, from that of the Linear's result behind them.
+template <class T, int lanes>
+inline void hidden_back(const TwoWays<T>& layer, int64_t count, Rows<T> hidden, Rows<T> slope,
+                        Rows<T> grad, Rows<T> inner, T* gradients) {
+    linear_weights<T, lanes>(layer, count, hidden, grad, gradients);
+    linear_back<T, lanes>(layer, count, grad, nullptr, inner);
+    for (int64_t q = 0; q < count; ++q) {
+        for (int64_t c = 0; c < inner.stride; c += lanes) {
+            store<T, lanes>(inner[q] + c,
+                            load<T, lanes>(inner[q] + c) * load<T, lanes>(slope[q] + c));
+        }
+    }
+}
+
+template <class T, int lanes>
+void backward(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk, T* scratch,
+              const T* grad, T* out, T* gradients) {
+    Scratch<T, lanes> s(segment, scratch);
+    const int64_t C = segment.width, given = segment.sums ? C : 3;
+    begin(segment, chunk, s);
+    mlps(segment, chunk, s);
+    for (int64_t q = 0; q < chunk.count; ++q) {
+        for (int64_t c = 0; c < rounded_up(given, lanes); ++c) {
+            s.grad[q][c] = c < given ? grad[q * given + c] : T(0);
+        }
+    }
+    if (segment.sums) {
+        keys_back(segment, chunk, s, gradients);
+    }
+    for (int64_t l = segment.levels; l-- > 0;) {
+        hidden_back<T, lanes>(segment.fc2[l], chunk.count, s.hidden[l], s.slope[l], s.grad, s.inner,
+                              gradients);
+        linear_weights<T, lanes>(segment.fc1[l], chunk.count, s.normed[l], s.inner, gradients);
+        linear_back<T, lanes>(segment.fc1[l], chunk.count, s.inner, nullptr, s.grad);
+        for (int64_t q = 0; q < chunk.count; ++q) {
+            normalise_back<T, lanes>(segment.fc1[l].inputs, s.normed[l][q], s.scale[l][q],
+                                     s.grad[q]);
+        }
+    }
+    if (segment.first) {
+        for (int64_t q = 0; q < chunk.count; ++q) {
+            for (int64_t tap = 0; tap < 4; ++tap) {
+                const T weight = chunk.weight[tap][q];
+                for (int64_t c = tap * C; c < (tap + 1) * C; ++c) {
+                    out[q * 4 * C + c] = weight * s.grad[q][c];
+                }
+            }
+        }
+        return;
+    }
+    hidden_back<T, lanes>(segment.proj2, chunk.count, s.mixed, s.mixed_slope, s.grad, s.inner,
+                          gradients);
+    linear_weights<T, lanes>(chunk.fold, chunk.count, s.state, s.inner, gradients);
+    linear_back<T, lanes>(chunk.fold, chunk.count, s.inner, s.grad.data, s.grad);
+    for (int64_t q = 0; q < chunk.count; ++q) {
+        __builtin_memcpy(out + q * C, s.grad[q], C * sizeof(T));
+    }
+}
+
+template <class T, int lanes>
+int64_t scratch(const QuerySegment<T>& segment) {
+    return Scratch<T, lanes>(segment, nullptr).elements;
+}
+
+template <class T, int lanes>
+constexpr SegmentKernels<T> kKernels = {lanes, scratch<T, lanes>, forward<T, lanes>,
+                                        backward<T, lanes>};
+
+}  // namespace
+
+extern const SegmentKernels<float> segment_float32 = kKernels<float, kVectorBytes / sizeof(float)>;
+extern const SegmentKernels<double> segment_float64 =
+    kKernels<double, kVectorBytes / sizeof(double)>;
+
+}  // namespace c2d::C2D_ISA
