@@ -20,6 +20,22 @@ from . import dispatch
 
 _TENSOR_KINDS = ("Tensor", "Tensor?", "Tensor[]")
 operators: dict[str, Operator] = {}
+_as_defined = False
+
+
+@contextmanager
+def counted_as_defined() -> Iterator[None]:
+    """Inside, each call is one node of its op, for torch's FLOP counter to meet its formula.
+
+    The reference, which else runs directly where no kernel does, may do less than its definition
+    says: it folds.
+    """
+    global _as_defined
+    previous, _as_defined = _as_defined, True
+    try:
+        yield
+    finally:
+        _as_defined = previous
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,8 @@ class Operator:
         if kernel is not None and kernel.backward is None and trains and not named:
             kernel = None  # it would be run for nothing: the backward runs the reference again
         traced = self.unrolls and dispatch.requested() != "reference"
-        if kernel is None and not (traced and torch.compiler.is_compiling()):
+        traced = traced and torch.compiler.is_compiling()
+        if kernel is None and not (traced or _as_defined):
             with dispatch.without_autocast(args[0].device):
                 return self.reference(*args)
         op = getattr(torch.ops.c2d, self.name).default
