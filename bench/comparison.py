@@ -12,7 +12,7 @@ from bench.correctness import PEER_SLACK, Outputs, Truth, WrongResult
 from bench.timing import race
 from bench.workloads import Workload
 
-SECONDS_A_ROW = {"quick": 0.6, "full": 4.0}
+SECONDS_A_ROW = {"quick": 0.6, "full": 1.2}
 
 
 @dataclass
@@ -22,18 +22,22 @@ class Ledger:
     rows: list[dict[str, object]] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)  # contender and subject -> reason
     refused: dict[str, str] = field(default_factory=dict)  # contender and workload -> reason
-    _latest: tuple[Workload, Truth] | None = None
+    _latest: tuple[Workload, Truth, Work] | None = None
 
-    def truth_of(self, workload: Workload) -> Truth:
-        """The float64 outputs and bounds; kept until the next workload asks for its own."""
+    def truth_of(self, workload: Workload) -> tuple[Truth, Work]:
+        """The float64 outputs and bounds, and what is to be done for them.
+
+        Kept until the next workload asks for its own.
+        """
         if self._latest is None or self._latest[0] is not workload:
             self._latest = None  # frees the old one first: full-size gradients are large
             exact, plain = workload.job(exact=True), workload.yardsticks()
             kept = [job.tensors[name] for job in plain for name in workload.never_half]
             with c2d_kernels.backend("reference"):
                 truth = Truth.of(exact.run, [job.run for job in plain], workload.dtype, kept)
-            self._latest = workload, truth
-        return self._latest[1]
+            work = Work(workload.flops(), workload.least_traffic(truth.outputs))
+            self._latest = workload, truth, work
+        return self._latest[1:]
 
 
 def compare(workload: Workload, contender: Contender, benchmark, ledger: Ledger) -> None:
@@ -53,12 +57,29 @@ def compare(workload: Workload, contender: Contender, benchmark, ledger: Ledger)
         raise
 
 
-def times_least_traffic(workload: Workload, milliseconds: float) -> float | None:
-    """The time over that of a copy of the least traffic, at this run's bandwidth."""
-    if not workload.traffic or workload.backward:
-        return None
-    scale = workload.dtype.itemsize / 4
-    return milliseconds / (1e3 * scale * workload.traffic / machine.copy_bandwidth())
+@dataclass(frozen=True)
+class Work:
+    """What a workload asks of the machine at least."""
+
+    flops: int
+    traffic: int | None
+
+    def achieved(self, milliseconds: float, dtype: str) -> dict[str, float | None]:
+        """Rates, and the share of the speed that this run's ceilings allow.
+
+        The least time is that of the products at the best product's speed, or of the traffic at a
+        copy's: whichever is longer.
+        """
+        seconds = milliseconds / 1e3
+        # torch's products in float16 on a CPU take minutes, and nobody wants float64's
+        product = machine.product_speed("bfloat16" if "16" in dtype else "float32")
+        least = self.flops / product
+        rates = {"GFLOP_s": self.flops / seconds / 1e9, "GB_s": None, "times_least_traffic": None}
+        if self.traffic is not None:
+            least = max(least, self.traffic / machine.copy_bandwidth())
+            rates["GB_s"] = self.traffic / seconds / 1e9
+            rates["times_least_traffic"] = seconds * machine.copy_bandwidth() / self.traffic
+        return rates | {"share": least / seconds}
 
 
 def first_line(error: Exception) -> str:
@@ -67,7 +88,7 @@ def first_line(error: Exception) -> str:
 
 
 def _compare(workload: Workload, contender: Contender, benchmark, ledger: Ledger, who: str) -> None:
-    truth = ledger.truth_of(workload)
+    truth, work = ledger.truth_of(workload)
     job, reference = workload.job(build=contender.build), workload.job()
 
     def call() -> Outputs:
@@ -85,7 +106,7 @@ def _compare(workload: Workload, contender: Contender, benchmark, ledger: Ledger
             return
         benchmark.group = f"{workload.subject} {workload.label}"
         start = time.perf_counter()
-        outputs = call()
+        peak, outputs = machine.peak_memory(call)
         first_call_seconds = time.perf_counter() - start  # a compiler's work included
         verdict = truth.check(outputs, who, slack)
         del outputs
@@ -99,7 +120,9 @@ def _compare(workload: Workload, contender: Contender, benchmark, ledger: Ledger
         "backend": contender.name,
         **pairs.summary(),
         "first_call_s": first_call_seconds,
-        "times_least_traffic": times_least_traffic(workload, pairs.summary()["median_ms"]),
+        # a compiler's own memory says nothing of what it made
+        "peak_MiB": None if contender.full_only or peak is None else peak / 2**20,
+        **work.achieved(pairs.summary()["median_ms"], workload.dtype_name),
         **asdict(verdict),
     }
     benchmark.extra_info.update(row)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import machine, summary
 from bench.comparison import Ledger, compare
 
 RESULTS = Path(__file__).parent / "results"
+PARTS = ("operators", "networks")
 LEDGER = pytest.StashKey[Ledger]()
 LOAD = pytest.StashKey["machine.Load | None"]()
 
@@ -34,6 +36,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=False,
         help="With --benchmark: write bench/results/<device>.json (<device>-quick.json).",
     )
+    for part in PARTS:
+        group.addoption(
+            f"--{part}",
+            action="store_true",
+            default=False,
+            help=f"Only bench/{part}; these options add up.",
+        )
+    group.addoption(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="Where to run (default: cpu)."
+    )
 
 
 def timed(config: pytest.Config) -> bool:
@@ -46,6 +58,10 @@ def size(config: pytest.Config) -> str:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "race(workloads, contenders): the rows a benchmark fills.")
+    device = config.getoption("--device", default="cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda needs a CUDA device, and torch sees none.")
+    machine.use(device)
     config.stash[LEDGER] = Ledger()
     config.stash[LOAD] = machine.Load.read()
     if not config.pluginmanager.hasplugin("benchmark"):
@@ -66,6 +82,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def results_file(config: pytest.Config) -> Path:
     suffix = "-quick" if size(config) == "quick" else ""
     return RESULTS / f"{machine.device_slug()}{suffix}.json"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    parts = [part for part in PARTS if config.getoption(f"--{part}", default=False)]
+    if not parts:
+        return
+    wanted = [
+        item for item in items if any(RESULTS.parent / part in item.path.parents for part in parts)
+    ]
+    config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
+    items[:] = wanted
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -115,7 +142,7 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict) -> No
     """Keep what a reader can use: statistics, our row, and what was refused or absent."""
     ledger = config.stash[LEDGER]
     output_json["machine_info"]["others_share"] = others_share(config)
-    output_json["machine_info"]["copy_GB_s"] = machine.copy_bandwidth() / 1e9
+    output_json["machine_info"] |= machine.ceilings()
     output_json |= {"size": size(config), "refused": ledger.refused, "absent": ledger.absent}
     for entry in output_json["benchmarks"]:
         for unreadable in ("params", "param", "options"):
@@ -135,7 +162,7 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config):
         return
     ledger = config.stash[LEDGER]
     terminalreporter.section("benchmarks")
-    here = machine.describe() | {"copy_GB_s": machine.copy_bandwidth() / 1e9}
+    here = machine.describe() | (machine.ceilings() if ledger.rows else {})
     for line in summary.lines(ledger, here, others_share(config)):
         terminalreporter.write_line(line)
     if config.getoption("--results") and ledger.rows:

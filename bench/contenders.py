@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bench import machine
 from bench.workloads import Function, Workload
 from c2d_kernels import dispatch
 
@@ -67,11 +68,28 @@ def kept_out_of_compilation(workload: Workload) -> str | None:
     return no_compiler(workload)
 
 
+def tuned(workload: Workload, tensors: dict[str, Tensor]) -> Function:
+    """torch.compile that times its kernels' variants first."""
+    torch._dynamo.reset()
+    return torch.compile(
+        workload.function, fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs"
+    )
+
+
+def kept_to_gpus(workload: Workload) -> str | None:
+    if machine.device().type != "cuda":
+        return "max-autotune chooses among GPU kernels; it runs with --device cuda only"
+    return kept_out_of_compilation(workload)
+
+
 REFERENCE = Contender("reference")
 AUTO = Contender("auto", backend="auto")
 COMPILED = Contender(
     "torch.compile", build=compiled, absent=kept_out_of_compilation, full_only=True, ours=False
 )
+
+TUNED = Contender("max-autotune", build=tuned, absent=kept_to_gpus, full_only=True, ours=False)
+COMPILERS = (COMPILED, TUNED)
 
 
 def kernels_of(operator: str) -> list[Contender]:

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import os
 import platform
 import re
 import resource
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+Result = TypeVar("Result")
+
 ROOT = Path(__file__).resolve().parent.parent
+_device = torch.device("cpu")
+
+
+def use(name: str) -> None:
+    """Run everything on this device from now on, "cpu" or "cuda"."""
+    global _device
+    _device = torch.device(name)
+
+
+def device() -> torch.device:
+    """Where the benchmarks run."""
+    return _device
 
 
 def processor_name() -> str:
@@ -37,7 +55,8 @@ def describe() -> dict[str, object]:
 
     affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     return {
-        "device": "cpu",
+        "device": _device.type,
+        **(_gpu() if _device.type == "cuda" else {}),
         "processor": processor_name(),
         "isa": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
@@ -47,25 +66,97 @@ def describe() -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "c2d_kernels": str(c2d_kernels.info()),
+        "date": now(),
+    }
+
+
+def _gpu() -> dict[str, object]:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        driver = answer.stdout.strip().splitlines()[0]
+    except (OSError, subprocess.TimeoutExpired, IndexError):
+        driver = "unknown"
+    triton = importlib.import_module("triton") if importlib.util.find_spec("triton") else None
+    return {
+        "gpu": torch.cuda.get_device_name(_device),
+        "driver": driver,
+        "cuda": torch.version.cuda,
+        "triton": triton.__version__ if triton else "not installed",
+    }
+
+
+def ceilings() -> dict[str, float]:
+    """What this machine reaches at its best here and now: rows are measured against these."""
+    return {
+        "copy_GB_s": copy_bandwidth() / 1e9,
+        **{
+            f"product_{name}_GFLOP_s": product_speed(name) / 1e9 for name in ("float32", "bfloat16")
+        },
     }
 
 
 @cache
 def copy_bandwidth() -> float:
     """Bytes a second that a copy reads and writes together: the median of nine, out of cache."""
-    source = torch.ones(32 * 2**20)
+    source = torch.ones(32 * 2**20, device=_device)
     target = torch.empty_like(source)
-    seconds = []
-    for _ in range(10):
-        start = time.perf_counter()
-        target.copy_(source)
-        seconds.append(time.perf_counter() - start)
+    seconds = [_seconds(lambda: target.copy_(source)) for _ in range(10)]
     return 2 * source.numel() * source.element_size() / sorted(seconds[1:])[4]
+
+
+@cache
+def product_speed(dtype: str) -> float:
+    """Operations a second of torch's matrix product, the quickest of three sizes, five runs."""
+    best = 0.0
+    for side in (512, 1024, 2048):
+        a = torch.ones(side, side, dtype=getattr(torch, dtype), device=_device)
+        seconds = min(_seconds(lambda a=a: a @ a) for _ in range(5))
+        best = max(best, 2 * side**3 / seconds)
+    return best
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    if _device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if _device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_memory(call: Callable[[], Result]) -> tuple[int | None, Result]:
+    """Bytes by which the process (on a GPU: torch's tensors) grew at most during the call.
+
+    Linux or CUDA; else None.
+    """
+    if _device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = call()
+        return torch.cuda.max_memory_allocated() - before, result
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _status("VmRSS")
+    except (OSError, AttributeError):
+        return None, call()
+    result = call()
+    return max(0, _status("VmHWM") - before), result
+
+
+def _status(field: str) -> int:
+    """A line of this process's status, in bytes."""
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)[1])
 
 
 def device_slug() -> str:
     """A file name for this machine's results, e.g. `amd-epyc-family-25-model-17-2-threads`."""
     name = f"{processor_name()} {torch.get_num_threads()} threads"
+    if _device.type == "cuda":
+        name = torch.cuda.get_device_name(_device)
     name = re.sub(r"\((?:R|TM|tm|r)\)|\bCPU\b|@.*?GHz", " ", name)
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 

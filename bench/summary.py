@@ -16,8 +16,12 @@ HEADINGS = (
     "median ms",
     "ratio",
     "quartiles",
-    "traffic",
+    "GFLOP/s",
+    "GB/s",
+    "share",
+    "peak MiB",
 )
+NUMBERS = 7  # of these columns, the last
 
 
 def lines(ledger: Ledger, machine: dict[str, object], others: float | None) -> list[str]:
@@ -38,11 +42,15 @@ def lines(ledger: Ledger, machine: dict[str, object], others: float | None) -> l
         "(above 1: faster);"
     )
     text.append("the reference's own ratio is a race against itself: its quartiles are the noise.")
-    if any(row.get("times_least_traffic") for row in ledger.rows):
+    if ledger.rows:
         text.append(
-            f"traffic: the time over that of a copy of the bytes that must be moved, at "
-            f"{machine['copy_GB_s']:.0f} GB/s (read and written together)."
+            "GFLOP/s: of the definition, whatever was spared; GB/s: every tensor read or written "
+            "once; share: of the speed that "
+            f"{machine['product_float32_GFLOP_s']:.0f} GFLOP/s (float32 products, bfloat16 "
+            f"{machine['product_bfloat16_GFLOP_s']:.0f}) and {machine['copy_GB_s']:.0f} GB/s "
+            "(a copy, read and written together), measured here, would allow;"
         )
+        text.append("peak: what the process grew by during one call.")
     if others is not None:
         warning = ": do not quote the milliseconds" if others > 0.1 else ""
         text.append(f"other processes used {others:.0%} of this machine during the run{warning}.")
@@ -57,11 +65,21 @@ def cells(row: dict[str, object]) -> tuple[str, ...]:
         str(row["dtype"]),
         "fwd+bwd" if row["direction"] != "forward" else "fwd",
         str(row["backend"]) + ("*" if beyond_the_rule(row) else ""),
-        f"{row['median_ms']:.3g}" if row["median_ms"] < 100 else f"{row['median_ms']:.0f}",
+        number(row["median_ms"]),
         f"{row['ratio']:.2f}x",
         f"{row['ratio_q1']:.2f}-{row['ratio_q3']:.2f}",
-        f"{row['times_least_traffic']:.1f}x" if row.get("times_least_traffic") else "",
+        number(row["GFLOP_s"]),
+        number(row["GB_s"]),
+        "" if row["share"] is None else f"{row['share']:.0%}",
+        number(row["peak_MiB"]),
     )
+
+
+def number(value: float | None) -> str:
+    """Three digits, or nothing."""
+    if value is None:
+        return ""
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def beyond_the_rule(row: dict[str, object]) -> bool:
@@ -70,11 +88,11 @@ def beyond_the_rule(row: dict[str, object]) -> bool:
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns padded to their widest cell; the last four, being numbers, to the right."""
+    """Columns padded to their widest cell; the last, being numbers, to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.rjust(width) if place >= len(row) - 4 else cell.ljust(width)
+            cell.rjust(width) if place >= len(row) - NUMBERS else cell.ljust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,8 +38,10 @@ def test_benchmark_times_and_ends_with_the_table(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     table = done.stdout[done.stdout.index("= benchmarks =") :]
     (row,) = [line for line in table.splitlines() if line.startswith("channel_correlation ")]
-    assert row.split()[-3].replace(".", "").isdigit()  # median ms
-    assert row.split()[-2].endswith("x")  # ratio
+    *_, backend, median, ratio, _, gflops, _, share, _ = re.split(r"\s{2,}", row)
+    assert backend == "reference"
+    assert float(median) > 0 and float(gflops) > 0
+    assert ratio.endswith("x") and share.endswith("%")
     run = json.loads(stored.read_text())
     assert run["machine_info"]["threads"] == torch.get_num_threads()
     assert run["machine_info"]["torch"] == torch.__version__
@@ -52,12 +55,27 @@ def test_benchmark_times_and_ends_with_the_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
-    [pytest.param(["--results"], "add --benchmark", id="results-without-times")],
+    [
+        pytest.param(["--results"], "add --benchmark", id="results-without-times"),
+        pytest.param(
+            ["--device", "cuda"],
+            "needs a CUDA device, and torch sees none",
+            id="no-gpu",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+    ],
 )
 def test_refusals(arguments: list[str], sentence: str) -> None:
     done = run_pytest("bench", *arguments, "--collect-only", "-q")
     assert done.returncode == 4
     assert sentence in done.stderr
+
+
+@pytest.mark.parametrize("part", ["operators", "networks"])
+def test_parts(part: str) -> None:
+    done = run_pytest("bench", f"--{part}", "--collect-only", "-q")
+    tests = [line for line in done.stdout.splitlines() if "::" in line]
+    assert tests and all(line.startswith(f"bench/{part}/") for line in tests)
 
 
 def test_summary_names_what_is_refused_absent_and_busy() -> None:

@@ -15,11 +15,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+
+from bench import machine
+
 Result = TypeVar("Result")
 
 WARM_UP_SECONDS = 0.05
 MOST_ROUNDS = 300
 FEWEST_ROUNDS = 5
+GPU_CACHE_BYTES = 64 * 2**20  # no GPU of today has a larger one
 FEWEST_LONG_ROUNDS = 3  # where one pair alone takes the whole budget
 
 
@@ -56,13 +61,27 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def clocked(call: Callable[[], object]) -> float:
-    """Seconds of one call. CPU operators are synchronous, so the host clock is right."""
+def clocked(call: Callable[[], Result]) -> tuple[float, Result]:
+    """Seconds of one call, and its result, which the caller frees when no clock runs.
+
+    On a CPU by the host's clock: its operators are synchronous. On a GPU by events around the call,
+    after a write that drives its inputs out of the second-level cache.
+    """
+    if machine.device().type == "cuda":
+        _flush_gpu_cache()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        result = call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3, result
     start = time.perf_counter()
     result = call()
-    seconds = time.perf_counter() - start
-    del result  # freed after the clock stopped, as pytest-benchmark does with the contender's
-    return seconds
+    return time.perf_counter() - start, result
+
+
+def _flush_gpu_cache() -> None:
+    torch.empty(2 * GPU_CACHE_BYTES, dtype=torch.int8, device="cuda").zero_()
 
 
 def race(
@@ -80,23 +99,34 @@ def race(
     fewest = FEWEST_ROUNDS if FEWEST_ROUNDS * pair < 2 * seconds else FEWEST_LONG_ROUNDS
     rounds = max(fewest, min(MOST_ROUNDS, int(seconds / pair)))
     reference_seconds: list[float] = []
+    events: list[float] = []
     latest: list[Result] = []
 
     def before_each_round() -> None:
         latest.clear()  # both run while no earlier output holds memory, or one would be favoured
-        reference_seconds.append(clocked(reference))
+        reference_seconds.append(clocked(reference)[0])
 
+    def on_gpu() -> None:
+        taken, result = clocked(call)
+        events.append(taken)
+        latest.append(result)
+
+    gpu = machine.device().type == "cuda"
     gc.collect()
     benchmark.pedantic(
-        lambda: latest.append(call()), setup=before_each_round, rounds=rounds, iterations=1
+        on_gpu if gpu else lambda: latest.append(call()),
+        setup=before_each_round,
+        rounds=rounds,
+        iterations=1,
     )
-    return Pairs(list(benchmark.stats.stats.data), reference_seconds), latest[0]
+    taken = events if gpu else list(benchmark.stats.stats.data)
+    return Pairs(taken, reference_seconds), latest[0]
 
 
 def warm_up(call: Callable[[], object], reference: Callable[[], object]) -> float:
     """Run pairs until the warm-up time is used, at least one; the shortest pair's seconds."""
     shortest, used = float("inf"), 0.0
     while used < WARM_UP_SECONDS:
-        pair = clocked(reference) + clocked(call)
+        pair = clocked(reference)[0] + clocked(call)[0]
         shortest, used = min(shortest, pair), used + pair
     return shortest

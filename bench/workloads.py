@@ -9,8 +9,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from bench import machine
 from bench.correctness import Outputs, WrongResult
+from c2d_kernels.operators import counted_as_defined
 
 SEED = 2503
 Size = Literal["quick", "full"]
@@ -52,7 +55,7 @@ class Job:
             return torch.ones_like(output)
         generator = torch.Generator().manual_seed(SEED + 1)
         value = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-        return value.to(self.half).to(output.dtype)
+        return value.to(self.half).to(output)
 
     @contextmanager
     def inputs_unchanged(self, who: str) -> Iterator[None]:
@@ -83,7 +86,7 @@ class Workload:
     constants: frozenset[str] = frozenset()  # tensors without a gradient, e.g. coordinates
     dtype: torch.dtype = torch.float32
     backward: bool = False
-    traffic: int = 0  # bytes that a forward in float32 must read and write at least; 0: not stated
+    traffic: int = 0  # bytes that a float32 forward moves at least; 0: its tensors, each once
     # what a peer needs to know of the shape: name -> (tensors, backward) -> function
     peers: Mapping[str, Callable[[dict[str, Tensor], bool], Function]] = field(default_factory=dict)
 
@@ -122,13 +125,29 @@ class Workload:
         generator = torch.Generator().manual_seed(SEED)
         tensors = {}
         for name, tensor in self.tensors(generator).items():
-            tensors[name] = self._as_timed(name, tensor, exact)
+            tensors[name] = self._as_timed(name, tensor, exact).to(machine.device())
         leaves = {}
         if self.backward:
             kept = (name for name in tensors if name not in self.constants)
             leaves = {name: tensors[name].requires_grad_() for name in kept}
         function = build(self, tensors) if build else self.function
         return Job(function, tensors, leaves, self.dtype)
+
+    def flops(self) -> int:
+        """Operations of the definition, by the operators' formulas; a backward counts twice."""
+        tensors = {name: tensor.to("meta") for name, tensor in self.job().tensors.items()}
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), counted_as_defined():
+            self.function(tensors)
+        return counter.get_total_flops() * (3 if self.backward else 1)
+
+    def least_traffic(self, outputs: Outputs) -> int | None:
+        """Bytes that a forward must move: every tensor read once, the output written once."""
+        if self.backward:
+            return None
+        if self.traffic:
+            return self.traffic * self.dtype.itemsize // 4
+        inputs = sum(x.nbytes for x in self.job().tensors.values())
+        return inputs + sum(x.numel() for x in outputs["output"]) * self.dtype.itemsize
 
     def _as_timed(self, name: str, tensor: Tensor, exact: bool) -> Tensor:
         if not tensor.is_floating_point():

@@ -16,11 +16,15 @@ from torch.nn import functional as F
 
 import c2d_kernels
 import c2d_models
-from bench import materialised
-from bench.contenders import AUTO, COMPILED, REFERENCE, peer, unless, without_package
+from bench import machine, materialised
+from bench.contenders import AUTO, COMPILERS, REFERENCE, peer, unless, without_package
+from bench.correctness import Outputs
 from bench.workloads import SEED, Function, Job, Size, Workload
 from c2d_models import hit
+from c2d_models.complexity import gmacs
 from c2d_models.mambairv2 import AttentiveStateSpace
+
+COMPILED_ON_CPU = ("swinir_l", "hiet_swinir")
 
 
 def kept_out_of_compilation(workload: NetworkWorkload) -> str | None:
@@ -28,12 +32,16 @@ def kept_out_of_compilation(workload: NetworkWorkload) -> str | None:
         return "torch.compile would unroll the scan's reference over all pixels"
     if workload.backward:
         return "torch.compile runs the networks forward only, to keep the full run short"
+    if machine.device().type == "cpu" and workload.network not in COMPILED_ON_CPU:
+        return f"on a CPU torch.compile runs {' and '.join(COMPILED_ON_CPU)} only: a minute each"
     return None
 
 
 def kept_out_of_onnx(workload: NetworkWorkload) -> str | None:
     if workload.backward:
         return "ONNX Runtime does not train"
+    if machine.device().type != "cpu":
+        return "ONNX Runtime runs here on a CPU only"
     if workload.scans:
         return "an export to ONNX would unroll the scan's reference over all pixels"
     if workload.out:
@@ -72,7 +80,7 @@ def with_the_map(workload: Bound, tensors: dict[str, Tensor]) -> Function:
 CONTENDERS = [
     REFERENCE,
     AUTO,  # what a user gets: every kernel that can run here
-    unless(COMPILED, kept_out_of_compilation),
+    *(unless(compiler, kept_out_of_compilation) for compiler in COMPILERS),
     replace(
         unless(
             unless(peer("ONNX Runtime", onnx_runtime), without_package("onnxruntime")),
@@ -99,10 +107,11 @@ class NetworkWorkload(Workload):
     ) -> Job:
         """A fresh network with the same weights and inputs at each call (see Workload.job)."""
         generator = torch.Generator().manual_seed(SEED)
-        tensors = {name: t.to(self.dtype) for name, t in self.tensors(generator).items()}
-        net = with_weights_in_use(
-            c2d_models.create(self.network, None if self.out else 4), generator
-        )
+        tensors = {
+            name: t.to(machine.device(), self.dtype) for name, t in self.tensors(generator).items()
+        }
+        net = c2d_models.create(self.network, None if self.out else 4)
+        net = with_weights_in_use(net, generator).to(machine.device())
         net = without_kinks(net).train() if self.backward else net.prepare()
         if exact:
             net, tensors = net.double(), {name: t.double() for name, t in tensors.items()}
@@ -117,6 +126,17 @@ class NetworkWorkload(Workload):
             random=self.backward,  # HiET rolls its position encoding in training
         )
 
+    def flops(self) -> int:
+        """Of one picture by the networks' own count, times the pictures; a backward twice."""
+        batch, _, height, width = self.job().tensors["image"].shape
+        net = c2d_models.create(self.network, None if self.out else 4)
+        size = self.out or (4 * height, 4 * width)
+        of_one = gmacs(net, *size, scale=size[0] / height)
+        return int(2e9 * of_one) * batch * (3 if self.backward else 1)
+
+    def least_traffic(self, outputs: Outputs) -> None:
+        """Not stated: what a network must move depends on how it is cut up."""
+
     def yardsticks(self) -> list[Job]:
         """For gradients also on images that differ by one ulp here and there.
 
@@ -127,7 +147,7 @@ class NetworkWorkload(Workload):
         for number in range(3 if self.backward else 0):
             job, generator = self.job(), torch.Generator().manual_seed(number)
             image = job.tensors["image"]
-            ulps = torch.randint(-1, 2, image.shape, generator=generator)
+            ulps = torch.randint(-1, 2, image.shape, generator=generator).to(image.device)
             job.tensors["image"] = image * (1 + ulps * torch.finfo(image.dtype).eps)
             jobs.append(job)
         return jobs

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import c2d_kernels
-from bench.contenders import COMPILED, REFERENCE, Contender, kernels_of
+from bench.contenders import COMPILERS, REFERENCE, Contender, kernels_of
 from bench.workloads import Workload, table
 
 # HIIF-L: three levels, width 64, four heads, one attention.
@@ -100,7 +100,7 @@ def points(batch: int, side: int, queries: int, width: int = 64) -> dict[str, ob
         *table("coordinate_query", WHOLE_X4, grid, (torch.float32,), ("forward",)),
         *table("coordinate_query", POINTS, points, directions=("forward+backward",)),
     ],
-    contenders=[REFERENCE, *kernels_of("coordinate_query"), COMPILED],
+    contenders=[REFERENCE, *kernels_of("coordinate_query"), *COMPILERS],
 )
 def test_coordinate_query(workload: Workload, contender: Contender, fill_row) -> None:
     fill_row(workload, contender)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 import c2d_kernels
+from bench import machine
 from bench.contenders import (
-    COMPILED,
+    COMPILERS,
     REFERENCE,
     Contender,
     kernels_of,
@@ -84,14 +85,17 @@ def too_long_to_unroll(workload: Workload) -> str | None:
     return None
 
 
+def not_on_a_gpu(workload: Workload) -> str | None:
+    if machine.device().type != "cuda":
+        return "mamba_ssm's kernel runs on CUDA tensors only"
+    return None
+
+
 CONTENDERS: list[Contender] = [
     REFERENCE,
     *kernels_of("selective_scan"),
-    unless(COMPILED, too_long_to_unroll),
-    unless(
-        peer("mamba_ssm", mamba_ssm, without_package("mamba_ssm")),
-        lambda workload: "mamba_ssm's kernel runs on CUDA tensors only",
-    ),
+    *(unless(compiler, too_long_to_unroll) for compiler in COMPILERS),
+    unless(peer("mamba_ssm", mamba_ssm, without_package("mamba_ssm")), not_on_a_gpu),
 ]
 
 

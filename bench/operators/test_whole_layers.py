@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import c2d_kernels
-from bench.contenders import COMPILED, REFERENCE, Contender, kernels_of
+from bench.contenders import COMPILERS, REFERENCE, Contender, kernels_of
 from bench.workloads import Workload, table
 
 CHANNELS, HIDDEN, LOCAL = 60, 120, 12  # of the light networks; LOCAL in HiT's feature extraction
@@ -75,7 +75,7 @@ def race(operator: str, make: Callable[..., dict[str, object]]):
     """Forward only: where gradients are wanted these layers are composed of other operators."""
     return pytest.mark.race(
         workloads=table(operator, SIZES, make, directions=("forward",)),
-        contenders=[REFERENCE, *kernels_of(operator), COMPILED],
+        contenders=[REFERENCE, *kernels_of(operator), *COMPILERS],
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import c2d_kernels
 from bench import materialised
-from bench.contenders import COMPILED, REFERENCE, Contender, kernels_of, peer
+from bench.contenders import COMPILERS, REFERENCE, Contender, kernels_of, peer
 from bench.workloads import Workload, table
 
 # HiET-SwinIR: q and v of 30 channels, windows 64, 32 and 8; 320x180 is not a multiple of 64.
@@ -89,7 +89,7 @@ def normal(generator: torch.Generator, *shape: int) -> Tensor:
 
 @pytest.mark.race(
     workloads=table("channel_correlation", CHANNEL, channel_correlation),
-    contenders=[REFERENCE, *kernels_of("channel_correlation"), COMPILED],
+    contenders=[REFERENCE, *kernels_of("channel_correlation"), *COMPILERS],
 )
 def test_channel_correlation(workload: Workload, contender: Contender, fill_row) -> None:
     fill_row(workload, contender)
@@ -101,7 +101,7 @@ def test_channel_correlation(workload: Workload, contender: Contender, fill_row)
         REFERENCE,
         *kernels_of("spatial_correlation"),
         peer("materialised", absent=in_half),
-        COMPILED,
+        *COMPILERS,
     ],
 )
 def test_spatial_correlation(workload: Workload, contender: Contender, fill_row) -> None:

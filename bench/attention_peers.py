@@ -1,0 +1,106 @@
+"""Window attention by torch's own attention functions, around them roll, partition and merge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+from torch.nn.attention import flex_attention as flex
+
+from bench.materialised import relative_index
+from bench.workloads import Function
+
+
+def sdpa(
+    tensors: dict[str, Tensor], backward: bool, window_size: int, num_heads: int, shift: int
+) -> Function:
+    """F.scaled_dot_product_attention with a dense bias + mask.
+
+    The mask is made here, before the clock starts, and the bias too unless it has a gradient.
+    """
+    qkv = tensors["qkv"]
+    index = relative_index(window_size).to(qkv.device)
+    mask = None
+    if shift:
+        region = regions(qkv, window_size, shift)
+        apart = region[:, None, :, None] != region[:, None, None, :]
+        mask = torch.where(apart, -100.0, 0.0).to(qkv.dtype)
+
+    def dense(bias_table: Tensor) -> Tensor:
+        bias = rearrange(bias_table[index], "query key head -> 1 head query key").to(qkv.dtype)
+        return bias if mask is None else bias + mask
+
+    ready = None if backward else dense(tensors["bias_table"])
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor) -> Tensor:
+        bias = dense(bias_table) if ready is None else ready
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+    return in_windows(attend, window_size, num_heads, shift)
+
+
+def flex_attention(
+    tensors: dict[str, Tensor], window_size: int, num_heads: int, shift: int
+) -> Function:
+    """FlexAttention, which looks bias and region up as it goes; compiled for the shape."""
+    index = relative_index(window_size).to(tensors["qkv"].device)
+    region = regions(tensors["qkv"], window_size, shift) if shift else None
+    torch._dynamo.reset()
+    compiled = torch.compile(flex.flex_attention, dynamic=False, fullgraph=True)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor) -> Tensor:
+        def score(value, window, head, query, key):
+            value = value + bias_table[index[query, key], head]
+            if region is None:
+                return value
+            return torch.where(region[window, query] == region[window, key], value, value - 100.0)
+
+        q, k, v = (x.contiguous() for x in (q, k, v))
+        return compiled(q, k, v, score_mod=score)
+
+    return in_windows(attend, window_size, num_heads, shift)
+
+
+def in_windows(
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    window_size: int,
+    num_heads: int,
+    shift: int,
+) -> Function:
+    """From qkv (1, H, W, 3C) to `attend`'s q, k, v (windows, heads, tokens, head_dim), and back."""
+
+    def attention(tensors: dict[str, Tensor]) -> Tensor:
+        qkv = tensors["qkv"]
+        rows = qkv.shape[1] // window_size
+        if shift:
+            qkv = torch.roll(qkv, (-shift, -shift), (1, 2))
+        q, k, v = rearrange(
+            qkv,
+            "1 (wy y) (wx x) (three head d) -> three (wy wx) head (y x) d",
+            three=3,
+            head=num_heads,
+            y=window_size,
+            x=window_size,
+        )
+        out = attend(q, k, v, tensors["bias_table"])
+        out = rearrange(
+            out,
+            "(wy wx) head (y x) d -> 1 (wy y) (wx x) (head d)",
+            wy=rows,
+            y=window_size,
+        )
+        return torch.roll(out, (shift, shift), (1, 2)) if shift else out
+
+    return attention
+
+
+def regions(qkv: Tensor, window: int, shift: int) -> Tensor:
+    """(windows, w*w): tokens of a rolled window attend within their region only."""
+    region = torch.zeros(qkv.shape[1:3], dtype=torch.int32, device=qkv.device)
+    bands = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
+    for number, (rows, columns) in enumerate((r, c) for r in bands for c in bands):
+        region[rows, columns] = number
+    return rearrange(region, "(wy y) (wx x) -> (wy wx) (y x)", y=window, x=window).contiguous()
