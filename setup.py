@@ -58,7 +58,8 @@ if platform.machine() in ("x86_64", "AMD64"):
     ISAS["avx512"] = [
         *("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
         "-mprefer-vector-width=512",
-    ]
+    ]  # Only for files named *bf16_cpu.cpp, and only if the compiler knows the flag.
+    ISAS["avx512bf16"] = [*ISAS["avx512"], "-mavx512bf16"]
 
 # One architecture for each binary-compatible family that shared memory or tensor cores tell apart;
 # the PTX of the last one runs on GPUs to come.
@@ -85,6 +86,12 @@ def find_compiler() -> list[str] | None:
         return command
     found = next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     return [found] if found else None
+
+
+def compiles(compiler: list[str], flags: list[str]) -> bool:
+    """Whether the compiler knows these flags."""
+    command = [*compiler, *flags, "-x", "c++", "-fsyntax-only", os.devnull]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def find_torch() -> Path:
@@ -185,16 +192,23 @@ def make_plan() -> Plan:
         command = [*command, "-MD", "-MF", str(depfile), "-c", str(source), "-o", str(output)]
         steps.append(Step(output, [source], command, depfile))
 
-    with_cuda = ["-DC2D_WITH_CUDA"] if nvcc else []
+    host_flags = [TARGET, *(["-DC2D_WITH_CUDA"] if nvcc else [])]
+    isas = dict(ISAS)
+    bf16_flags = isas.pop("avx512bf16", None)
+    bf16_isas = {}
+    if bf16_flags is not None and compiles(compiler, bf16_flags):
+        bf16_isas["avx512bf16"] = bf16_flags
+        host_flags.append("-DC2D_WITH_AVX512BF16")
     for source in sorted(path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.cpp")):
         if source.name == "oracle.cpp":  # belongs to the tests
             continue
         if source.name.endswith("cpu.cpp"):
-            for isa, flags in ISAS.items():
+            suitable = bf16_isas if source.name.endswith("bf16_cpu.cpp") else isas
+            for isa, flags in suitable.items():
                 isa_flags = [*flags, f"-DC2D_ISA={isa}", "-ffp-contract=fast"]
                 compile_step(source, [*compiler, *CXX_FLAGS, *isa_flags], f".{isa}")
         else:
-            compile_step(source, [*compiler, *CXX_FLAGS, TARGET, *with_cuda, *includes])
+            compile_step(source, [*compiler, *CXX_FLAGS, *host_flags, *includes])
 
     # libtorch stays needed though no symbol may be taken from it: the CUDA kernels' weak symbols
     # are found through it where torch has CUDA. --no-undefined: a symbol that is neither torch's

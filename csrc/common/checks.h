@@ -42,13 +42,19 @@ inline Tensor dense_channels(const Tensor& tensor) {
                                                               : torch::stable::contiguous(tensor);
 }
 
+// Refuses what is not a dense CPU matrix of these sizes in this type.
+inline void check_matrix(const Tensor& matrix, const char* name, ScalarType type, int64_t rows,
+                         int64_t columns) {
+    STD_TORCH_CHECK(
+        matrix.is_cpu() && matrix.dim() == 2 && matrix.scalar_type() == type &&
+            matrix.is_contiguous() && matrix.size(0) == rows && matrix.size(1) == columns,
+        name, " must be a dense (", rows, ", ", columns, ") in the type that goes with x.");
+}
+
 // Refuses what is not a dense matrix of these sizes in the type of x.
 inline void check_matrix(const Tensor& matrix, const char* name, const Tensor& x, int64_t rows,
                          int64_t columns) {
-    check_floating_cpu(matrix, name, 2);
-    STD_TORCH_CHECK(matrix.scalar_type() == x.scalar_type() && matrix.is_contiguous() &&
-                        matrix.size(0) == rows && matrix.size(1) == columns,
-                    name, " must be a dense (", rows, ", ", columns, ") in the type of x.");
+    check_matrix(matrix, name, x.scalar_type(), rows, columns);
 }
 
 }  // namespace c2d

@@ -11,10 +11,23 @@
 namespace c2d::C2D_ISA {
 namespace {
 
+// How a map's numbers are read as T and written: as they are. pairs.h has another for bfloat16.
+template <class Map, class T, int lanes>
+struct Access {
+    static inline Vector<T, lanes> load(const T* from) {
+        return c2d::C2D_ISA::load<T, lanes>(from);
+    }
+    static inline void store(T* to, Vector<T, lanes> vector) {
+        c2d::C2D_ISA::store<T, lanes>(to, vector);
+    }
+    static inline T number(T value) { return value; }
+    static inline T rounded(T value) { return value; }
+};
+
 // Squares of lanes x lanes numbers, from rows of channels to rows of tokens or back; what is left
 // over at the last tokens, or if there are fewer channels than lanes, number by number.
-template <class T, int lanes>
-inline void turn_in(int64_t tokens, int64_t channels, const T* from, const int64_t* token,
+template <class T, int lanes, class Map>
+inline void turn_in(int64_t tokens, int64_t channels, const Map* from, const int64_t* token,
                     int64_t length, T* to) {
     int64_t n = 0;
     for (; channels >= lanes && n + lanes <= tokens; n += lanes) {
@@ -23,7 +36,7 @@ inline void turn_in(int64_t tokens, int64_t channels, const T* from, const int64
             Vector<T, lanes> square[lanes];
 #pragma GCC unroll 16
             for (int i = 0; i < lanes; ++i) {
-                square[i] = load<T, lanes>(from + token[n + i] + at);
+                square[i] = Access<Map, T, lanes>::load(from + token[n + i] + at);
             }
             transpose<T, lanes>(square);
 #pragma GCC unroll 16
@@ -34,14 +47,15 @@ inline void turn_in(int64_t tokens, int64_t channels, const T* from, const int64
     }
     for (; n < length; ++n) {
         for (int64_t c = 0; c < channels; ++c) {
-            to[c * length + n] = n < tokens ? from[token[n] + c] : T(0);
+            to[c * length + n] =
+                n < tokens ? Access<Map, T, lanes>::number(from[token[n] + c]) : T(0);
         }
     }
 }
 
-template <class T, int lanes>
+template <class T, int lanes, class Map>
 inline void turn_out(int64_t tokens, int64_t channels, const T* from, int64_t length,
-                     const int64_t* token, T* to) {
+                     const int64_t* token, Map* to) {
     int64_t n = 0;
     for (; channels >= lanes && n + lanes <= tokens; n += lanes) {
         for (int64_t c = 0; c < channels; c += lanes) {
@@ -54,13 +68,13 @@ inline void turn_out(int64_t tokens, int64_t channels, const T* from, int64_t le
             transpose<T, lanes>(square);
 #pragma GCC unroll 16
             for (int i = 0; i < lanes; ++i) {
-                store<T, lanes>(to + token[n + i] + at, square[i]);
+                Access<Map, T, lanes>::store(to + token[n + i] + at, square[i]);
             }
         }
     }
     for (; n < tokens; ++n) {
         for (int64_t c = 0; c < channels; ++c) {
-            to[token[n] + c] = from[c * length + n];
+            to[token[n] + c] = Access<Map, T, lanes>::rounded(from[c * length + n]);
         }
     }
 }
