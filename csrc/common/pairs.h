@@ -36,23 +36,6 @@ inline __attribute__((always_inline)) Halves halves_of(Floats x) {
     return Halves(_mm512_cvtneps_pbh(__m512(x)));
 }
 
-template <>
-struct Access<Bfloat16, float, kLanes> {
-    static inline Floats load(const Bfloat16* from) {
-        const Halves halves = c2d::C2D_ISA::load<uint16_t, kLanes>(&from->bits);
-        return Floats(__builtin_convertvector(halves, Pairs) << 16);
-    }
-    static inline void store(Bfloat16* to, Floats vector) {
-        c2d::C2D_ISA::store<uint16_t, kLanes>(&to->bits, halves_of(vector));
-    }
-    static inline float number(Bfloat16 value) {
-        return Floats(Pairs{} + (Pair(value.bits) << 16))[0];
-    }
-    static inline Bfloat16 rounded(float value) {
-        return {halves_of(Floats{} + value)[0]};
-    }
-};
-
 // Lane by lane the pair of two numbers.
 inline __attribute__((always_inline)) Pairs paired(Floats first, Floats second) {
     const __m512i both = __m512i(_mm512_cvtne2ps_pbh(__m512(second), __m512(first)));
@@ -97,6 +80,47 @@ inline void pair_with_ones(int64_t rows, int64_t length, const float* from, Pair
     }
 }
 
+// Numbers as they are, for pair_all and pair_with_ones.
+constexpr auto unchanged = [](int64_t) { return [](Floats v) { return v; }; };
+
+// Tokens of a map turned round, as turn_in does it, two channels at a time where C is even; `pairs`
+// is scratch memory for that.
+inline void turn_map_in(int64_t tokens, int64_t channels, const Bfloat16* from,
+                        const int64_t* token, int64_t length, Pair* pairs, float* to) {
+    if (channels % 2 == 0) {
+        turn_in<Pair, kLanes>(tokens, channels / 2, from, token, length, pairs);
+        for (int64_t c = 0; c < channels; c += 2, pairs += length, to += 2 * length) {
+            for (int64_t n = 0; n < length; n += kLanes) {
+                const Pairs both = load<Pair, kLanes>(pairs + n);
+                store<float, kLanes>(to + n, Floats(both << 16));
+                store<float, kLanes>(to + length + n, Floats(both >> 16 << 16));
+            }
+        }
+        return;
+    }
+    for (int64_t n = 0; n < length; ++n) {
+        for (int64_t c = 0; c < channels; ++c) {
+            const Pair bits = n < tokens ? Pair(from[token[n] + c].bits) << 16 : 0;
+            to[c * length + n] = Floats(Pairs{} + bits)[0];
+        }
+    }
+}
+
+// The other way.
+inline void turn_map_out(int64_t tokens, int64_t channels, const float* from, int64_t length,
+                         Pair* pairs, const int64_t* token, Bfloat16* to) {
+    if (channels % 2 == 0) {
+        pair_all(channels, length, from, 0.0f, pairs, unchanged);
+        turn_out<Pair, kLanes>(tokens, channels / 2, pairs, length, token, to);
+        return;
+    }
+    for (int64_t n = 0; n < tokens; ++n) {
+        for (int64_t c = 0; c < channels; ++c) {
+            to[token[n] + c].bits = halves_of(Floats{} + from[c * length + n])[0];
+        }
+    }
+}
+
 // LN(x) without an affine part.
 inline void normalise_pairs(int64_t channels, int64_t length, float eps, const float* x, Pair* to) {
     pair_with_ones(channels, length, x, to, [=](int64_t n) {
@@ -105,8 +129,8 @@ inline void normalise_pairs(int64_t channels, int64_t length, float eps, const f
     });
 }
 
-// GELU(x) = x (1/2 + x P(x^2)), fitted to an error of 1.9e-4, much below the rounding of what
-// matters beside it; from |x| = 4 on 1/2 is the end of P, exactly, and the result is x or 0.
+// GELU(x) = x (1/2 + x P(x^2)), fitted to an error of 1.9e-4, below the rounding of what matters
+// beside it. At 4, where x stays for P, x P is 1/2 to 1.2e-7, so that it ends as x or 0.
 inline __attribute__((always_inline)) Floats short_gelu(Floats x) {
     constexpr float kP[7] = {0.3978702663f,     -0.06455441183f,  0.00876369073f,
                              -0.0008121874087f, 4.776387924e-05f, -1.588826735e-06f,
@@ -122,15 +146,15 @@ inline __attribute__((always_inline)) Floats short_gelu(Floats x) {
     return x * (near * p + 0.5f);
 }
 
-// 2^x, as exp2_of in vector_math.h with a shorter polynomial: relative error 1.0e-4, exact at 0.
+// 2^x = 2^floor(x) 2^r, the second by a cubic through 1 at r = 0: relative error 8.6e-5. scalef
+// rounds its exponent down by itself.
 inline __attribute__((always_inline)) Floats short_exp2(Floats x) {
     constexpr __mmask16 all = 0xffff;
-    const Floats r = Floats(_mm512_maskz_reduce_ps(all, __m512(x), 0));
-    const Floats n = Floats(_mm512_maskz_roundscale_ps(all, __m512(x), 0));
-    Floats p = r * 0.05500892966f + 0.242210972f;
-    p = p * r + 0.6932829288f;
+    const Floats r = Floats(_mm512_maskz_reduce_ps(all, __m512(x), _MM_FROUND_TO_NEG_INF));
+    Floats p = r * 0.07706705f + 0.22764498f;
+    p = p * r + 0.69511679f;
     p = p * r + 1.0f;
-    return Floats(_mm512_maskz_scalef_ps(all, __m512(p), __m512(n)));
+    return Floats(_mm512_maskz_scalef_ps(all, __m512(p), __m512(x)));
 }
 
 // out = weight (rows, pairs) times b (pairs, length), added to what is there if `add`.

@@ -8,8 +8,8 @@
 // map is read and written as bfloat16. Powers of two take the place of exponentials, their factor
 // log2(e) folded into q and the relative bias; they and the GELU are as short as bfloat16 allows.
 //
-// What was predicted for 184 x 320 x 60 (the sizes in cpu.cpp): 9 ms, from products in half of their
-// 9 ms and shorter powers and GELU.
+// What was predicted for 184 x 320 x 60 (the sizes in cpu.cpp): 9 ms, from products in half of
+// their 9 ms and shorter powers and GELU.
 #include "../common/pairs.h"
 #include "window_layer.h"
 
@@ -46,12 +46,6 @@ struct Scratch {
         cut(hidden, weight_pairs(sizes.hidden) * length);
     }
 };
-
-struct Unchanged {
-    Floats operator()(Floats v) const { return v; }
-};
-
-constexpr auto unchanged = [](int64_t) { return Unchanged(); };
 
 // v in bfloat16 row by row; a key that is there no more, but in the last pair, is zero.
 inline void round_values(const LayerSizes<float>& sizes, const float* from, const Scratch& s) {
@@ -155,7 +149,7 @@ void run(const LayerSizes<float>& sizes, const LayerWeights<float, Pair>& weight
     const Scratch s(sizes, scratch);
     const int64_t C = sizes.channels, hidden = sizes.hidden, length = s.length;
     const int64_t head_dim = C / sizes.heads;
-    turn_in<float, kLanes>(sizes.tokens, C, window.x, window.x_token, length, s.x);
+    turn_map_in(sizes.tokens, C, window.x, window.x_token, length, s.input, s.x);
     normalise_pairs(C, length, sizes.eps, s.x, s.input);
     multiply_pairs(3 * C, weight_pairs(C), length, weights.qkv, s.input, false, s.wide);
     for (int64_t head = 0; head < sizes.heads; ++head) {
@@ -172,7 +166,7 @@ void run(const LayerSizes<float>& sizes, const LayerWeights<float, Pair>& weight
     multiply_pairs(hidden, weight_pairs(C), length, weights.first, s.input, false, s.wide);
     pair_with_ones(hidden, length, s.wide, s.hidden, [](int64_t) { return short_gelu; });
     multiply_pairs(C, weight_pairs(hidden), length, weights.second, s.hidden, true, s.x);
-    turn_out<float, kLanes>(sizes.tokens, C, s.x, length, window.out_token, window.out);
+    turn_map_out(sizes.tokens, C, s.x, length, s.input, window.out_token, window.out);
 }
 
 int64_t scratch(const LayerSizes<float>& sizes) { return Scratch(sizes, nullptr).elements; }
