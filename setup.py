@@ -53,13 +53,14 @@ TARGET = f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}00
 # Instruction sets a cpu.cpp or *_cpu.cpp is compiled for, each into its own namespace; chosen at
 # run time.
 ISAS = {"baseline": []}
+BF16_ISAS = {}  # those of a *bf16_cpu.cpp, as far as the compiler knows them
 if platform.machine() in ("x86_64", "AMD64"):
     ISAS["avx2"] = ["-mavx2", "-mfma"]
     ISAS["avx512"] = [
         *("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
         "-mprefer-vector-width=512",
-    ]  # Only for files named *bf16_cpu.cpp, and only if the compiler knows the flag.
-    ISAS["avx512bf16"] = [*ISAS["avx512"], "-mavx512bf16"]
+    ]
+    BF16_ISAS["avx512bf16"] = [*ISAS["avx512"], "-mavx512bf16"]
 
 # One architecture for each binary-compatible family that shared memory or tensor cores tell apart;
 # the PTX of the last one runs on GPUs to come.
@@ -193,18 +194,14 @@ def make_plan() -> Plan:
         steps.append(Step(output, [source], command, depfile))
 
     host_flags = [TARGET, *(["-DC2D_WITH_CUDA"] if nvcc else [])]
-    isas = dict(ISAS)
-    bf16_flags = isas.pop("avx512bf16", None)
-    bf16_isas = {}
-    if bf16_flags is not None and compiles(compiler, bf16_flags):
-        bf16_isas["avx512bf16"] = bf16_flags
-        host_flags.append("-DC2D_WITH_AVX512BF16")
+    bf16_isas = {isa: flags for isa, flags in BF16_ISAS.items() if compiles(compiler, flags)}
+    host_flags += [f"-DC2D_WITH_{isa.upper()}" for isa in bf16_isas]
     for source in sorted(path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.cpp")):
         if source.name == "oracle.cpp":  # belongs to the tests
             continue
         if source.name.endswith("cpu.cpp"):
-            suitable = bf16_isas if source.name.endswith("bf16_cpu.cpp") else isas
-            for isa, flags in suitable.items():
+            isas = bf16_isas if source.name.endswith("bf16_cpu.cpp") else ISAS
+            for isa, flags in isas.items():
                 isa_flags = [*flags, f"-DC2D_ISA={isa}", "-ffp-contract=fast"]
                 compile_step(source, [*compiler, *CXX_FLAGS, *isa_flags], f".{isa}")
         else:
