@@ -57,6 +57,11 @@ def bias_column(weight: Tensor, bias: Tensor) -> Tensor:
     return torch.cat([weight, bias[:, None]], dim=1)
 
 
+def multiplies_bfloat16(x: Tensor) -> bool:
+    """Whether kernels that can multiply bfloat16 do so for features x; else they take float32."""
+    return bfloat16 and x.dtype == torch.bfloat16
+
+
 def bfloat16_columns(matrix: Tensor) -> Tensor:
     """bias_column's matrix for products of bfloat16, which takes its columns in pairs.
 

@@ -31,19 +31,19 @@ def _forward(
     attention = native.column_after_norm(qkv, qkv_bias, norm1, norm1_bias)
     attention[:channels] *= (channels // num_heads) ** -0.5
     table = bias_table.to(compute)
-    in_bfloat16 = native.bfloat16 and x.dtype == torch.bfloat16
-    if in_bfloat16:  # its softmax takes powers of two
-        attention[:channels] *= LOG2_E
-        table = table * LOG2_E
-    matrices = (
+    matrices = [
         attention,
         native.bias_column(proj, proj_bias),
         native.column_after_norm(fc1, fc1_bias, norm2, norm2_bias),
         native.bias_column(fc2, fc2_bias),
-    )
+    ]
+    if native.multiplies_bfloat16(x):
+        attention[:channels] *= LOG2_E  # its softmax takes powers of two
+        table = table * LOG2_E
+        compute, matrices = x.dtype, map(native.bfloat16_columns, matrices)
     out = torch.ops.c2d_native.window_layer.default(
-        x if in_bfloat16 else x.to(compute),
-        *(map(native.bfloat16_columns, matrices) if in_bfloat16 else matrices),
+        x.to(compute),
+        *matrices,
         table.contiguous(),
         window_size,
         num_heads,

@@ -33,4 +33,13 @@ const char* isas_compiled();
 #define C2D_FOR_ISA(table) (::c2d::baseline::table)
 #endif
 
+// The address of a kernel table for products of bfloat16, null where this library or the machine
+// has none.
+#if defined(C2D_WITH_AVX512BF16)
+#define C2D_FOR_BF16(table) \
+    (::c2d::isa_in_use() == ::c2d::Isa::avx512bf16 ? &::c2d::avx512bf16::table : nullptr)
+#else
+#define C2D_FOR_BF16(table) (decltype (&::c2d::avx512bf16::table)(nullptr))
+#endif
+
 }  // namespace c2d

@@ -13,10 +13,10 @@
 //
 // One thread, 920 windows in cache, 14.9 ms: qkv 2.7, proj 1.0, fc1 1.8 and fc2 1.8, all within 8%
 // of two instructions a cycle; q k^T 1.7, twice what its products need, for it has 5 pairs of
-// channels between reading the bias and writing the scores; softmax 1.4, attention times v 0.9, GELU
-// 0.8, norms 0.4, pairs of q, k, v 0.4, reading the map 0.9 and writing it 0.4 (in cache 0.15 and
-// 0.18). Asking for the next window's tokens early gained 3%, in six parts between the heads, and
-// nothing at once: left out.
+// channels between reading the bias and writing the scores; softmax 1.4, attention times v 0.9,
+// GELU 0.8, norms 0.4, pairs of q, k, v 0.4, reading the map 0.9 and writing it 0.4 (in cache 0.15
+// and 0.18). Asking for the next window's tokens early gained 3%, in six parts between the heads,
+// and nothing at once: left out.
 #include "../common/pairs.h"
 #include "window_layer.h"
 

@@ -16,11 +16,6 @@
 namespace c2d {
 namespace {
 
-template <class Number>
-const Number* numbers(const Tensor& tensor) {
-    return static_cast<const Number*>(tensor.const_data_ptr());
-}
-
 template <class T, class Weight, class Map>
 void run(const LayerKernels<T, Weight, Map>& kernel, const WindowGrid& grid, double eps,
          const Tensor& x, const Tensor& qkv, const Tensor& proj, const Tensor& first,
@@ -66,11 +61,8 @@ Tensor window_layer(const Tensor& x, const Tensor& qkv, const Tensor& proj, cons
                     const Tensor& second, const Tensor& bias_table, int64_t window_size,
                     int64_t num_heads, int64_t shift, double eps) {
     const bool bfloat16 = x.scalar_type() == ScalarType::BFloat16;
-    if (!bfloat16) {
-        check_floating_cpu(x, "x", 4);
-    }
-    STD_TORCH_CHECK(x.is_cpu() && x.dim() == 4 && first.dim() == 2,
-                    "x must be a CPU tensor of 4 dimensions and first a matrix.");
+    check_floating_cpu(x, "x", 4, true);
+    check_floating_cpu(first, "first", 2, true);
     STD_TORCH_CHECK(window_size > 0 && num_heads > 0,
                     "window_size and num_heads must be positive.");
     STD_TORCH_CHECK(0 <= shift && shift < window_size, "shift must be from 0 to window_size - 1.");
@@ -79,13 +71,10 @@ Tensor window_layer(const Tensor& x, const Tensor& qkv, const Tensor& proj, cons
     const int64_t C = x.size(3), hidden = first.size(0);
     STD_TORCH_CHECK(C > 0 && C % num_heads == 0, "num_heads must divide C.");
     const ScalarType wide = bfloat16 ? ScalarType::Float : x.scalar_type();
-    const auto columns = [&](int64_t inputs) {
-        return bfloat16 ? 2 * weight_pairs(inputs) : inputs + 1;
-    };
-    check_matrix(qkv, "qkv", x.scalar_type(), 3 * C, columns(C));
-    check_matrix(proj, "proj", x.scalar_type(), C, columns(C));
-    check_matrix(first, "first", x.scalar_type(), hidden, columns(C));
-    check_matrix(second, "second", x.scalar_type(), C, columns(hidden));
+    check_weights(qkv, "qkv", x, 3 * C, C);
+    check_weights(proj, "proj", x, C, C);
+    check_weights(first, "first", x, hidden, C);
+    check_weights(second, "second", x, C, hidden);
     const WindowGrid grid(x, C, 1, window_size, num_heads, shift);
     check_matrix(bias_table, "bias_table", wide, grid.side * grid.side, num_heads);
     const Tensor out = torch::stable::new_empty(x, x.sizes());
@@ -96,14 +85,7 @@ Tensor window_layer(const Tensor& x, const Tensor& qkv, const Tensor& proj, cons
         run(kernel, grid, eps, dense_channels(x), qkv, proj, first, second, bias_table, out);
     };
     if (bfloat16) {
-#if defined(C2D_WITH_AVX512BF16)
-        STD_TORCH_CHECK(isa_in_use() == Isa::avx512bf16,
-                        "x is bfloat16, which needs the instruction set avx512bf16.");
-        run_by(avx512bf16::layer_bfloat16);
-#else
-        STD_TORCH_CHECK(false,
-                        "x is bfloat16, for which this library was compiled without kernels.");
-#endif
+        run_by(check_bfloat16(C2D_FOR_BF16(layer_bfloat16)));
     } else if (x.scalar_type() == ScalarType::Double) {
         run_by(C2D_FOR_ISA(layer_float64));
     } else {
