@@ -121,6 +121,25 @@ inline void turn_map_out(int64_t tokens, int64_t channels, const float* from, in
     }
 }
 
+// load_row and store_row of tokens.h for maps of bfloat16.
+inline void load_map_row(const RowTile<Bfloat16>& tile, int64_t channels, int64_t y, int64_t first,
+                         int64_t count, int64_t length, Pair* pairs, float* to) {
+    int64_t token[kMostTokens];
+    for (int64_t n = 0; n < count; ++n) {
+        token[n] = y * tile.x_row + (first + n) * tile.x_column;
+    }
+    turn_map_in(count, channels, tile.x, token, length, pairs, to);
+}
+
+inline void store_map_row(const RowTile<Bfloat16>& tile, int64_t channels, int64_t y,
+                          const float* from, int64_t length, Pair* pairs) {
+    int64_t token[kMostTokens];
+    for (int64_t n = 0; n < tile.columns; ++n) {
+        token[n] = y * tile.out_row + (tile.left + n) * tile.out_column;
+    }
+    turn_map_out(tile.columns, channels, from, length, pairs, token, tile.out);
+}
+
 // LN(x) without an affine part.
 inline void normalise_pairs(int64_t channels, int64_t length, float eps, const float* x, Pair* to) {
     pair_with_ones(channels, length, x, to, [=](int64_t n) {
