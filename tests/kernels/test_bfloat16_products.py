@@ -12,6 +12,7 @@ from torch import Tensor
 
 import c2d_kernels
 from c2d_kernels import native
+from tests.kernels.cases import AWKWARD, SMALL, Case
 from tests.kernels.test_whole_layers import SHAPES, double, error, inputs, run
 
 COMPILED = native.missing is None and "avx512bf16" in native.build_info()
@@ -130,22 +131,86 @@ def test_a_bias_keeps_sixteen_bits(inputs: int) -> None:
     assert ((kept - bias).abs() <= bias.abs() * 2**-16).all()
 
 
+PARTS = [case for case in AWKWARD if case.operator in ("res_post_norm", "conv_ffn")]
+every_part = pytest.mark.parametrize("case", PARTS, ids=[case.name for case in PARTS])
+
+
+def outputs(case: Case, tensors: dict[str, Tensor], backend: str = "cpu") -> Tensor:
+    with c2d_kernels.backend(backend):
+        return case.call(tensors)
+
+
+def rounded(case: Case) -> dict[str, Tensor]:
+    return {name: x.bfloat16() for name, x in case.tensors().items()}
+
+
 @needs_products
-def test_bfloat16_reaches_the_kernel_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    kernel = torch.ops.c2d_native.window_layer.default
-    monkeypatch.setattr(
-        torch.ops.c2d_native.window_layer,
-        "default",
-        lambda *args: seen.append([a.dtype for a in args[:6]]) or kernel(*args),
-    )
+@every_part
+def test_parts_of_layers_both_ways(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = rounded(case)
+    got = outputs(case, tensors)
+    monkeypatch.setattr(native, "bfloat16", False)
+    by_float32 = outputs(case, tensors)
+    assert got.dtype == torch.bfloat16 and got.shape == by_float32.shape
+    if got.numel() == 0:
+        return
+    exact = outputs(case, double(tensors), "reference")
+    monkeypatch.setattr(torch, "promote_types", lambda narrow, wide: narrow)
+    naive = error(outputs(case, tensors, "reference"), exact)
+    allowed = 2 * naive + torch.finfo(torch.bfloat16).eps
+    assert error(got, exact) <= allowed
+    assert error(by_float32, exact) <= allowed
+
+
+@needs_products
+@every_part
+def test_parts_of_layers_on_maps_of_any_strides(case: Case) -> None:
+    tensors = rounded(case)
+    views = dict(tensors)
+    for name in case.features:
+        x = tensors[name]
+        wide = torch.full((*x.shape[:2], x.shape[2] + 3, x.shape[3] + 3), torch.nan).bfloat16()
+        wide[:, :, 2:-1, 1:-2] = x
+        views[name] = wide[:, :, 2:-1, 1:-2]
+    assert torch.equal(outputs(case, views), outputs(case, tensors))
+
+
+@needs_products
+def test_tiles_of_a_map_do_not_show() -> None:
+    """What is computed at a pixel is bitwise the same wherever tiles are cut, on any threads."""
+    case = next(case for case in PARTS if case.name == "conv-ffn-norm-last")
+    tensors, generator = rounded(case), torch.Generator().manual_seed(1)
+    tensors["x"] = torch.randn(1, 80, 300, 18, generator=generator).bfloat16()
+    whole, before = outputs(case, tensors), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        part = outputs(case, {**tensors, "x": tensors["x"][:, 21:70, 77:290]})
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(part[:, 2:-2, 2:-2], whole[:, 23:68, 79:288])
+
+
+OPERATORS = {
+    case.operator: case
+    for case in SMALL
+    if case.operator in ("window_layer", "res_post_norm", "conv_ffn")
+}
+
+
+@needs_products
+@pytest.mark.parametrize("case", OPERATORS.values(), ids=list(OPERATORS))
+def test_bfloat16_reaches_the_kernel_as_it_is(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The map and what is multiplied; of other types only float32 does."""
+    packet, seen = getattr(torch.ops.c2d_native, case.operator), []
+    kernel = packet.default
+    monkeypatch.setattr(packet, "default", lambda *args: seen.append(args) or kernel(*args))
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        run(*inputs(SHAPES["w4-d16"], dtype), "cpu")
-    half, wide = torch.bfloat16, torch.float32
-    assert seen == [[half] * 5 + [wide], [wide] * 6, [wide] * 6]
-    x, *_ = inputs(SHAPES["w4-d16"], torch.bfloat16)
-    with pytest.raises(RuntimeError, match="qkv must be a dense"):
-        kernel(x, *(torch.zeros(96, 33),) * 5, 4, 2, 1, 1e-5)
+        outputs(case, case.tensors(dtype))
+    tensors = [[a.dtype for a in args if isinstance(a, Tensor)] for args in seen]
+    assert tensors[0][0] == torch.bfloat16 and tensors[0].count(torch.bfloat16) >= 3
+    assert {*tensors[1], *tensors[2]} == {torch.float32}
+    with pytest.raises(RuntimeError, match="must (be a dense|have the type)"):
+        kernel(seen[0][0], *seen[1][1:])
 
 
 SAY = "from c2d_kernels import native; print(native.bfloat16, native.build_info())"
