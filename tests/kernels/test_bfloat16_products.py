@@ -209,7 +209,7 @@ def test_bfloat16_reaches_the_kernel_as_it_is(case: Case, monkeypatch: pytest.Mo
     tensors = [[a.dtype for a in args if isinstance(a, Tensor)] for args in seen]
     assert tensors[0][0] == torch.bfloat16 and tensors[0].count(torch.bfloat16) >= 3
     assert {*tensors[1], *tensors[2]} == {torch.float32}
-    with pytest.raises(RuntimeError, match="must (be a dense|have the type)"):
+    with pytest.raises(RuntimeError, match=r"must (be a dense|have the type)"):
         kernel(seen[0][0], *seen[1][1:])
 
 
