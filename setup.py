@@ -53,12 +53,14 @@ TARGET = f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}00
 # Instruction sets a cpu.cpp or *_cpu.cpp is compiled for, each into its own namespace; chosen at
 # run time.
 ISAS = {"baseline": []}
+BF16_ISAS = {}  # those of a *bf16_cpu.cpp, as far as the compiler knows them
 if platform.machine() in ("x86_64", "AMD64"):
     ISAS["avx2"] = ["-mavx2", "-mfma"]
     ISAS["avx512"] = [
         *("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
         "-mprefer-vector-width=512",
     ]
+    BF16_ISAS["avx512bf16"] = [*ISAS["avx512"], "-mavx512bf16"]
 
 # One architecture for each binary-compatible family that shared memory or tensor cores tell apart;
 # the PTX of the last one runs on GPUs to come.
@@ -85,6 +87,12 @@ def find_compiler() -> list[str] | None:
         return command
     found = next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     return [found] if found else None
+
+
+def compiles(compiler: list[str], flags: list[str]) -> bool:
+    """Whether the compiler knows these flags."""
+    command = [*compiler, *flags, "-x", "c++", "-fsyntax-only", os.devnull]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def find_torch() -> Path:
@@ -185,16 +193,19 @@ def make_plan() -> Plan:
         command = [*command, "-MD", "-MF", str(depfile), "-c", str(source), "-o", str(output)]
         steps.append(Step(output, [source], command, depfile))
 
-    with_cuda = ["-DC2D_WITH_CUDA"] if nvcc else []
+    host_flags = [TARGET, *(["-DC2D_WITH_CUDA"] if nvcc else [])]
+    bf16_isas = {isa: flags for isa, flags in BF16_ISAS.items() if compiles(compiler, flags)}
+    host_flags += [f"-DC2D_WITH_{isa.upper()}" for isa in bf16_isas]
     for source in sorted(path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.cpp")):
         if source.name == "oracle.cpp":  # belongs to the tests
             continue
         if source.name.endswith("cpu.cpp"):
-            for isa, flags in ISAS.items():
+            isas = bf16_isas if source.name.endswith("bf16_cpu.cpp") else ISAS
+            for isa, flags in isas.items():
                 isa_flags = [*flags, f"-DC2D_ISA={isa}", "-ffp-contract=fast"]
                 compile_step(source, [*compiler, *CXX_FLAGS, *isa_flags], f".{isa}")
         else:
-            compile_step(source, [*compiler, *CXX_FLAGS, TARGET, *with_cuda, *includes])
+            compile_step(source, [*compiler, *CXX_FLAGS, *host_flags, *includes])
 
     # libtorch stays needed though no symbol may be taken from it: the CUDA kernels' weak symbols
     # are found through it where torch has CUDA. --no-undefined: a symbol that is neither torch's

@@ -34,6 +34,8 @@ def _load() -> str | None:
 
 
 missing: str | None = _load()
+bfloat16: bool = missing is None and torch.ops.c2d_native.bfloat16_products()
+"""Whether kernels that can multiply bfloat16 do so here; else they compute it in float32."""
 
 
 def build_info() -> str:
@@ -53,6 +55,23 @@ def refusal(x: Tensor, *_: object) -> str | None:
 def bias_column(weight: Tensor, bias: Tensor) -> Tensor:
     """(out, in + 1), as kernels read a Linear: its bias is the weight of an input that is 1."""
     return torch.cat([weight, bias[:, None]], dim=1)
+
+
+def multiplies_bfloat16(x: Tensor) -> bool:
+    """Whether kernels that can multiply bfloat16 do so for features x; else they take float32."""
+    return bfloat16 and x.dtype == torch.bfloat16
+
+
+def bfloat16_columns(matrix: Tensor) -> Tensor:
+    """bias_column's matrix for products of bfloat16, which takes its columns in pairs.
+
+    The bias is two columns, its bfloat16 and what that leaves over, so that it is not rounded to 8
+    bits; a zero follows an odd number of weights.
+    """
+    weight, bias = matrix[:, :-1], matrix[:, -1:]
+    high = bias.bfloat16()
+    parts = [weight, high, bias - high, weight.new_zeros(len(weight), weight.shape[1] % 2)]
+    return torch.cat([part.bfloat16() for part in parts], dim=1)
 
 
 def column_after_norm(weight: Tensor, bias: Tensor, norm: Tensor, norm_bias: Tensor) -> Tensor:

@@ -85,7 +85,8 @@ std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad,
 
 // x + attention(LN(x)), then that + MLP(LN(that)), in windows as above; x (B, H, W, C). The rows of
 // qkv (3C, C + 1), proj (C, C + 1), first (hidden, C + 1) and second (C, hidden + 1) are output
-// channels, the last column is the bias; norms and the scale of q are folded into them.
+// channels, the last column is the bias; norms and the scale of q are folded into them. For x in
+// bfloat16, see window_layer/window_layer.h.
 Tensor window_layer(const Tensor& x, const Tensor& qkv, const Tensor& proj, const Tensor& first,
                     const Tensor& second, const Tensor& bias_table, int64_t window_size,
                     int64_t num_heads, int64_t shift, double eps);

@@ -39,6 +39,9 @@ std::string build_info() {
     return info;
 }
 
+// Whether there are kernels here that multiply bfloat16, of the operators that have such.
+bool bfloat16_products() { return isa_in_use() == Isa::avx512bf16; }
+
 // The architecture (90 for sm_90) of the device code that the driver picks for the current GPU; 0
 // without CUDA code, a driver or a GPU.
 int64_t cuda_image() {
@@ -54,6 +57,7 @@ int64_t cuda_image() {
 
 STABLE_TORCH_LIBRARY(c2d_native, m) {
     m.def("build_info() -> str");
+    m.def("bfloat16_products() -> bool");
     m.def("cuda_image() -> int");
     m.def("channel_correlation(Tensor q, Tensor v, int window_height, int window_width) -> Tensor");
     m.def(
@@ -119,6 +123,7 @@ STABLE_TORCH_LIBRARY(c2d_native, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(c2d_native, CompositeExplicitAutograd, m) {
     m.impl("build_info", TORCH_BOX(&c2d::build_info));
+    m.impl("bfloat16_products", TORCH_BOX(&c2d::bfloat16_products));
     m.impl("cuda_image", TORCH_BOX(&c2d::cuda_image));
 }
 

@@ -6,6 +6,7 @@ The commands run in a copy of the tree in a temporary folder, without network; n
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -123,6 +124,29 @@ def test_native_wheel_suits_every_python(tree: Path, tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     assert re.search(r"-py3-none-linux_\w+\.whl$", wheel.name)
     assert "c2d_kernels/_native.so" in wheel_names(wheel)
+
+
+@needs_linux
+@needs_compiler
+@pytest.mark.parametrize("knows", [True, False], ids=["new-compiler", "old-compiler"])
+def test_a_compiler_without_avx512_bf16_builds_the_rest(
+    tree: Path, tmp_path: Path, knows: bool
+) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip(f"AVX-512 is not of {platform.machine()}")
+    for source in tree.glob("csrc/*/*.cpp"):
+        source.write_text("", encoding="utf-8")
+    (tree / "csrc" / "registration.cpp").write_text("", encoding="utf-8")
+    compiler = tmp_path / "c++"
+    refusal = "" if knows else "case $* in *avx512bf16*) exit 1;; esac\n"
+    real = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
+    compiler.write_text(f'#!/bin/sh\n{refusal}exec {real} "$@"\n', encoding="utf-8")
+    compiler.chmod(0o755)
+    done = run_setup(tree, "build", CXX=str(compiler))
+    assert done.returncode == 0, done.stdout + done.stderr
+    objects = {path.name for path in (tree / "build/native/csrc/window_layer").glob("*.o")}
+    always = {"window_layer.o", "cpu.baseline.o", "cpu.avx2.o", "cpu.avx512.o"}
+    assert objects == always | ({"bf16_cpu.avx512bf16.o"} if knows else set())
 
 
 @needs_linux

@@ -20,11 +20,15 @@ def _forward(x: Tensor, weights: Sequence[Tensor], norm_first: bool, eps: float)
         first = native.column_after_norm(fc1, fc1_bias, norm, norm_bias)
     else:
         first = native.bias_column(fc1, fc1_bias)
+    second = native.bias_column(fc2, fc2_bias)
+    if native.multiplies_bfloat16(x):
+        compute = x.dtype
+        first, second = native.bfloat16_columns(first), native.bfloat16_columns(second)
     out = torch.ops.c2d_native.conv_ffn.default(
         x.to(compute),
         first,
         native.bias_column(dwconv.flatten(1), dwconv_bias),
-        native.bias_column(fc2, fc2_bias),
+        second,
         torch.stack([norm, norm_bias]),
         norm_first,
         eps,

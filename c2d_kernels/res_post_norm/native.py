@@ -22,13 +22,21 @@ def _forward(x: Tensor, parts: Sequence[Tensor], weights: Sequence[Tensor], eps:
     proj, proj_bias, *norm1, fc1, fc1_bias, fc2, fc2_bias, norm2, norm2_bias = (
         weight.to(compute) for weight in weights
     )
+    matrices = [
+        native.bias_column(proj, proj_bias),
+        native.bias_column(fc1, fc1_bias),
+        native.bias_column(fc2, fc2_bias),
+    ]
+    if native.multiplies_bfloat16(x):
+        compute, matrices = x.dtype, map(native.bfloat16_columns, matrices)
+    proj, fc1, fc2 = matrices
     out = torch.ops.c2d_native.res_post_norm.default(
         x.to(compute),
         [part.to(compute) for part in parts],
-        native.bias_column(proj, proj_bias),
+        proj,
         torch.stack(norm1),
-        native.bias_column(fc1, fc1_bias),
-        native.bias_column(fc2, fc2_bias),
+        fc1,
+        fc2,
         torch.stack([norm2, norm2_bias]),
         eps,
     )

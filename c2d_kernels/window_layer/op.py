@@ -27,8 +27,9 @@ def window_layer(
     """A transformer layer in windows: attention, then an MLP, both after a norm and around a skip.
 
     `y = x + proj(window_attention(qkv(LN(x))))`, then `y + fc2(GELU(fc1(LN(y))))`. At inference on
-    a CPU one kernel does all of it, a window at a time in cache, whatever autocast says. Elsewhere,
-    and where gradients are recorded, the layer is composed of `window_attention` and torch's own
+    a CPU one kernel does all of it, a window at a time in cache, whatever autocast says: in the
+    precision of x, bfloat16 by products of bfloat16 where the CPU has AVX-512 BF16. Elsewhere, and
+    where gradients are recorded, the layer is composed of `window_attention` and torch's own
     operators, which autocast rounds.
 
     Args:

@@ -11,6 +11,11 @@ Isa widest_here() {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+#if defined(C2D_WITH_AVX512BF16)
+        if (__builtin_cpu_supports("avx512bf16")) {
+            return Isa::avx512bf16;
+        }
+#endif
         return Isa::avx512;
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
@@ -26,7 +31,7 @@ Isa choose() {
     if (asked == nullptr) {
         return widest;
     }
-    for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+    for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
         if (std::strcmp(asked, isa_name(isa)) == 0) {
             return isa < widest ? isa : widest;  // never more than the machine can run
         }
@@ -43,6 +48,8 @@ Isa isa_in_use() {
 
 const char* isa_name(Isa isa) {
     switch (isa) {
+        case Isa::avx512bf16:
+            return "avx512bf16";
         case Isa::avx512:
             return "avx512";
         case Isa::avx2:
@@ -53,7 +60,9 @@ const char* isa_name(Isa isa) {
 }
 
 const char* isas_compiled() {
-#if defined(__x86_64__)
+#if defined(C2D_WITH_AVX512BF16)
+    return "baseline avx2 avx512 avx512bf16";
+#elif defined(__x86_64__)
     return "baseline avx2 avx512";
 #else
     return "baseline";

@@ -18,36 +18,46 @@ inline int64_t rounded_up(int64_t count, int64_t multiple) {
 template <int vectors>
 constexpr int kRows = kVectorBytes == 64 || vectors == 1 ? 12 : 6;
 
+// A step of a sum of products of In's, lane by lane. pairs.h has one of pairs of bfloat16.
+template <class In>
+struct Step {
+    template <class V>
+    static inline __attribute__((always_inline)) V add(V sum, In a, V b) {
+        return sum + a * b;
+    }
+};
+
 // out[r][c] = start[r][c] + sum_k a[r * a_row + k * a_step] * b[k][c], with zero for no start.
-template <class T>
+template <class T, class In = T>
 struct Product {
     int64_t steps;
-    const T* a;
+    const In* a;
     int64_t a_row, a_step;
-    const T* b;
+    const In* b;
     int64_t b_row;
     const T* start;
     T* out;
     int64_t out_row;  // of start too
 };
 
-template <class T, int lanes, int rows, int vectors>
-inline __attribute__((always_inline)) void tile(const Product<T>& p, int64_t row, int64_t column) {
+template <class T, int lanes, int rows, int vectors, class In>
+inline __attribute__((always_inline)) void tile(const Product<T, In>& p, int64_t row,
+                                                int64_t column) {
     Vector<T, lanes> sum[rows][vectors] = {};
-    const T* a = p.a + row * p.a_row;
-    const T* b = p.b + column;
+    const In* a = p.a + row * p.a_row;
+    const In* b = p.b + column;
     for (int64_t k = 0; k < p.steps; ++k) {
-        Vector<T, lanes> factor[vectors];
+        Vector<In, lanes> factor[vectors];
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; ++v) {
-            factor[v] = load<T, lanes>(b + v * lanes);
+            factor[v] = load<In, lanes>(b + v * lanes);
         }
 #pragma GCC unroll 12
         for (int r = 0; r < rows; ++r) {
-            const T scalar = a[r * p.a_row];
+            const In scalar = a[r * p.a_row];
 #pragma GCC unroll 2
             for (int v = 0; v < vectors; ++v) {
-                sum[r][v] += scalar * factor[v];
+                sum[r][v] = Step<In>::add(sum[r][v], scalar, factor[v]);
             }
         }
         a += p.a_step;
@@ -67,8 +77,8 @@ inline __attribute__((always_inline)) void tile(const Product<T>& p, int64_t row
 }
 
 // Tiles of `size` rows down from `row`, as many as fit; returns the row after them.
-template <class T, int lanes, int vectors, int rows>
-inline int64_t tiles(const Product<T>& p, int size, int64_t row, int64_t end, int64_t column) {
+template <class T, int lanes, int vectors, int rows, class In>
+inline int64_t tiles(const Product<T, In>& p, int size, int64_t row, int64_t end, int64_t column) {
     if constexpr (rows > 1) {
         if (size < rows) {
             return tiles<T, lanes, vectors, rows - 1>(p, size, row, end, column);
@@ -80,8 +90,8 @@ inline int64_t tiles(const Product<T>& p, int size, int64_t row, int64_t end, in
     return row;
 }
 
-template <class T, int lanes, int vectors>
-inline void rows_of_tiles(const Product<T>& p, int64_t rows, int64_t column) {
+template <class T, int lanes, int vectors, class In>
+inline void rows_of_tiles(const Product<T, In>& p, int64_t rows, int64_t column) {
     constexpr int most = kRows<vectors>;
     const int64_t count = (rows + most - 1) / most;
     int64_t row =
@@ -92,8 +102,8 @@ inline void rows_of_tiles(const Product<T>& p, int64_t rows, int64_t column) {
 }
 
 // All of a product whose columns are a multiple of the vector.
-template <class T, int lanes>
-void product(const Product<T>& p, int64_t rows, int64_t columns) {
+template <class T, int lanes, class In = T>
+void product(const Product<T, In>& p, int64_t rows, int64_t columns) {
     int64_t column = 0;
     for (; column + 2 * lanes <= columns; column += 2 * lanes) {
         rows_of_tiles<T, lanes, 2>(p, rows, column);

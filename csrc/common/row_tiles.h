@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "aligned.h"
+#include "checks.h"
 #include "row_tile.h"
 
 namespace c2d {
@@ -31,9 +32,9 @@ inline int64_t tile_columns(int64_t width, int64_t reach, int64_t lanes) {
     return std::min(columns, width);
 }
 
-// kernel.run for every tile of x and out (B, H, W, C), shared among the threads. Tiles depend on
-// the shapes alone.
-template <class T, class Kernels, class Sizes, class Weights>
+// kernel.run for every tile of x and out (B, H, W, C), arithmetic in T, numbers of type Map; shared
+// among the threads. Tiles depend on the shapes alone.
+template <class T, class Map = T, class Kernels, class Sizes, class Weights>
 void run_tiles(const Kernels& kernel, const Sizes& sizes, const Weights& weights, int64_t reach,
                const torch::stable::Tensor& x, const torch::stable::Tensor& out) {
     const int64_t height = x.size(1), width = x.size(2);
@@ -45,16 +46,17 @@ void run_tiles(const Kernels& kernel, const Sizes& sizes, const Weights& weights
         for (int64_t task = begin; task < end; ++task) {
             const int64_t image = task / across / down;
             const int64_t top = task / across % down * rows, left = task % across * columns;
-            const RowTile<T> tile = {x.const_data_ptr<T>() + image * x.stride(0),
-                                     x.stride(1),
-                                     x.stride(2),
-                                     out.mutable_data_ptr<T>() + image * out.stride(0),
-                                     out.stride(1),
-                                     out.stride(2),
-                                     top,
-                                     left,
-                                     std::min(rows, height - top),
-                                     std::min(columns, width - left)};
+            const RowTile<Map> tile = {
+                numbers<Map>(x) + image * x.stride(0),
+                x.stride(1),
+                x.stride(2),
+                static_cast<Map*>(out.mutable_data_ptr()) + image * out.stride(0),
+                out.stride(1),
+                out.stride(2),
+                top,
+                left,
+                std::min(rows, height - top),
+                std::min(columns, width - left)};
             kernel.run(sizes, weights, tile, scratch.data());
         }
     });

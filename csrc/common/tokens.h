@@ -12,9 +12,10 @@ namespace c2d::C2D_ISA {
 namespace {
 
 // Squares of lanes x lanes numbers, from rows of channels to rows of tokens or back; what is left
-// over at the last tokens, or if there are fewer channels than lanes, number by number.
-template <class T, int lanes>
-inline void turn_in(int64_t tokens, int64_t channels, const T* from, const int64_t* token,
+// over at the last tokens, or if there are fewer channels than lanes, number by number. A T may be
+// more than one number of the map, see pairs.h.
+template <class T, int lanes, class Map>
+inline void turn_in(int64_t tokens, int64_t channels, const Map* from, const int64_t* token,
                     int64_t length, T* to) {
     int64_t n = 0;
     for (; channels >= lanes && n + lanes <= tokens; n += lanes) {
@@ -23,7 +24,7 @@ inline void turn_in(int64_t tokens, int64_t channels, const T* from, const int64
             Vector<T, lanes> square[lanes];
 #pragma GCC unroll 16
             for (int i = 0; i < lanes; ++i) {
-                square[i] = load<T, lanes>(from + token[n + i] + at);
+                square[i] = load<T, lanes>((const T*)(from + token[n + i]) + at);
             }
             transpose<T, lanes>(square);
 #pragma GCC unroll 16
@@ -34,14 +35,14 @@ inline void turn_in(int64_t tokens, int64_t channels, const T* from, const int64
     }
     for (; n < length; ++n) {
         for (int64_t c = 0; c < channels; ++c) {
-            to[c * length + n] = n < tokens ? from[token[n] + c] : T(0);
+            to[c * length + n] = n < tokens ? load<T, 1>((const T*)(from + token[n]) + c)[0] : T(0);
         }
     }
 }
 
-template <class T, int lanes>
+template <class T, int lanes, class Map>
 inline void turn_out(int64_t tokens, int64_t channels, const T* from, int64_t length,
-                     const int64_t* token, T* to) {
+                     const int64_t* token, Map* to) {
     int64_t n = 0;
     for (; channels >= lanes && n + lanes <= tokens; n += lanes) {
         for (int64_t c = 0; c < channels; c += lanes) {
@@ -54,13 +55,13 @@ inline void turn_out(int64_t tokens, int64_t channels, const T* from, int64_t le
             transpose<T, lanes>(square);
 #pragma GCC unroll 16
             for (int i = 0; i < lanes; ++i) {
-                store<T, lanes>(to + token[n + i] + at, square[i]);
+                store<T, lanes>((T*)(to + token[n + i]) + at, square[i]);
             }
         }
     }
     for (; n < tokens; ++n) {
         for (int64_t c = 0; c < channels; ++c) {
-            to[token[n] + c] = from[c * length + n];
+            store<T, 1>((T*)(to + token[n]) + c, Vector<T, 1>{from[c * length + n]});
         }
     }
 }
@@ -94,22 +95,34 @@ inline void ones(int64_t length, T* row) {
     }
 }
 
+// Sum over channels of term(x) for a vector of tokens, in four parts: one would wait for itself.
+template <class T, int lanes, class Term>
+inline Vector<T, lanes> channel_sum(int64_t channels, int64_t length, const T* x, Term term) {
+    Vector<T, lanes> sums[4] = {};
+    int64_t c = 0;
+    for (; c + 4 <= channels; c += 4) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            sums[i] += term(load<T, lanes>(x + (c + i) * length));
+        }
+    }
+    for (; c < channels; ++c) {
+        sums[0] += term(load<T, lanes>(x + c * length));
+    }
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 // The mean of each token in a vector of them and one over its standard deviation.
 template <class T, int lanes>
 struct Moments {
     Vector<T, lanes> mean{}, scale{};
 
     Moments(int64_t channels, int64_t length, T eps, const T* x) {
+        using V = Vector<T, lanes>;
         const T share = T(1) / T(channels);
-        Vector<T, lanes> variance{};
-        for (int64_t c = 0; c < channels; ++c) {
-            mean += load<T, lanes>(x + c * length);
-        }
-        mean *= share;
-        for (int64_t c = 0; c < channels; ++c) {
-            const Vector<T, lanes> centred = load<T, lanes>(x + c * length) - mean;
-            variance += centred * centred;
-        }
+        mean = share * channel_sum<T, lanes>(channels, length, x, [](V v) { return v; });
+        const V variance = channel_sum<T, lanes>(channels, length, x,
+                                                 [this](V v) { return (v - mean) * (v - mean); });
         scale = T(1) / sqrt_of(variance * share + eps);
     }
 };

@@ -13,48 +13,43 @@
 namespace c2d {
 namespace {
 
-template <class T>
-const ConvFfnKernels<T>& kernels();
-template <>
-const ConvFfnKernels<float>& kernels<float>() {
-    return C2D_FOR_ISA(conv_ffn_float32);
-}
-template <>
-const ConvFfnKernels<double>& kernels<double>() {
-    return C2D_FOR_ISA(conv_ffn_float64);
-}
-
-template <class T>
-void run(const ConvFfnSizes<T>& sizes, const Tensor& x, const Tensor& first, const Tensor& conv,
-         const Tensor& second, const Tensor& norm, const Tensor& out) {
-    const auto& kernel = kernels<T>();
-    const ConvFfnWeights<T> weights = {first.const_data_ptr<T>(), conv.const_data_ptr<T>(),
-                                       second.const_data_ptr<T>(), norm.const_data_ptr<T>()};
-    run_tiles<T>(kernel, sizes, weights, kKernel / 2, x, out);
+template <class T, class Weight, class Map>
+void run(const ConvFfnKernels<T, Weight, Map>& kernel, bool norm_first, double eps, const Tensor& x,
+         const Tensor& first, const Tensor& conv, const Tensor& second, const Tensor& norm,
+         const Tensor& out) {
+    const ConvFfnSizes<T> sizes = {x.size(1),     x.size(2),  x.size(3),
+                                   first.size(0), norm_first, T(eps)};
+    const ConvFfnWeights<T, Weight> weights = {numbers<Weight>(first), numbers<T>(conv),
+                                               numbers<Weight>(second), numbers<T>(norm)};
+    run_tiles<T, Map>(kernel, sizes, weights, kKernel / 2, x, out);
 }
 
 }  // namespace
 
 Tensor conv_ffn(const Tensor& x, const Tensor& first, const Tensor& conv, const Tensor& second,
                 const Tensor& norm, bool norm_first, double eps) {
-    check_floating_cpu(x, "x", 4);
-    check_floating_cpu(first, "first", 2);
+    check_floating_cpu(x, "x", 4, true);
+    check_floating_cpu(first, "first", 2, true);
+    const bool bfloat16 = x.scalar_type() == ScalarType::BFloat16;
+    const ScalarType wide = bfloat16 ? ScalarType::Float : x.scalar_type();
     const int64_t C = x.size(3), hidden = first.size(0);
-    check_matrix(first, "first", x, hidden, C + 1);
-    check_matrix(conv, "conv", x, hidden, kKernel * kKernel + 1);
-    check_matrix(second, "second", x, C, hidden + 1);
-    check_matrix(norm, "norm", x, 2, C);
+    check_weights(first, "first", x, hidden, C);
+    check_weights(second, "second", x, C, hidden);
+    check_matrix(conv, "conv", wide, hidden, kKernel * kKernel + 1);
+    check_matrix(norm, "norm", wide, 2, C);
     const Tensor out = torch::stable::new_empty(x, x.sizes());
     if (out.numel() == 0) {
         return out;
     }
-    const Tensor dense = dense_channels(x);
-    if (x.scalar_type() == ScalarType::Double) {
-        run<double>({x.size(1), x.size(2), C, hidden, norm_first, eps}, dense, first, conv, second,
-                    norm, out);
+    const auto run_by = [&](const auto& kernel) {
+        run(kernel, norm_first, eps, dense_channels(x), first, conv, second, norm, out);
+    };
+    if (bfloat16) {
+        run_by(check_bfloat16(C2D_FOR_BF16(conv_ffn_bfloat16)));
+    } else if (x.scalar_type() == ScalarType::Double) {
+        run_by(C2D_FOR_ISA(conv_ffn_float64));
     } else {
-        run<float>({x.size(1), x.size(2), C, hidden, norm_first, float(eps)}, dense, first, conv,
-                   second, norm, out);
+        run_by(C2D_FOR_ISA(conv_ffn_float32));
     }
     return out;
 }

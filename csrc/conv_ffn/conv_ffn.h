@@ -2,6 +2,7 @@
 // map. cpu.cpp defines it once per instruction set; the host side in conv_ffn.cpp cuts the map.
 #pragma once
 
+#include "../common/bfloat16.h"
 #include "../common/row_tile.h"
 
 namespace c2d {
@@ -10,12 +11,12 @@ constexpr int64_t kKernel = 5;  // side of the depthwise convolution
 
 // Weights as kernels read them: rows of output channels, the bias in the last column. A norm that
 // comes first is folded into `first`.
-template <class T>
+template <class T, class Weight = T>
 struct ConvFfnWeights {
-    const T* first;   // (hidden, C + 1)
-    const T* conv;    // (hidden, 26)
-    const T* second;  // (C, hidden + 1)
-    const T* norm;    // (2, C), weight and bias, of a norm that comes last
+    const Weight* first;   // (hidden, C + 1)
+    const T* conv;         // (hidden, 26)
+    const Weight* second;  // (C, hidden + 1)
+    const T* norm;         // (2, C), weight and bias, of a norm that comes last
 };
 
 template <class T>
@@ -25,13 +26,14 @@ struct ConvFfnSizes {
     T eps;
 };
 
-template <class T>
+// Arithmetic in T; weights of the products and maps may have other types.
+template <class T, class Weight = T, class Map = T>
 struct ConvFfnKernels {
     int64_t lanes;  // elements of a vector
     // Elements of scratch memory, aligned to a vector, that tiles of so many columns need.
     int64_t (*scratch)(const ConvFfnSizes<T>& sizes, int64_t columns);
-    void (*run)(const ConvFfnSizes<T>& sizes, const ConvFfnWeights<T>& weights,
-                const RowTile<T>& tile, T* scratch);
+    void (*run)(const ConvFfnSizes<T>& sizes, const ConvFfnWeights<T, Weight>& weights,
+                const RowTile<Map>& tile, T* scratch);
 };
 
 #define C2D_DECLARE_CONV_FFN(isa)                         \
@@ -47,5 +49,10 @@ C2D_DECLARE_CONV_FFN(avx512)
 #endif
 
 #undef C2D_DECLARE_CONV_FFN
+
+// Products of bfloat16: their weights have the bias in two columns, see ../common/pairs.h.
+namespace avx512bf16 {
+extern const ConvFfnKernels<float, Pair, Bfloat16> conv_ffn_bfloat16;
+}
 
 }  // namespace c2d

@@ -14,14 +14,11 @@
 // float32, 184 x 320 x 60, hidden 120, by the benchmarks: 10.5 ms, the reference 26.5 ms (2.4 times
 // as long), torch.compile of it 51 ms. Predicted for the convolution alone: 3.3 ms, of the 13.8 ms
 // that it takes in torch; not timed alone.
-#include "../common/tokens.h"
 #include "conv_ffn.h"
+#include "convolve.h"
 
 namespace c2d::C2D_ISA {
 namespace {
-
-constexpr int64_t kReach = kKernel / 2;
-constexpr int64_t kTaps = kKernel * kKernel;
 
 // Scratch memory of a call, cut up. Rows of `inner` tokens are the tile's; those of the ring have
 // two pixels more at both ends, and a vector more to read in.
@@ -43,6 +40,13 @@ struct Scratch {
             *parts[i] = memory == nullptr ? nullptr : memory + elements;
             elements += counts[i];
         }
+    }
+};
+
+struct Gelu {
+    template <class V>
+    V operator()(V x) const {
+        return gelu_of(x);
     }
 };
 
@@ -72,38 +76,7 @@ inline void hidden_row(const ConvFfnSizes<T>& sizes, const ConvFfnWeights<T>& we
     T* const out = to + (first - start);
     product<T, lanes>({C + 1, weights.first, C + 1, 1, input, length, nullptr, out, s.ring_row},
                       hidden, length);
-    for (int64_t c = 0; c < hidden; ++c) {
-        T* const row = out + c * s.ring_row;
-        for (int64_t n = 0; n < length; n += lanes) {
-            store<T, lanes>(row + n, gelu_of(load<T, lanes>(row + n)));
-        }
-        for (int64_t n = count; n < length; ++n) {
-            row[n] = 0;
-        }
-    }
-}
-
-// wide = h + GELU(depthwise convolution of h), from the five rows around it.
-template <class T, int lanes>
-inline void convolve(int64_t hidden, int64_t length, int64_t ring_row, const T* const* rows,
-                     const T* weight, T* wide) {
-    using V = Vector<T, lanes>;
-    for (int64_t c = 0; c < hidden; ++c, weight += kTaps + 1) {
-        for (int64_t n = 0; n < length; n += lanes) {
-            V sum = V{} + weight[kTaps];
-#pragma GCC unroll 5
-            for (int64_t dy = 0; dy < kKernel; ++dy) {
-                const T* const from = rows[dy] + c * ring_row + n;
-#pragma GCC unroll 5
-                for (int64_t dx = 0; dx < kKernel; ++dx) {
-                    sum += weight[dy * kKernel + dx] * load<T, lanes>(from + dx);
-                }
-            }
-            const V centre = load<T, lanes>(rows[kReach] + c * ring_row + n + kReach);
-            store<T, lanes>(wide + c * length + n, centre + gelu_of(sum));
-        }
-    }
-    ones<T, lanes>(length, wide + hidden * length);
+    activate_row<T, lanes>(hidden, count, length, s.ring_row, out, Gelu());
 }
 
 template <class T, int lanes>
@@ -125,7 +98,8 @@ void run(const ConvFfnSizes<T>& sizes, const ConvFfnWeights<T>& weights, const R
         if (target < tile.top) {
             continue;
         }
-        convolve<T, lanes>(hidden, length, s.ring_row, rows, weights.conv, s.wide);
+        convolve<T, lanes>(hidden, length, s.ring_row, rows, weights.conv, s.wide, Gelu());
+        ones<T, lanes>(length, s.wide + hidden * length);
         load_row<T, lanes>(tile, C, target, tile.left, tile.columns, length, s.x);
         multiply<T, lanes>(C, hidden + 1, length, weights.second, s.wide, sizes.norm_first,
                            sizes.norm_first ? s.x : s.mixed);

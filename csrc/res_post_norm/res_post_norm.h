@@ -5,6 +5,8 @@
 
 #include <stdint.h>
 
+#include "../common/bfloat16.h"
+
 namespace c2d {
 
 constexpr int64_t kTokens = 64;    // that are handled at a time
@@ -12,11 +14,10 @@ constexpr int64_t kMostParts = 4;  // inputs of the projection
 
 // Weights as kernels read them: matrices have rows of output channels and the bias for a last
 // column; a norm is its weight and its bias, C each.
-template <class T>
+template <class T, class Weight = T>
 struct PostNormWeights {
-    const T *proj, *norm1;    // (C, inputs + 1), (2, C)
-    const T *first, *second;  // (hidden, C + 1), (C, hidden + 1)
-    const T* norm2;           // (2, C)
+    const Weight *proj, *first, *second;  // (C, inputs + 1), (hidden, C + 1), (C, hidden + 1)
+    const T *norm1, *norm2;               // (2, C)
 };
 
 template <class T>
@@ -27,21 +28,22 @@ struct PostNormSizes {
 };
 
 // Where tokens begin in the map, the parts and the result.
-template <class T>
+template <class Map>
 struct PostNormTokens {
     int64_t count;  // at most kTokens
-    const T* x;
-    const T* parts[kMostParts];
-    T* out;
+    const Map* x;
+    const Map* parts[kMostParts];
+    Map* out;
     const int64_t *x_token, *part_token[kMostParts], *out_token;
 };
 
-template <class T>
+// Arithmetic in T; weights and maps may have other types.
+template <class T, class Weight = T, class Map = T>
 struct PostNormKernels {
     // Elements of scratch memory, aligned to a vector, that a call needs.
     int64_t (*scratch)(const PostNormSizes<T>& sizes);
-    void (*run)(const PostNormSizes<T>& sizes, const PostNormWeights<T>& weights,
-                const PostNormTokens<T>& tokens, T* scratch);
+    void (*run)(const PostNormSizes<T>& sizes, const PostNormWeights<T, Weight>& weights,
+                const PostNormTokens<Map>& tokens, T* scratch);
 };
 
 #define C2D_DECLARE_POST_NORM(isa)                          \
@@ -57,5 +59,10 @@ C2D_DECLARE_POST_NORM(avx512)
 #endif
 
 #undef C2D_DECLARE_POST_NORM
+
+// Products of bfloat16: weights have the bias in two columns, see ../common/pairs.h.
+namespace avx512bf16 {
+extern const PostNormKernels<float, Pair, Bfloat16> post_norm_bfloat16;
+}
 
 }  // namespace c2d

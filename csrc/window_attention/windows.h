@@ -71,8 +71,16 @@ struct WindowGrid {
     }
 
     void query_tokens(int64_t index, const Tensor& map, std::vector<int64_t>& to) const {
-        for (int64_t n = 0; n < queries; ++n) {
-            to[n] = token(index, n / window, n % window, map);
+        const int64_t to_row = map.stride(1), to_column = map.stride(2);
+        const int64_t image = index / (across * down) * map.stride(0);
+        const int64_t top = index / across % down * window + shift;
+        const int64_t left = index % across * window + shift;
+        for (int64_t y = 0, n = 0; y < window; ++y) {
+            const int64_t row = top + y < height ? top + y : top + y - height;
+            for (int64_t x = 0; x < window; ++x, ++n) {
+                const int64_t column = left + x < width ? left + x : left + x - width;
+                to[n] = image + row * to_row + column * to_column;
+            }
         }
     }
 

@@ -5,17 +5,19 @@
 
 #include <stdint.h>
 
+#include "../common/bfloat16.h"
+
 namespace c2d {
 
 // A layer's weights as kernels read them, rows of output channels. Norms are folded into the
 // products behind them and the scale of q into its rows; a column after the last holds the biases.
-template <class T>
+template <class T, class Weight = T>
 struct LayerWeights {
-    const T* qkv;     // (3C, C + 1)
-    const T* proj;    // (C, C + 1)
-    const T* first;   // (hidden, C + 1)
-    const T* second;  // (C, hidden + 1)
-    const T* bias;    // relative bias, [heads][blocks][keys][block]
+    const Weight* qkv;     // (3C, C + 1)
+    const Weight* proj;    // (C, C + 1)
+    const Weight* first;   // (hidden, C + 1)
+    const Weight* second;  // (C, hidden + 1)
+    const T* bias;         // relative bias, [heads][blocks][keys][block]
 };
 
 // What all windows of a call have in common. Tokens are handled in blocks of `block`, one or two
@@ -28,21 +30,22 @@ struct LayerSizes {
 };
 
 // Tokens of a window: where each begins in the two maps, and, where windows are masked, its region.
-template <class T>
+template <class T, class Map = T>
 struct LayerWindow {
-    const T* x;
-    T* out;
+    const Map* x;
+    Map* out;
     const int64_t *x_token, *out_token;
     const T* region;  // null: nothing is masked
 };
 
-template <class T>
+// Arithmetic in T; weights and the map may have other types.
+template <class T, class Weight = T, class Map = T>
 struct LayerKernels {
     int64_t lanes;  // elements of a vector
     // Elements of scratch memory, aligned to a vector, that a call needs.
     int64_t (*scratch)(const LayerSizes<T>& sizes);
-    void (*run)(const LayerSizes<T>& sizes, const LayerWeights<T>& weights,
-                const LayerWindow<T>& window, T* scratch);
+    void (*run)(const LayerSizes<T>& sizes, const LayerWeights<T, Weight>& weights,
+                const LayerWindow<T, Map>& window, T* scratch);
 };
 
 #define C2D_DECLARE_LAYER(isa)                       \
@@ -58,5 +61,11 @@ C2D_DECLARE_LAYER(avx512)
 #endif
 
 #undef C2D_DECLARE_LAYER
+
+// Products of bfloat16: weights have the bias in two columns, see ../common/pairs.h; the scale of q
+// and the relative bias hold a factor log2(e).
+namespace avx512bf16 {
+extern const LayerKernels<float, Pair, Bfloat16> layer_bfloat16;
+}
 
 }  // namespace c2d
