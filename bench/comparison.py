@@ -20,6 +20,7 @@ class Ledger:
     """What a session has to tell at its end."""
 
     rows: list[dict[str, object]] = field(default_factory=list)
+    others: dict[str, list[dict[str, object]]] = field(default_factory=dict)  # kind -> its rows
     absent: dict[str, str] = field(default_factory=dict)  # contender and subject -> reason
     refused: dict[str, str] = field(default_factory=dict)  # contender and workload -> reason
     _latest: tuple[Workload, Truth, Work] | None = None

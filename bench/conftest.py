@@ -11,7 +11,7 @@ from bench import machine, summary
 from bench.comparison import Ledger, compare
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("operators", "networks")
+PARTS = ("operators", "networks", "end_to_end")
 LEDGER = pytest.StashKey[Ledger]()
 LOAD = pytest.StashKey["machine.Load | None"]()
 
@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     for part in PARTS:
         group.addoption(
-            f"--{part}",
+            f"--{part.replace('_', '-')}",
             action="store_true",
             default=False,
             help=f"Only bench/{part}; these options add up.",
@@ -57,6 +57,7 @@ def size(config: pytest.Config) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "sides(by_size): the sides of images, quick and full.")
     config.addinivalue_line("markers", "race(workloads, contenders): the rows a benchmark fills.")
     device = config.getoption("--device", default="cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -96,10 +97,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    wanted = size(metafunc.config)
+    sides = metafunc.definition.get_closest_marker("sides")
+    if sides is not None:
+        metafunc.parametrize("side", sides.args[0][wanted])
     marker = metafunc.definition.get_closest_marker("race")
     if marker is None:
         return
-    wanted = size(metafunc.config)
     rows = [
         pytest.param(workload, contender, id=f"{workload.label}-{contender.name}")
         for workload in marker.kwargs["workloads"]
@@ -127,6 +131,23 @@ def fill_row(request: pytest.FixtureRequest, benchmark):
             pytest.xfail(f"{contender.name} is refused: {error}")
 
     return fill
+
+
+@pytest.fixture
+def bench_size(pytestconfig: pytest.Config) -> str:
+    """ "quick" or "full"."""
+    return size(pytestconfig)
+
+
+@pytest.fixture
+def enter(request: pytest.FixtureRequest):
+    """`enter(kind, benchmark, **row)`: a row of another table than the races'."""
+
+    def put(kind: str, benchmark, **row: object) -> None:
+        benchmark.extra_info.update({"kind": kind, **row})
+        request.config.stash[LEDGER].others.setdefault(kind, []).append(row)
+
+    return put
 
 
 def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, object]:

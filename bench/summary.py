@@ -27,6 +27,11 @@ NUMBERS = 7  # of these columns, the last
 def lines(ledger: Ledger, machine: dict[str, object], others: float | None) -> list[str]:
     """The table, what was refused, what was absent, and what the numbers were measured on."""
     text = align([HEADINGS, *(cells(row) for row in ledger.rows)]) if ledger.rows else []
+    for kind, rows in ledger.others.items():
+        columns = list(rows[0])
+        cells_of = ([plain(row[name]) for name in columns] for row in rows)
+        text += [""] if text else []
+        text += align([[kind, *columns[1:]], *cells_of], numbers=len(columns) - 1)
     text += [""] if text else []
     if any(map(beyond_the_rule, ledger.rows)):
         text.append(f"*: a peer less exact than our rule allows us (up to {PEER_SLACK} times).")
@@ -87,12 +92,17 @@ def beyond_the_rule(row: dict[str, object]) -> bool:
     return row["error"] > row["bound"]
 
 
-def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns padded to their widest cell; the last, being numbers, to the right."""
+def plain(value: object) -> str:
+    """A cell of a table of another kind."""
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def align(rows: Sequence[Sequence[str]], numbers: int = NUMBERS) -> list[str]:
+    """Columns padded to their widest cell; the last ones, being numbers, to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.rjust(width) if place >= len(row) - NUMBERS else cell.ljust(width)
+            cell.rjust(width) if place >= len(row) - numbers else cell.ljust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

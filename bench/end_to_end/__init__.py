@@ -1,0 +1,1 @@
+"""What a user types, from start to finish."""

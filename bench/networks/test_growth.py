@@ -1,0 +1,59 @@
+"""Time and memory of the HiET networks against the size of the image."""
+
+from __future__ import annotations
+
+import gc
+import time
+
+import pytest
+import torch
+
+import c2d_kernels
+import c2d_models
+from bench import machine
+from bench.networks.workloads import with_weights_in_use
+from bench.workloads import SEED
+
+NETWORKS = ("hiet_swinir", "hiet_srformer", "hiet_mambairv2")
+SIDES = {"quick": (32, 64), "full": (64, 128, 256, 512, 1024, 2048)}
+SECONDS = 3.0  # of a row's rounds together; at least one
+MOST_ROUNDS = 9
+CHECKED = 64  # up to this side the picture is compared with the reference's
+
+
+@pytest.mark.sides(SIDES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_growth(network: str, side: int, benchmark, enter) -> None:
+    """One square image, x4, by what a user gets; the same weights at all sizes."""
+    generator = torch.Generator().manual_seed(SEED)
+    net = with_weights_in_use(c2d_models.create(network, 4), generator).prepare()
+    net = net.to(machine.device())
+    image = torch.rand(1, 3, side, side, generator=generator).to(machine.device())
+
+    def enlarge() -> torch.Tensor:
+        with torch.no_grad(), c2d_kernels.backend("auto"):
+            return net(image)
+
+    if side <= CHECKED:
+        with torch.no_grad(), c2d_kernels.backend("reference"):
+            expected = net(image)
+        torch.testing.assert_close(enlarge(), expected, rtol=0, atol=1e-3 * expected.abs().max())
+        del expected
+    if benchmark.disabled:
+        benchmark.pedantic(enlarge)
+        return
+    gc.collect()
+    start = time.perf_counter()
+    peak, picture = machine.peak_memory(enlarge)
+    first = time.perf_counter() - start
+    assert picture.shape == (1, 3, 4 * side, 4 * side) and bool(torch.isfinite(picture).all())
+    del picture
+    benchmark.pedantic(enlarge, rounds=max(1, min(MOST_ROUNDS, int(SECONDS / first))))
+    enter(
+        "growth",
+        benchmark,
+        network=network,
+        side=side,
+        median_ms=1e3 * benchmark.stats.stats.median,
+        peak_MiB=None if peak is None else peak / 2**20,
+    )
