@@ -21,7 +21,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 STAMP := build/stamp$(subst /,-,$(VENV))
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: demo test lint bench gpu clean installed
+.PHONY: demo test lint bench gpu experiment clean installed
 
 demo: $(STAMP)-c2d
 	@mkdir -p out
@@ -50,6 +50,10 @@ gpu: $(STAMP)-test
 	    'make gpu: torch sees no CUDA device here')"
 	$(PY) -m pytest tests -m gpu $(PYTEST_FLAGS)
 	$(PY) -m pytest bench --benchmark $(PYTEST_FLAGS)
+
+experiment: $(STAMP)-test
+	$(PY) docs/experiments.py train $(EXPERIMENT)
+	$(PY) docs/experiments.py report $(EXPERIMENT)
 
 clean:
 	rm -rf build dist out *.egg-info .pytest_cache .ruff_cache .benchmarks

@@ -190,7 +190,7 @@ class HiETBlock(nn.Module):
     Args:
         dim: channels.
         windows: window sizes of the way down, e.g. [64, 32]; the way up mirrors them.
-        attention: the mixer between the two.
+        bottom: the mixer between the two.
         layer: makes a layer of a mixer.
     """
 
@@ -198,12 +198,12 @@ class HiETBlock(nn.Module):
         self,
         dim: int,
         windows: list[int],
-        attention: nn.Module,
+        bottom: nn.Module,
         layer: Callable[[nn.Module], nn.Module],
     ):
         super().__init__()
         self.down = nn.ModuleList(layer(CorrelationMixer(dim, window)) for window in windows)
-        self.bottom = layer(attention)
+        self.bottom = layer(bottom)
         self.skips = nn.ModuleList(nn.Linear(dim, dim) for _ in windows)
         self.up = nn.ModuleList(layer(CorrelationMixer(dim, window)) for window in windows[::-1])
         self.conv = Conv3x3(dim, dim)
@@ -231,6 +231,7 @@ class HiET(Network):
         bottom: window size at the bottom of the U, to a multiple of which the image is mirrored.
         num_heads: heads of the attention there.
         mlp_ratio: hidden channels of the MLPs, relative to dim.
+        bottom_mixer: "attention", the backbone's, or "correlation", that of the wide windows.
         decoder: HIIF's width, levels, heads and attentions, used if scale is None.
         layer_options: what a subclass's `layer_type` takes besides.
     """
@@ -249,8 +250,11 @@ class HiET(Network):
         num_heads: int,
         mlp_ratio: float,
         decoder: dict[str, int],
+        bottom_mixer: str = "attention",
         **layer_options: Any,
     ):
+        if bottom_mixer not in ("attention", "correlation"):
+            raise ValueError(f"bottom_mixer is {bottom_mixer!r}; give 'attention' or 'correlation'")
         super().__init__(
             scale,
             {
@@ -260,6 +264,7 @@ class HiET(Network):
                 "bottom": bottom,
                 "num_heads": num_heads,
                 "mlp_ratio": mlp_ratio,
+                "bottom_mixer": bottom_mixer,
                 **layer_options,
                 "decoder": dict(decoder),
             },
@@ -271,10 +276,13 @@ class HiET(Network):
         def layer(mixer: nn.Module) -> nn.Module:
             return self.layer_type(dim, mixer, mlp_ratio, **layer_options)
 
-        shifts = [i % 2 * (bottom // 2) for i in range(blocks)]
+        def mixer_at_bottom(block: int) -> nn.Module:
+            if bottom_mixer == "correlation":
+                return CorrelationMixer(dim, bottom)
+            return self.attention_type(dim, bottom, num_heads, block % 2 * (bottom // 2))
+
         self.blocks = nn.ModuleList(
-            HiETBlock(dim, windows, self.attention_type(dim, bottom, num_heads, shift), layer)
-            for shift in shifts
+            HiETBlock(dim, windows, mixer_at_bottom(block), layer) for block in range(blocks)
         )
         self.norm = nn.LayerNorm(dim)
         self.conv_after_body = Conv3x3(dim, dim)

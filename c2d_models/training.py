@@ -46,7 +46,10 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def build_network(config: TrainConfig) -> nn.Module:
     """A fresh network; with `init`, everything but its up-sampler comes from that checkpoint."""
     torch.manual_seed(config.seed)
-    net = registry.create(config.network, scale=config.scale)
+    try:
+        net = registry.create(config.network, scale=config.scale, config=config.options)
+    except TypeError as error:
+        raise ConfigError(f"options: {config.network} cannot be built so: {error}") from error
     if config.init is not None:
         source = checkpoints.load(config.init)
         if source.name != config.network:
@@ -187,12 +190,10 @@ class Trainer:
             state = torch.load(self.state_path, map_location=self.device, weights_only=True)
         except FileNotFoundError as error:
             raise ConfigError(f"nothing to resume: {self.state_path} does not exist") from error
-        saved, fixed = state["config"], ("network", "stage", "scale", "seed", "batch", "patch")
-        for key in fixed:
-            if saved[key] != self.config.model_dump(mode="json")[key]:
-                raise ConfigError(
-                    f"cannot resume: {key} was {saved[key]!r}, is now {getattr(self.config, key)!r}"
-                )
+        saved, now = {"options": {}, **state["config"]}, self.config.model_dump(mode="json")
+        for key in ("network", "options", "stage", "scale", "seed", "batch", "patch"):
+            if saved[key] != now[key]:
+                raise ConfigError(f"cannot resume: {key} was {saved[key]!r}, is now {now[key]!r}")
         self.net.load_state_dict(state["net"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

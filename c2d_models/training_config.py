@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,6 +20,9 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     network: str
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="constructor arguments that differ from the network's"
+    )
     stage: Literal["continuous", "discrete"]
     scale: int | None = Field(None, ge=1, le=8, description="discrete stage only")
     init: Path | None = Field(

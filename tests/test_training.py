@@ -176,3 +176,13 @@ def test_an_existing_run_is_not_overwritten(tmp_path, photos):
         training.run(config)
     with pytest.raises(training.ConfigError, match="cannot resume: seed was 0, is now 5"):
         training.run(config, ["seed=5"], resume=True)
+
+
+def test_options_reach_the_network_and_are_checked(tmp_path, photos):
+    path = write_config(tmp_path, photos, options={"bottom_mixer": "correlation"}, steps=1)
+    net = checkpoints.load(training.run(path))
+    assert net.config["bottom_mixer"] == "correlation"
+    with pytest.raises(training.ConfigError, match="cannot resume: options was"):
+        training.run(write_config(tmp_path, photos), resume=True)
+    with pytest.raises(training.ConfigError, match=r"options: .* unexpected keyword.* 'botom'"):
+        training.run(path, ["options={botom: 8}", f"output={tmp_path / 'other'}"])

@@ -101,6 +101,16 @@ def test_blocks_are_a_u_over_window_size(name, layer, bottom, heads):
     assert len(net.blocks) == 4
 
 
+def test_bottom_may_correlate_too():
+    net = create("hiet_swinir_tiny", config={"bottom_mixer": "correlation"})
+    assert all(isinstance(block.bottom.mixer, CorrelationMixer) for block in net.blocks)
+    assert [block.bottom.mixer.window_size for block in net.blocks] == [8, 8]
+    assert net.config["bottom_mixer"] == "correlation"
+    assert net(torch.rand(1, 3, 9, 17)).shape == (1, 3, 36, 68)
+    with pytest.raises(ValueError, match="bottom_mixer is 'scan'; give 'attention' or 'corr"):
+        create("hiet_swinir_tiny", config={"bottom_mixer": "scan"})
+
+
 def test_attentive_layer_differs_by_its_mixer_only(rng):
     """With the same attention inside, HiET-MambaIRv2's layer is MambaIRv2's."""
     options = {"d_state": 4, "inner_rank": 6, "num_tokens": 5}
