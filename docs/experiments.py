@@ -244,7 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("verb", choices=("train", "report"))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--steps", type=int, default=5000, help="of an arm, both stages together")
+    parser.add_argument("--steps", type=int, default=2500, help="of an arm, both stages together")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--data",
