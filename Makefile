@@ -21,7 +21,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 STAMP := build/stamp$(subst /,-,$(VENV))
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: demo test lint bench gpu experiment clean installed
+.PHONY: demo test lint bench report gpu experiment clean installed
 
 demo: $(STAMP)-c2d
 	@mkdir -p out
@@ -43,13 +43,16 @@ lint: $(STAMP)-lint
 	    xargs $(VENV)/bin/clang-format --dry-run -Werror
 
 bench: $(STAMP)-test
-	$(PY) -m pytest bench --benchmark $(PYTEST_FLAGS)
+	$(PY) -m pytest bench --benchmark --results $(PYTEST_FLAGS)
+
+report: $(STAMP)-test
+	$(PY) -m bench.report
 
 gpu: $(STAMP)-test
 	@$(PY) -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else \
 	    'make gpu: torch sees no CUDA device here')"
 	$(PY) -m pytest tests -m gpu $(PYTEST_FLAGS)
-	$(PY) -m pytest bench --benchmark $(PYTEST_FLAGS)
+	$(PY) -m pytest bench --benchmark --results --device cuda $(PYTEST_FLAGS)
 
 experiment: $(STAMP)-test
 	$(PY) docs/experiments.py train $(EXPERIMENT)

@@ -76,12 +76,12 @@ def roofline(figure: plt.Figure, results: Results) -> None:
     bandwidth, product = (
         results.machine[name] for name in ("copy_GB_s", "product_float32_GFLOP_s")
     )
-    marks = dict(zip(results.subjects(), MARKS, strict=False))
+    rows = [row for row in results.races if row["dtype"] == "float32" and row["GB_s"]]
+    rows = [row for row in rows if row["direction"] == "forward"]
+    marks = dict(zip(dict.fromkeys(row["subject"] for row in rows), MARKS, strict=False))
     drawn: set[str] = set()
     spread: list[float] = []
-    for row in results.races:
-        if row["dtype"] != "float32" or not row["GB_s"] or row["subject"] not in marks:
-            continue
+    for row in rows:
         if row["backend"] not in (*OURS, "reference"):
             continue
         intensity = row["GFLOP_s"] / row["GB_s"]
@@ -135,7 +135,8 @@ def quality(figure: plt.Figure, results: Results) -> None:
     axes.set_xscale("log")
     axes.set_xlabel(f"seconds for {WHOLE} (blue: these operators; grey: plain PyTorch)")
     axes.set_ylabel("PSNR-Y on Urban100 x4, dB, as published")
-    axes.legend(fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
 
 
