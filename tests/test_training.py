@@ -9,6 +9,7 @@ import pytest
 import pyvips
 import torch
 import yaml
+from torch.optim.swa_utils import AveragedModel
 
 from c2d_models import checkpoints, training
 
@@ -186,3 +187,18 @@ def test_options_reach_the_network_and_are_checked(tmp_path, photos):
         training.run(write_config(tmp_path, photos), resume=True)
     with pytest.raises(training.ConfigError, match=r"options: .* unexpected keyword.* 'botom'"):
         training.run(path, ["options={botom: 8}", f"output={tmp_path / 'other'}"])
+
+
+def test_average_forgets_the_fresh_weights():
+    """Updated with ones from then on, a weight that began at 5 is 1 + 4 prod(keep)."""
+    weight = torch.nn.Linear(1, 1, bias=False).double()
+    average = AveragedModel(weight, multi_avg_fn=training.warmed_average(0.9))
+    torch.nn.init.constant_(weight.weight, 5.0)
+    average.update_parameters(weight)
+    torch.nn.init.constant_(weight.weight, 1.0)
+    left = 4.0
+    for n in range(1, 200):
+        average.update_parameters(weight)
+        left *= min(0.9, (1 + n) / (10 + n))
+        assert float(average.module.weight) == pytest.approx(1 + left, rel=1e-12)
+    assert left < 1e-8
