@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from . import checkpoints, data, metrics, registry
+from .allocator import keep_freed_memory
 from .training_config import ConfigError, TrainConfig, load_config
 
 console = Console(stderr=True)
@@ -339,6 +340,8 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             f"output {config.output} already holds a run: "
             "continue it with --resume or choose another"
         )
+    if torch.device(config.device).type == "cpu":
+        keep_freed_memory()
     trainer = Trainer(config)
     if resume:
         trainer.resume()
