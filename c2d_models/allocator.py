@@ -13,8 +13,9 @@ def keep_freed_memory() -> bool:
     """Have glibc keep large blocks that are freed, for the next step, instead of returning them.
 
     Otherwise each tensor of some megabytes is mapped anew in every step, and the system clears its
-    pages one by one: a quarter to two fifths of a training step of HiET-SwinIR (4 patches of 64x64,
-    two cores: 1.03-1.08 s, then 0.65-0.80 s). The process then stays as large as it once was. It holds for the whole process, for good.
+    pages one by one: a quarter to two fifths of a training step of HiET-SwinIR (4 patches of 64x64
+    on two cores took 1.03-1.08 s, and 0.65-0.80 s after this call). The process then stays as
+    large as it once was. It holds for the whole process, for good.
 
     Returns:
         Whether it took effect; False where the C library is another.

@@ -200,5 +200,5 @@ def test_average_forgets_the_fresh_weights():
     for n in range(1, 200):
         average.update_parameters(weight)
         left *= min(0.9, (1 + n) / (10 + n))
-        assert float(average.module.weight) == pytest.approx(1 + left, rel=1e-12)
+        assert average.module.weight.item() == pytest.approx(1 + left, rel=1e-12)
     assert left < 1e-8
