@@ -86,12 +86,12 @@ def results_file(config: pytest.Config) -> Path:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the parts asked for; where time is taken, not the tests of the suite itself."""
     parts = [part for part in PARTS if config.getoption(f"--{part}", default=False)]
-    if not parts:
+    if not parts and not timed(config):
         return
-    wanted = [
-        item for item in items if any(RESULTS.parent / part in item.path.parents for part in parts)
-    ]
+    folders = [RESULTS.parent / part for part in parts or PARTS]
+    wanted = [item for item in items if any(folder in item.path.parents for folder in folders)]
     config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
     items[:] = wanted
 
