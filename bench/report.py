@@ -1,4 +1,4 @@
-"""`python -m bench.report`: stored results as docs/benchmarks.md, plots, and the README's table.
+"""`python -m bench.report`: stored results as docs/benchmarks.md, plots, and the README's tables.
 
 python -m bench.report                              # every bench/results/<device>.json
 python -m bench.report NEW.json --against OLD.json  # what became slower than noise explains
@@ -20,7 +20,6 @@ from bench.summary import number
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 DOCS = ROOT / "docs"
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 GROWTH_FROM = 256  # smaller images do not fill the machine
 
 Row = dict[str, object]
@@ -208,46 +207,6 @@ def plots_of(results: Results) -> dict[str, str]:
     return kinds
 
 
-def readme_table(results: Results) -> list[str]:
-    """The networks, one image, x4: our time and how many times as long others take."""
-    peers = ("torch.compile", "ONNX Runtime", "materialised")
-    rows = []
-    for subject in results.subjects():
-        ours = results.race(
-            subject=subject, backend="auto", dtype="float32", direction="forward"
-        )  # the first: x4
-        if ours is None:
-            continue
-        wanted = {name: ours[name] for name in ("subject", "shape", "dtype", "direction")}
-        cells = [f"`{subject}`", ours["shape"], f"{ours['median_ms'] / 1e3:.2f} s"]
-        cells.append(f"{ours['ratio']:.1f}")
-        for name in peers:
-            row = results.race(backend=name, **wanted)
-            cells.append("-" if row is None else f"{ours['ratio'] / row['ratio']:.1f}")
-        rows.append(cells)
-    headings = ["network", "picture", "these operators", "plain PyTorch", *peers[:2]]
-    here = results.machine
-    return [
-        *markdown([*headings, "as its authors write it"], rows),
-        "",
-        f"float32, {here['threads']} threads of {here.get('gpu', here['processor'])}, torch "
-        f"{here['torch']}; the columns behind our time say how many times as long theirs is.",
-    ]
-
-
-def into_readme(table: Sequence[str], readme: Path) -> None:
-    """Put the table between its two marks.
-
-    Raises:
-        ValueError: the marks are missing.
-    """
-    text = readme.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{readme} has no place for the table: {BEGIN} and {END}.")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    readme.write_text("\n".join([before + BEGIN, *table, END + after]), encoding="utf-8")
-
-
 def compared(new: Results, old: Results) -> list[str]:
     """Rows of ours whose ratio to the reference fell by more than both runs' quartiles explain."""
     keys = ("subject", "shape", "dtype", "direction", "backend")
@@ -296,15 +255,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not runs:
         print("there are no results: pytest bench --benchmark --results", file=sys.stderr)
         return 2
-    from bench import plots
+    from bench import plots, readme
 
     (DOCS / "benchmarks").mkdir(parents=True, exist_ok=True)
     for results in runs:
         for kind in plots_of(results):
             plots.draw(kind, results, DOCS / "benchmarks" / f"{results.name}-{kind}.png")
     (DOCS / "benchmarks.md").write_text(document(runs), encoding="utf-8")
-    into_readme(readme_table(runs[0]), ROOT / "README.md")
-    print(f"written: docs/benchmarks.md, its plots, and README.md's table from {runs[0].name}")
+    readme.rewrite(ROOT / "README.md", runs[0])
+    print(f"written: docs/benchmarks.md, its plots, and README.md's tables from {runs[0].name}")
     return 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import report
+from bench import readme, report
 
 MACHINE = {
     "processor": "Some CPU",
@@ -84,7 +84,7 @@ def test_small_images_do_not_count_for_the_exponent(results):
 
 def test_readme_says_how_many_times_as_long_the_others_take(results):
     """The reference takes 4 times our time, ONNX Runtime, twice as fast as it, 2 times."""
-    table = report.readme_table(results)
+    table = readme.speed_table(results)
     assert "| `swinir_l` | 320x180 to 1280x720 | 0.50 s | 4.0 | - | 2.0 | - |" in table
 
 
@@ -121,14 +121,25 @@ def test_slower_by_more_than_the_noise_is_named(results, tmp_path, capsys):
     assert "slower" not in said and "no longer timed: swinir_l" in said
 
 
-def test_readme_keeps_everything_outside_the_marks(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    report.into_readme(["| new |"], readme)
-    assert readme.read_text() == f"before\n{report.BEGIN}\n| new |\n{report.END}\nafter\n"
-    readme.write_text("no marks\n")
-    with pytest.raises(ValueError, match="no place for the table"):
-        report.into_readme(["| new |"], readme)
+def test_readme_keeps_everything_outside_the_marks():
+    begin, end = "<!-- networks: begin -->", "<!-- networks: end -->"
+    text = readme.filled(f"before\n{begin}\nold\n{end}\nafter\n", "networks", ["| new |"])
+    assert text == f"before\n{begin}\n| new |\n{end}\nafter\n"
+    with pytest.raises(ValueError, match="no place for a table"):
+        readme.filled("no marks\n", "networks", ["| new |"])
+
+
+def test_scores_are_those_that_were_stored(tmp_path):
+    entry = {"model": "net", "params": 12345, "dataset": "Set14", "scale": 4.0, "psnr_y": 27.814}
+    bicubic = entry | {"model": "bicubic", "params": 0, "psnr_y": 26.0}
+    other = entry | {"dataset": "Set5", "scale": 2.0, "psnr_y": 37.0349}
+    (tmp_path / "a.json").write_text(json.dumps([bicubic, entry, other]))
+    assert readme.scores_table(tmp_path) == [
+        "| shipped | parameters | Set5 x2 | Set14 x4 |",
+        "| --- | ---: | ---: | ---: |",
+        "| bicubic |  |  | 26.00 |",
+        "| `net` | 12,345 | 37.03 | 27.81 |",
+    ]
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}"], ids=["missing", "not JSON", "other JSON"])

@@ -1,0 +1,101 @@
+"""The README's tables: scores of the shipped models, sizes of the networks, speed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import complexity
+from bench.report import DOCS, Results, markdown
+
+SCORES = DOCS / "scores"
+OF_AUTHORS = "its authors' files load as they are"
+OF_OURS = "from a training of one's own"
+
+
+def rewrite(readme: Path, results: Results) -> None:
+    """Fill every table of the README anew."""
+    text = readme.read_text(encoding="utf-8")
+    tables = {
+        "scores": scores_table(SCORES),
+        "networks": networks_table(),
+        "benchmarks": speed_table(results),
+    }
+    for name, table in tables.items():
+        text = filled(text, name, table)
+    readme.write_text(text, encoding="utf-8")
+
+
+def filled(text: str, name: str, table: Sequence[str]) -> str:
+    """The text with the table between the marks of that name.
+
+    Raises:
+        ValueError: the marks are missing.
+    """
+    begin, end = (f"<!-- {name}: {place} -->" for place in ("begin", "end"))
+    if begin not in text or end not in text:
+        raise ValueError(f"the README has no place for a table: {begin} and {end}.")
+    before, rest = text.split(begin)
+    return "\n".join([before + begin, *table, end + rest.split(end)[1]])
+
+
+def scores_table(folder: Path) -> list[str]:
+    """PSNR-Y of the shipped models, out of what `c2d eval --output FILE.json` wrote there."""
+    scores: dict[str, dict[tuple[str, float], float]] = {}
+    parameters = {}
+    for path in sorted(folder.glob("*.json")):
+        for row in json.loads(path.read_text(encoding="utf-8")):
+            scores.setdefault(row["model"], {})[row["dataset"], row["scale"]] = row["psnr_y"]
+            parameters[row["model"]] = row["params"]
+    columns = sorted({column for row in scores.values() for column in row})
+    columns.sort(key=lambda column: (int(column[0].removeprefix("Set")), column[1]))
+    rows = [
+        [
+            model if model == "bicubic" else f"`{model}`",
+            f"{parameters[model]:,}" if parameters[model] else "",
+            *(f"{row[column]:.2f}" if column in row else "" for column in columns),
+        ]
+        for model, row in scores.items()
+    ]
+    headings = ["shipped", "parameters", *(f"{name} x{scale:g}" for name, scale in columns)]
+    return markdown(headings, rows)
+
+
+def networks_table() -> list[str]:
+    """Parameters and multiply-adds at x4."""
+    rows = [
+        [f"`{name}`", f"{count:,}", f"{cost:.1f}", OF_AUTHORS if published else OF_OURS]
+        for name, scale, count, cost, published, _ in complexity.rows()
+        if scale == 4
+    ]
+    return markdown(["network", "parameters (x4)", "GMACs to 1280x720 (x4)", "weights"], rows)
+
+
+def speed_table(results: Results) -> list[str]:
+    """The networks, one image, x4: our time and how many times as long others take."""
+    peers = ("torch.compile", "ONNX Runtime", "materialised")
+    rows = []
+    for subject in results.subjects():
+        ours = results.race(
+            subject=subject, backend="auto", dtype="float32", direction="forward"
+        )  # the first: x4
+        if ours is None:
+            continue
+        wanted = {name: ours[name] for name in ("subject", "shape", "dtype", "direction")}
+        if " to " not in str(ours["shape"]):
+            continue
+        cells = [f"`{subject}`", ours["shape"], f"{ours['median_ms'] / 1e3:.2f} s"]
+        cells.append(f"{ours['ratio']:.1f}")
+        for name in peers:
+            row = results.race(backend=name, **wanted)
+            cells.append("-" if row is None else f"{ours['ratio'] / row['ratio']:.1f}")
+        rows.append(cells)
+    headings = ["network", "picture", "these operators", "plain PyTorch", *peers[:2]]
+    here = results.machine
+    return [
+        *markdown([*headings, "as its authors write it"], rows),
+        "",
+        f"float32, {here['threads']} threads of {here.get('gpu', here['processor'])}, torch "
+        f"{here['torch']}; the columns behind our time say how many times as long theirs is.",
+    ]
