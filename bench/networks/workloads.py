@@ -236,11 +236,11 @@ def workloads(
     """Forward at x4; with `continuous` also at x2.7 by HIIF-L; a training step on patches.
 
     Full sizes are the published ones: 320x180 to 1280x720, and four patches of 64x64. The quick
-    training step is that of the `tiny` preset, if there is one. With `scans` full sides are half as
-    long and quick ones one window: the reference walks every pixel in turn.
+    training step is that of the `tiny` preset, if there is one. With `scans` full sides are a
+    quarter as long and quick ones one window: the reference walks every pixel in turn.
     """
     rows = []
-    part = 2 if scans else 1
+    part = 4 if scans else 1
     sizes: tuple[tuple[Size, int, int], ...] = (
         ("quick", *((16, 16) if scans else (40, 48))),
         ("full", 180 // part, 320 // part),
@@ -260,7 +260,7 @@ def workloads(
                 )
             )
     for size, name, batch, side in (
-        ("quick", tiny, 2, 32 // part),
+        ("quick", tiny, 2, 16 if scans else 32),
         ("full", network, 4, 64 // part),
     ):
         if name is None:
