@@ -149,13 +149,17 @@ def evaluate(
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Mean over 8 flips and rotations.")
     ] = False,
+    rule: Annotated[
+        str,
+        typer.Option(metavar="papers|liif", help="PSNR of rounded images, or not, as LIIF's."),
+    ] = "papers",
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
 ) -> None:
     """Score models against bicubic: PSNR and SSIM of luma, as the papers report them."""
     from . import evaluation, upscaling
 
     place = upscaling.choose_device(device)
-    evaluation.run(model or [], folders, scale, output, ensemble, place, Console())
+    evaluation.run(model or [], folders, scale, output, ensemble, place, Console(), rule=rule)
 
 
 @app.command()
