@@ -63,7 +63,7 @@ def evaluate(
     """
     check_scale(net, scale, name)
     psnr = _psnr_by(rule)
-    hr_files, lr_files, dataset = _pair_files(hr_folder, lr_folder, scale)
+    hr_files, lr_files, dataset = pair_files(hr_folder, lr_folder, scale)
     name = name or (BICUBIC if net is None else getattr(net, "name", type(net).__name__))
     border = math.ceil(scale)
     device = torch.device("cpu") if net is None else next(net.parameters()).device
@@ -76,9 +76,9 @@ def evaluate(
         transient=True,
         disable=console is None or not console.is_terminal,
     ):
-        lr, hr = _read_pair(hr_file, lr_file, scale)
+        lr, hr = read_pair(hr_file, lr_file, scale)
         start = time.perf_counter()
-        sr = _enlarge(net, lr.to(device), hr.shape[-2:], ensemble)
+        sr = enlarge(net, lr.to(device), hr.shape[-2:], ensemble)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start
@@ -119,6 +119,8 @@ def run(
     device: str | torch.device | None = None,
     console: Console | None = None,
     rule: str = "papers",
+    pictures: str | Path | None = None,
+    crop: tuple[int, int, int] | None = None,
 ) -> list[Result]:
     """`c2d eval`: bicubic and every model on every folder at every scale; prints a table.
 
@@ -132,13 +134,15 @@ def run(
         device: "cpu", "cuda", ...; None takes CUDA where it is available.
         console: where the table goes; None is standard output.
         rule: of PSNR, "papers" or "liif".
+        pictures: folder for the pictures of `c2d_models.pictures`; they need matplotlib.
+        crop: (x, y, size) of the part of the HR images that they show; None chooses.
 
     Returns:
         The results, in the order of the table.
 
     Raises:
-        ValueError (DataError, checkpoints.ModelFileError): a folder, model, scale, rule or output
-            that cannot be used; all but the folders are checked before the first image is read.
+        ValueError (DataError, checkpoints.ModelFileError): a folder, model, scale, rule, output
+            or crop that cannot be used. All but the folders are checked before the first score.
     """
     console = console or Console()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -155,6 +159,12 @@ def run(
     for name, net in nets.items():
         for scale in scales:
             check_scale(net, scale, name)
+    if pictures is not None:
+        from c2d_models import pictures as drawing  # it needs this module
+
+        regions = drawing.plan(pictures, folders, scales, crop)
+    elif crop is not None:
+        raise ValueError("a crop is a part of a picture; give a folder of pictures too")
     results = [
         evaluate(net, folder, scale, name=name, ensemble=ensemble, rule=rule, console=console)
         for folder in folders
@@ -165,6 +175,9 @@ def run(
     for file in files:
         file.write_text(WRITERS[file.suffix](results), encoding="utf-8")
         console.print(f"written: {file}")
+    if pictures is not None:
+        for file in drawing.draw(pictures, regions, results, nets, ensemble=ensemble):
+            console.print(f"written: {file}")
     return results
 
 
@@ -189,7 +202,7 @@ def _psnr_by(rule: str) -> Callable[[Tensor, Tensor, int], float]:
 # Images --------------------------------------------------------------------------------------
 
 
-def _pair_files(
+def pair_files(
     hr_folder: str | Path | Sequence[Path], lr_folder: str | Path | None, scale: float
 ) -> tuple[list[Path], list[Path | None], str]:
     """HR files, the LR file of each (all None where the set has none), and the set's name."""
@@ -225,7 +238,7 @@ def _lr_names(hr_file: Path, scale: float) -> tuple[str, ...]:
     return (f"{hr_file.stem}x{scale:g}.png", f"{hr_file.stem}.png")
 
 
-def _read_pair(hr_file: Path, lr_file: Path | None, scale: float) -> tuple[Tensor, Tensor]:
+def read_pair(hr_file: Path, lr_file: Path | None, scale: float) -> tuple[Tensor, Tensor]:
     """LR and the part of HR that it covers, uint8 (3, H, W)."""
     hr = read_rgb(hr_file)
     if lr_file is None:
@@ -245,7 +258,7 @@ def _read_pair(hr_file: Path, lr_file: Path | None, scale: float) -> tuple[Tenso
 
 
 @torch.inference_mode()
-def _enlarge(net: nn.Module | None, lr: Tensor, size: Sequence[int], ensemble: bool) -> Tensor:
+def enlarge(net: nn.Module | None, lr: Tensor, size: Sequence[int], ensemble: bool) -> Tensor:
     """SR image (3, *size): uint8 from bicubic, floating point from a network."""
     height, width = size
     if net is None:

@@ -71,7 +71,7 @@ class Result:
 
 def to_table(results: Sequence[Result]) -> Table:
     """A table of means for the terminal."""
-    table = Table(title=_title(results))
+    table = Table(title=_title(results), padding=(0, 1, 0, 0))  # models have long names
     for column in _TEXT_COLUMNS:
         table.add_column(column, overflow="fold")
     for column in _NUMBER_COLUMNS:

@@ -144,7 +144,7 @@ def test_ensemble_is_the_mean_of_eight(photos, net_scale):
 
     net = Nearest(net_scale, left)
     with torch.no_grad():
-        sr = evaluation._enlarge(net, torch.zeros(3, 5, 7, dtype=torch.uint8), (10, 14), True)
+        sr = evaluation.enlarge(net, torch.zeros(3, 5, 7, dtype=torch.uint8), (10, 14), True)
     expected = torch.zeros(3, 10, 14)
     for inside in (np.s_[:, 0], np.s_[:, -1], np.s_[:, :, 0], np.s_[:, :, -1]):
         expected[inside] += 0.1
