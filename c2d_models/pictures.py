@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 CROP = 96  # side of the region that is looked for, HR pixels
 _STRIDE = 8  # places at which it is looked for
 _CONTEXT = 64  # side of the LR piece whose attribution is shown
-_LARGEST_POINT = 900.0  # area of the network with most parameters, square points
+_LARGEST_POINT = 500.0  # area of the network with most parameters, square points
 _DPI = 150
 
 
@@ -48,6 +48,12 @@ class Region:
     left: int
     top: int
     size: int
+
+    @property
+    def inside(self) -> tuple[slice, slice, slice]:
+        """The square of an image (3, H, W)."""
+        down = slice(self.top, self.top + self.size)
+        return slice(None), down, slice(self.left, self.left + self.size)
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,14 @@ def psnr_gmacs(rows: Sequence[Row], labels: dict[str, str]) -> Figure:
         axes.grid(alpha=0.3)
     for axes in list(grid):  # what is left of the last line
         axes.set_axis_off()
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize=8)
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        fontsize=8,
+        title="area of a point: parameters",
+        title_fontsize=8,
+    )
     return figure
 
 
@@ -168,13 +181,11 @@ def crops(
     figure, grid = _panels(rows, ["HR", *labels.values()])
     for row, line in zip(rows, grid, strict=True):
         region = row.region
-        inside = np.s_[:, region.top : region.top + region.size]
-        inside = (*inside, slice(region.left, region.left + region.size))
-        line[0].imshow(_pixels(region.hr[inside]))
-        line[0].set_xlabel(f"PSNR-Y{_rule(row)}", fontsize=8)
+        line[0].imshow(_pixels(region.hr[region.inside]))
+        line[0].set_xlabel(f"the image's PSNR-Y{_rule(row)}:", fontsize=8)
         for axes, net, result in zip(line[1:], nets.values(), row.results, strict=True):
             sr = evaluation.enlarge(net, _like(net, region.lr), region.hr.shape[-2:], ensemble)
-            axes.imshow(_pixels(sr[inside]))
+            axes.imshow(_pixels(sr[region.inside]))
             axes.set_xlabel(f"{result.images[region.index].psnr_y:.2f} dB", fontsize=9)
     return figure
 
@@ -182,7 +193,10 @@ def crops(
 def attribution(
     rows: Sequence[Row], nets: dict[str, nn.Module | None], labels: dict[str, str]
 ) -> Figure:
-    """Which LR pixels each network used for the framed window (figure 4 of the C2D-ISR paper)."""
+    """Which LR pixels each network used for the framed window (figure 4 of the C2D-ISR paper).
+
+    Red is the square root of the share of the largest: faint ones are to be seen.
+    """
     from matplotlib.patches import Rectangle
 
     named = {labels[name]: net for name, net in nets.items() if net is not None}
@@ -193,7 +207,7 @@ def attribution(
         line[0].imshow(_pixels(lr))
         corner = (left / scale - 0.5, top / scale - 0.5)
         line[0].add_patch(Rectangle(corner, size / scale, size / scale, fill=False, color="red"))
-        line[0].set_xlabel("diffusion index", fontsize=8)
+        line[0].set_xlabel("diffusion index:", fontsize=8)
         grey = to_y(lr).numpy()
         for axes, net in zip(line[1:], named.values(), strict=True):
             image = _like(net, lr).float() / 255.0
@@ -234,7 +248,7 @@ def _choose(images: str | Path, scale: float, crop: tuple[int, int, int] | None)
         if detail.max() > most:
             most = detail.max().item()
             if crop is None:
-                y, x = (_STRIDE * n for n in divmod(detail.argmax().item(), detail.shape[1]))
+                y, x = _most(detail)
             best = Region(index, hr_file.stem, lr, hr, float(scale), x, y, size)
     if best is None:
         raise ValueError(
@@ -252,14 +266,25 @@ def _detail(image: Tensor, size: int) -> Tensor:
     return F.avg_pool2d(lengths[None, None], size - 1, _STRIDE)[0, 0]
 
 
+def _most(detail: Tensor) -> tuple[int, int]:
+    """(y, x) of the square with most edges."""
+    row, column = divmod(int(detail.argmax()), detail.shape[1])
+    return row * _STRIDE, column * _STRIDE
+
+
 def _around(region: Region) -> tuple[Tensor, tuple[int, int, int]]:
-    """An LR piece about the region's middle, and there the window (left, top, size) in SR."""
+    """An LR piece about the window with most edges in the region, and (left, top, size) there.
+
+    The window is in pixels of the enlarged piece.
+    """
     piece, window = [], []
-    size = min(WINDOW, *region.hr.shape[-2:])
-    for start, side in ((region.left, region.lr.shape[-1]), (region.top, region.lr.shape[-2])):
-        length, middle = min(_CONTEXT, side), start + region.size / 2
-        first = min(max(round(middle / region.scale - length / 2), 0), side - length)
-        place = round(middle - first * region.scale - size / 2)
+    size = min(WINDOW, region.size)
+    y, x = _most(_detail(region.hr[region.inside], size))
+    sides = ((region.left + x, region.lr.shape[-1]), (region.top + y, region.lr.shape[-2]))
+    for start, side in sides:
+        length, middle = min(_CONTEXT, side), (start + size / 2) / region.scale
+        first = min(max(round(middle - length / 2), 0), side - length)
+        place = round(start - first * region.scale)
         window.append(min(max(place, 0), round(length * region.scale) - size))
         piece.append(slice(first, first + length))
     return region.lr[:, piece[1], piece[0]], (*window, size)

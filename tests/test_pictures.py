@@ -61,8 +61,8 @@ def test_three_pictures(photos, models, tmp_path, monkeypatch, crop):
         shape = images[name].shape[:2]
         assert shape == pytest.approx((height * 150, width * 150), abs=2), name
         assert (images[name] == 255).all(-1).mean() < 0.95, name
-    # The chessboard is half black: that much of four panels of two inches.
-    assert (images["crops"] < 40).all(-1).mean() > 0.2
+    # The chessboard is half black in HR, which makes 0.08, and a little less where it is blurred.
+    assert (images["crops"] < 40).all(-1).mean() > 0.1
     # Points in matplotlib's first two colours, and a frame and its pixels in red.
     blue, orange = (np.array(rgb) for rgb in ((31, 119, 180), (255, 127, 14)))
     for colour in (blue, orange):
@@ -89,14 +89,15 @@ def test_the_region_with_most_edges_is_shown(photos, tmp_path, monkeypatch, crop
 
 
 @pytest.mark.parametrize("scale, left, top", [(2, 0, 0), (2.5, 150, 90), (4, 700, 31)])
-def test_the_window_is_the_middle_of_the_region(scale, left, top):
+def test_the_window_is_where_the_region_has_most_edges(scale, left, top):
     hr = torch.zeros(3, round(70 * scale), round(240 * scale), dtype=torch.uint8)
+    hr[:, top + 16 : top + 32 : 2, left + 8 : left + 24] = 255
     lr = torch.zeros(3, 70, 240, dtype=torch.uint8) + torch.arange(240, dtype=torch.uint8)
     region = pictures.Region(0, "a", lr, hr, scale, left, top, 48)
     piece, (x, y, size) = pictures._around(region)
     assert piece.shape == (3, 64, 64) and size == 16
-    assert (x + 8) / scale + piece[0, 0, 0].item() == pytest.approx((left + 24) / scale, abs=0.5)
-    assert 0 <= y <= 64 * scale - 16
+    assert x / scale + piece[0, 0, 0].item() == pytest.approx((left + 8) / scale, abs=0.3)
+    assert y <= top + 16 <= y + 6 * scale and (x, y) <= (64 * scale - 16,) * 2
 
 
 def test_points_lie_at_cost_and_quality():
@@ -104,7 +105,7 @@ def test_points_lie_at_cost_and_quality():
         fields = (model, params, gmacs, "Set", 4.0, "liif", 4, "files", False, "cpu")
         return Result(*fields, (ImageScore("a", psnr, 0.9, 1.0),))
 
-    results = [result("bicubic", 0, 0.0, 28.4), result("s", 100, 2.0, 30), result("l", 400, 90, 31)]
+    results = [result("bicubic", 0, 0.0, 28.4), result("s", 1e5, 2.0, 30), result("l", 4e5, 90, 31)]
     region = pictures.Region(0, "a", torch.zeros(3, 9, 9), torch.zeros(3, 36, 36), 4.0, 0, 0, 9)
     labels = {name: name for name in ("bicubic", "s", "l")}
     figure = pictures.psnr_gmacs([pictures.Row(region, results)], labels)
@@ -115,7 +116,7 @@ def test_points_lie_at_cost_and_quality():
     assert axes.get_xscale() == "log" and axes.lines[0].get_ydata()[0] == 28.4
     assert axes.get_title() == "Set x4" and axes.get_ylabel() == "PSNR-Y, dB (rule liif)"
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert texts == ["bicubic", "s, 0 K parameters", "l, 0 K parameters"]
+    assert texts == ["bicubic", "s, 100 K parameters", "l, 400 K parameters"]
 
 
 @pytest.mark.parametrize(
