@@ -252,8 +252,8 @@ def _choose(images: str | Path, scale: float, crop: tuple[int, int, int] | None)
             best = Region(index, hr_file.stem, lr, hr, float(scale), x, y, size)
     if best is None:
         raise ValueError(
-            f"crop is {','.join(map(str, crop or ()))} (x,y,size); no image of {dataset} at scale "
-            f"{scale:g} holds that square (the widest is {largest[0]}x{largest[1]})"
+            f"no image of {dataset} at scale {scale:g} holds the crop {x},{y},{size} (x,y,size; at "
+            f"least 2 pixels); the widest is {largest[0]}x{largest[1]}"
         )
     return best
 

@@ -138,8 +138,14 @@ def test_short_names(names, expected):
         ("--crop 1,2,8", "give a folder of pictures too"),
         ("--pictures out --crop 1,2", "crop is 1,2; write left, top and side in HR pixels"),
         ("--pictures out --crop 1,-2,8", "crop is 1,-2,8; write left"),
-        ("--pictures out --crop 150,100,31", "no image of Set2 at scale 2 holds that square"),
-        ("--pictures out --crop 5,5,1", "crop is 5,5,1 (x,y,size); no image"),
+        (
+            "--pictures out --crop 150,100,31",
+            "no image of Set2 at scale 2 holds the crop 150,100,31",
+        ),
+        (
+            "--pictures out --crop 5,5,1",
+            "holds the crop 5,5,1 (x,y,size; at least 2 pixels); the widest is 180x130",
+        ),
         ("--pictures Set2/busy.png/a", "cannot be made"),
     ],
 )
