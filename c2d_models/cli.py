@@ -149,13 +149,38 @@ def evaluate(
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Mean over 8 flips and rotations.")
     ] = False,
+    rule: Annotated[
+        str,
+        typer.Option(metavar="papers|liif", help="PSNR of rounded images, or not, as LIIF's."),
+    ] = "papers",
+    pictures: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Draw PSNR over GMACs, crops and attribution maps."),
+    ] = None,
+    crop: Annotated[
+        str | None,
+        typer.Option(metavar="X,Y,SIZE", help="HR pixels to show; without it, the most detailed."),
+    ] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
 ) -> None:
     """Score models against bicubic: PSNR and SSIM of luma, as the papers report them."""
+    square = None if crop is None else _parse_crop(crop)
+
     from . import evaluation, upscaling
 
     place = upscaling.choose_device(device)
-    evaluation.run(model or [], folders, scale, output, ensemble, place, Console())
+    evaluation.run(
+        model or [],
+        folders,
+        scale,
+        output,
+        ensemble,
+        place,
+        Console(),
+        rule=rule,
+        pictures=pictures,
+        crop=square,
+    )
 
 
 @app.command()
@@ -276,6 +301,15 @@ def _parse_size(text: str) -> tuple[int, int]:
     if not (cross and width.isdecimal() and height.isdecimal()):
         _refuse(f"size is {text}; write width x height, such as 1920x1080.")
     return int(height), int(width)
+
+
+def _parse_crop(text: str) -> tuple[int, int, int]:
+    """ "40,30,64" to (40, 30, 64)."""
+    numbers = text.split(",")
+    if len(numbers) != 3 or not all(n.isascii() and n.isdecimal() for n in numbers):
+        _refuse(f"crop is {text}; write left, top and side in HR pixels, such as 40,30,64.")
+    left, top, side = map(int, numbers)
+    return left, top, side
 
 
 def _refuse(sentence: str) -> NoReturn:

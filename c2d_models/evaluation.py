@@ -3,81 +3,29 @@
     run(["hiet_swinir_tiny_x4", "my.safetensors"], ["Set5"], [4], output="scores")
 
 reads each high-resolution (HR) image, takes its low-resolution (LR) file where the set brings one
-(or makes it by MATLAB's bicubic), enlarges it, and compares luma by the papers' rule (`metrics`),
-leaving out ceil(scale) pixels at each side. Every table has a bicubic row: if that row is not the
-published one (Set5 x4: 28.43 dB), nothing else in the table can be trusted.
+(or makes it by MATLAB's bicubic), enlarges it, and compares luma by the papers' rule, or LIIF's
+(`metrics`), leaving out ceil(scale) pixels at each side. Every table has a bicubic row: if that
+row is not the published one (Set5 x4: 28.43 dB), nothing else in the table can be trusted.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor, nn
 
-from c2d_models import checkpoints
+from c2d_models import checkpoints, complexity
 from c2d_models.data import DataError, imresize, list_images, lr_pair, orient, read_rgb
-from c2d_models.metrics import psnr_y, ssim_y
+from c2d_models.metrics import RULES, ssim_y
+from c2d_models.scores import BICUBIC, WRITERS, ImageScore, Result, output_files, to_table
 
-BICUBIC = "bicubic"
 _LARGEST_CROP = 12  # sets are often cropped to multiples of 12 before they are reduced
-
-
-@dataclass(frozen=True)
-class ImageScore:
-    """One image: PSNR-Y in dB, SSIM-Y, and the seconds that enlarging it took."""
-
-    name: str
-    psnr_y: float
-    ssim_y: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """One model on one set at one scale.
-
-    Attributes:
-        model: name or file of the network, or "bicubic".
-        params: its number of parameters (0 for bicubic).
-        lr: where the LR images came from, "files" or "imresize".
-        border: pixels left out at each side, ceil(scale).
-    """
-
-    model: str
-    params: int
-    dataset: str
-    scale: float
-    border: int
-    lr: str
-    ensemble: bool
-    device: str
-    images: tuple[ImageScore, ...]
-
-    @property
-    def psnr_y(self) -> float:
-        """Mean over the images, in dB."""
-        return sum(image.psnr_y for image in self.images) / len(self.images)
-
-    @property
-    def ssim_y(self) -> float:
-        """Mean over the images."""
-        return sum(image.ssim_y for image in self.images) / len(self.images)
-
-    @property
-    def seconds(self) -> float:
-        """Mean seconds an image."""
-        return sum(image.seconds for image in self.images) / len(self.images)
 
 
 def evaluate(
@@ -88,6 +36,7 @@ def evaluate(
     *,
     name: str | None = None,
     ensemble: bool = False,
+    rule: str = "papers",
     console: Console | None = None,
 ) -> Result:
     """Score one network on one set at one scale.
@@ -104,15 +53,17 @@ def evaluate(
             cropped to round(LR * scale).
         name: model name for the result; left out, the network's own.
         ensemble: mean over the 8 flips and rotations of the input ("self-ensemble").
+        rule: of PSNR, "papers" or "liif".
         console: where to show progress; None shows nothing.
 
     Raises:
         DataError: a missing or empty folder, LR files that do not fit the HR files, or a result
             that is not finite or of another size. ValueError: a scale that is below 1 or that a
-            discrete network does not have.
+            discrete network does not have, or a rule that is not known.
     """
     check_scale(net, scale, name)
-    hr_files, lr_files, dataset = _pair_files(hr_folder, lr_folder, scale)
+    psnr = _psnr_by(rule)
+    hr_files, lr_files, dataset = pair_files(hr_folder, lr_folder, scale)
     name = name or (BICUBIC if net is None else getattr(net, "name", type(net).__name__))
     border = math.ceil(scale)
     device = torch.device("cpu") if net is None else next(net.parameters()).device
@@ -125,9 +76,9 @@ def evaluate(
         transient=True,
         disable=console is None or not console.is_terminal,
     ):
-        lr, hr = _read_pair(hr_file, lr_file, scale)
+        lr, hr = read_pair(hr_file, lr_file, scale)
         start = time.perf_counter()
-        sr = _enlarge(net, lr.to(device), hr.shape[-2:], ensemble)
+        sr = enlarge(net, lr.to(device), hr.shape[-2:], ensemble)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - start
@@ -139,18 +90,21 @@ def evaluate(
         sr = sr.cpu()
         try:
             scores.append(
-                ImageScore(hr_file.stem, psnr_y(sr, hr, border), ssim_y(sr, hr, border), seconds)
+                ImageScore(hr_file.stem, psnr(sr, hr, border), ssim_y(sr, hr, border), seconds)
             )
         except ValueError as error:
             raise DataError(f"{hr_file} cannot be scored: {error}") from error
+    ensemble = ensemble and net is not None
     return Result(
         model=name,
-        params=0 if net is None else sum(p.numel() for p in net.parameters()),
+        params=0 if net is None else complexity.parameters(net),
+        gmacs=0.0 if net is None else complexity.gmacs(net, scale=scale) * (8 if ensemble else 1),
         dataset=dataset,
         scale=float(scale),
+        rule=rule,
         border=border,
         lr="imresize" if lr_files[0] is None else "files",
-        ensemble=ensemble and net is not None,
+        ensemble=ensemble,
         device=device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
         images=tuple(scores),
     )
@@ -164,6 +118,9 @@ def run(
     ensemble: bool = False,
     device: str | torch.device | None = None,
     console: Console | None = None,
+    rule: str = "papers",
+    pictures: str | Path | None = None,
+    crop: tuple[int, int, int] | None = None,
 ) -> list[Result]:
     """`c2d eval`: bicubic and every model on every folder at every scale; prints a table.
 
@@ -176,19 +133,23 @@ def run(
         ensemble: mean over 8 flips and rotations for the networks.
         device: "cpu", "cuda", ...; None takes CUDA where it is available.
         console: where the table goes; None is standard output.
+        rule: of PSNR, "papers" or "liif".
+        pictures: folder for the pictures of `c2d_models.pictures`; they need matplotlib.
+        crop: (x, y, size) of the part of the HR images that they show; None chooses.
 
     Returns:
         The results, in the order of the table.
 
     Raises:
-        ValueError (DataError, checkpoints.ModelFileError): a folder, model, scale or output that
-            cannot be used; models, scales and output are checked before the first image is read.
+        ValueError (DataError, checkpoints.ModelFileError): a folder, model, scale, rule, output
+            or crop that cannot be used. All but the folders are checked before the first score.
     """
     console = console or Console()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if not folders:
         raise DataError("no image folder is given; name at least one")
-    files = _output_files(output)
+    _psnr_by(rule)
+    files = output_files(output)
     nets: dict[str, nn.Module | None] = {BICUBIC: None}
     for model in models:
         nets[str(model)] = checkpoints.load(model, device=device)
@@ -198,16 +159,25 @@ def run(
     for name, net in nets.items():
         for scale in scales:
             check_scale(net, scale, name)
+    if pictures is not None:
+        from c2d_models import pictures as drawing  # it needs this module
+
+        regions = drawing.plan(pictures, folders, scales, crop)
+    elif crop is not None:
+        raise ValueError("a crop is a part of a picture; give a folder of pictures too")
     results = [
-        evaluate(net, folder, scale, name=name, ensemble=ensemble, console=console)
+        evaluate(net, folder, scale, name=name, ensemble=ensemble, rule=rule, console=console)
         for folder in folders
         for scale in scales
         for name, net in nets.items()
     ]
-    console.print(_table(results))
+    console.print(to_table(results))
     for file in files:
-        file.write_text(_WRITERS[file.suffix](results), encoding="utf-8")
+        file.write_text(WRITERS[file.suffix](results), encoding="utf-8")
         console.print(f"written: {file}")
+    if pictures is not None:
+        for file in drawing.draw(pictures, regions, results, nets, ensemble=ensemble):
+            console.print(f"written: {file}")
     return results
 
 
@@ -223,10 +193,16 @@ def check_scale(net: nn.Module | None, scale: float, name: str | None = None) ->
         )
 
 
+def _psnr_by(rule: str) -> Callable[[Tensor, Tensor, int], float]:
+    if rule not in RULES:
+        raise ValueError(f"rule is {rule}; give one of: {', '.join(RULES)}")
+    return RULES[rule]
+
+
 # Images --------------------------------------------------------------------------------------
 
 
-def _pair_files(
+def pair_files(
     hr_folder: str | Path | Sequence[Path], lr_folder: str | Path | None, scale: float
 ) -> tuple[list[Path], list[Path | None], str]:
     """HR files, the LR file of each (all None where the set has none), and the set's name."""
@@ -262,7 +238,7 @@ def _lr_names(hr_file: Path, scale: float) -> tuple[str, ...]:
     return (f"{hr_file.stem}x{scale:g}.png", f"{hr_file.stem}.png")
 
 
-def _read_pair(hr_file: Path, lr_file: Path | None, scale: float) -> tuple[Tensor, Tensor]:
+def read_pair(hr_file: Path, lr_file: Path | None, scale: float) -> tuple[Tensor, Tensor]:
     """LR and the part of HR that it covers, uint8 (3, H, W)."""
     hr = read_rgb(hr_file)
     if lr_file is None:
@@ -282,7 +258,7 @@ def _read_pair(hr_file: Path, lr_file: Path | None, scale: float) -> tuple[Tenso
 
 
 @torch.inference_mode()
-def _enlarge(net: nn.Module | None, lr: Tensor, size: Sequence[int], ensemble: bool) -> Tensor:
+def enlarge(net: nn.Module | None, lr: Tensor, size: Sequence[int], ensemble: bool) -> Tensor:
     """SR image (3, *size): uint8 from bicubic, floating point from a network."""
     height, width = size
     if net is None:
@@ -296,105 +272,3 @@ def _enlarge(net: nn.Module | None, lr: Tensor, size: Sequence[int], ensemble: b
         # Undone in the other order: flips (turn without its transposition), then transposition.
         total = total + orient(orient(y[0].float(), turn & 6), turn & 1)
     return total / turns
-
-
-# Tables --------------------------------------------------------------------------------------
-
-
-def _table(results: Sequence[Result]) -> Table:
-    table = Table(title="PSNR-Y (dB), SSIM-Y, means over the images")
-    for column in ("set", "scale", "model"):
-        table.add_column(column, overflow="fold")
-    for column in ("params", "PSNR-Y", "over bicubic", "SSIM-Y", "s/image"):
-        table.add_column(column, justify="right")
-    previous = None
-    for row, result in zip(_rows(results), results, strict=True):
-        group = (result.dataset, result.scale)
-        if previous not in (None, group):
-            table.add_section()
-        table.add_row(*row)
-        previous = group
-    return table
-
-
-def _rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
-    """One line of text cells a result, for the terminal and for Markdown."""
-    bicubic = {(r.dataset, r.scale): r.psnr_y for r in results if r.model == BICUBIC}
-    rows = []
-    for r in results:
-        gain = r.psnr_y - bicubic.get((r.dataset, r.scale), math.nan)
-        rows.append(
-            (
-                r.dataset,
-                f"x{r.scale:g}",
-                r.model + (" (ensemble)" if r.ensemble else ""),
-                "" if r.model == BICUBIC else f"{r.params:,}",
-                f"{r.psnr_y:.2f}",
-                "" if r.model == BICUBIC or math.isnan(gain) else f"{gain:+.2f}",
-                f"{r.ssim_y:.4f}",
-                f"{r.seconds:.2f}",
-            )
-        )
-    return rows
-
-
-def to_markdown(results: Sequence[Result]) -> str:
-    """A Markdown table of means."""
-    lines = [
-        "| set | scale | model | params | PSNR-Y (dB) | over bicubic | SSIM-Y | s/image |",
-        "|---|---|---|--:|--:|--:|--:|--:|",
-        *("| " + " | ".join(row) + " |" for row in _rows(results)),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def to_json(results: Sequence[Result]) -> str:
-    """A JSON list: every field of each result, its means, and the score of each image.
-
-    The PSNR of equal images is infinite, which JSON has no number for: null.
-    """
-
-    def score(item: Result | ImageScore) -> dict[str, float | None]:
-        values = {key: getattr(item, key) for key in ("psnr_y", "ssim_y", "seconds")}
-        return {key: value if math.isfinite(value) else None for key, value in values.items()}
-
-    records = [
-        {**asdict(r), **score(r), "images": [{"name": i.name, **score(i)} for i in r.images]}
-        for r in results
-    ]
-    return json.dumps(records, indent=1, allow_nan=False) + "\n"
-
-
-def to_csv(results: Sequence[Result]) -> str:
-    """One line an image, with full precision."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ("dataset", "scale", "model", "ensemble", "image", "psnr_y", "ssim_y", "seconds")
-    )
-    for r in results:
-        for i in r.images:
-            key = (r.dataset, f"{r.scale:g}", r.model, r.ensemble, i.name)
-            writer.writerow((*key, i.psnr_y, i.ssim_y, i.seconds))
-    return text.getvalue()
-
-
-_WRITERS = {".json": to_json, ".md": to_markdown, ".csv": to_csv}
-
-
-def _output_files(output: str | Path | None) -> list[Path]:
-    """The files to write; their folder is made now, so that a long run does not end in an error."""
-    if output is None:
-        return []
-    path = Path(output)
-    if path.suffix and path.suffix not in _WRITERS and not path.is_dir():
-        raise ValueError(
-            f"output is {path}; give a file ending in .json, .md or .csv, or a folder for all three"
-        )
-    single = path.suffix in _WRITERS and not path.is_dir()
-    folder = path.parent if single else path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"output folder {folder} cannot be made: {error.strerror}") from error
-    return [path] if single else [path / f"evaluation{suffix}" for suffix in _WRITERS]

@@ -3,12 +3,14 @@
 Images are rounded to 8 bit, cropped by a border (the scale factor, for the pixels near the edge
 are made of invented neighbours), turned to the luma of BT.601 *studio* range (16 to 235), which is
 not rounded, and compared in float64 with 255 as the peak. On whole-number scales this is the rule
-behind the tables of SwinIR, SRFormer, HiT-SR and MambaIRv2.
+behind the tables of SwinIR, SRFormer, HiT-SR and MambaIRv2. Papers on continuous scales count by
+LIIF's, `psnr_liif`; `RULES` has both by name.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -30,15 +32,7 @@ def to_y(image: Tensor) -> Tensor:
     Raises:
         ValueError: not three channels. TypeError: another dtype.
     """
-    if image.ndim < 3 or image.shape[-3] != 3:
-        raise ValueError(f"image has shape {tuple(image.shape)}; give (..., 3, H, W)")
-    if image.is_floating_point():
-        levels = (image.double() * 255.0).round().clamp(0.0, 255.0)
-    elif image.dtype == torch.uint8:
-        levels = image.double()
-    else:
-        raise TypeError(f"image is {image.dtype}; give uint8 or floating point in [0, 1]")
-    red, green, blue = levels.unbind(-3)
+    red, green, blue = _levels(image).round().unbind(-3)
     return 16.0 + (65.481 * red + 128.553 * green + 24.966 * blue) / 255.0
 
 
@@ -56,9 +50,24 @@ def psnr_y(sr: Tensor, hr: Tensor, border: int = 0) -> float:
     Raises:
         ValueError: sizes that differ, or a border that leaves nothing.
     """
-    sr_y, hr_y = _luma_pair(sr, hr, border, smallest=1)
-    error = (sr_y - hr_y).square().mean().item()
-    return math.inf if error == 0.0 else 10.0 * math.log10(255.0**2 / error)
+    return _psnr(*_luma_pair(sr, hr, border, smallest=1))
+
+
+def psnr_liif(sr: Tensor, hr: Tensor, border: int = 0) -> float:
+    """PSNR in dB as LIIF's evaluation of benchmarks counts it (Chen et al. 2021, arXiv 2012.09161).
+
+    It differs from `psnr_y`, the papers' rule, in that
+
+    - images are clamped to [0, 1] but not rounded to 8 bit: a network is compared as it computes;
+    - the weights of luma are (65.738, 129.057, 25.064) / 256 instead of (65.481, 128.553, 24.966)
+      / 255: BT.601 in other words, the same to 4e-6.
+
+    The border is the same, scale pixels; at a scale that is not whole, of which LIIF reports none,
+    ceil(scale). LIIF has no rule for SSIM.
+
+    Args, returns and errors as `psnr_y`.
+    """
+    return _psnr(*_luma_pair(sr, hr, border, smallest=1, luma=_luma_of_liif))
 
 
 def ssim_y(sr: Tensor, hr: Tensor, border: int = 0) -> float:
@@ -81,7 +90,42 @@ def ssim_y(sr: Tensor, hr: Tensor, border: int = 0) -> float:
     return (luminance * structure).mean().item()
 
 
-def _luma_pair(sr: Tensor, hr: Tensor, border: int, smallest: int) -> tuple[Tensor, Tensor]:
+RULES: dict[str, Callable[[Tensor, Tensor, int], float]] = {
+    "papers": psnr_y,
+    "liif": psnr_liif,
+}
+"""PSNR of luma, (sr, hr, border) -> dB, by the name of its rule."""
+
+
+def _levels(image: Tensor) -> Tensor:
+    """(..., 3, H, W) as `to_y` takes it, in float64 from 0 to 255, not rounded."""
+    if image.ndim < 3 or image.shape[-3] != 3:
+        raise ValueError(f"image has shape {tuple(image.shape)}; give (..., 3, H, W)")
+    if image.is_floating_point():
+        return (image.double() * 255.0).clamp(0.0, 255.0)
+    if image.dtype == torch.uint8:
+        return image.double()
+    raise TypeError(f"image is {image.dtype}; give uint8 or floating point in [0, 1]")
+
+
+def _luma_of_liif(image: Tensor) -> Tensor:
+    """Luma of 0 to 219, without the offset of 16 that a difference does not see."""
+    red, green, blue = _levels(image).unbind(-3)
+    return (65.738 * red + 129.057 * green + 25.064 * blue) / 256.0
+
+
+def _psnr(sr_y: Tensor, hr_y: Tensor) -> float:
+    error = (sr_y - hr_y).square().mean().item()
+    return math.inf if error == 0.0 else 10.0 * math.log10(255.0**2 / error)
+
+
+def _luma_pair(
+    sr: Tensor,
+    hr: Tensor,
+    border: int,
+    smallest: int,
+    luma: Callable[[Tensor], Tensor] = to_y,
+) -> tuple[Tensor, Tensor]:
     """Luma of both images without the border, (B, h, w)."""
     if sr.shape != hr.shape:
         raise ValueError(
@@ -94,7 +138,7 @@ def _luma_pair(sr: Tensor, hr: Tensor, border: int, smallest: int) -> tuple[Tens
             f"at least {smallest}x{smallest} pixels must be left inside it"
         )
     inside = (slice(border, border + height), slice(border, border + width))
-    return tuple(to_y(image)[(..., *inside)].reshape(-1, height, width) for image in (sr, hr))
+    return tuple(luma(image)[(..., *inside)].reshape(-1, height, width) for image in (sr, hr))
 
 
 def _blur(image: Tensor) -> Tensor:

@@ -203,7 +203,7 @@ def test_help_and_version_do_not_wait_for_torch():
 def test_train_and_eval_pass_their_arguments_on(monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(training, "run", lambda *args: calls.append(args))
-    monkeypatch.setattr(evaluation, "run", lambda *args: calls.append(args[:5]))
+    monkeypatch.setattr(evaluation, "run", lambda *args, **options: calls.append(args[:5]))
     assert main(["train", "a.yaml", "--resume", "--set", "lr=1", "--set", "steps=2"]) == 0
     assert (
         main(

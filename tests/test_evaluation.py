@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import nn
 
-from c2d_models import checkpoints, create, evaluation
+from c2d_models import checkpoints, complexity, create, evaluation
 from c2d_models.data import DataError, imresize, lr_pair, read_rgb
 from c2d_models.evaluation import evaluate, run
-from c2d_models.metrics import psnr_y, ssim_y
+from c2d_models.metrics import psnr_liif, psnr_y, ssim_y
 
 
 def picture(height, width, seed):
@@ -71,7 +71,7 @@ class Nearest(nn.Module):
         self.change = change or (lambda y: y)
 
     def forward(self, x, size=None):
-        assert x.dtype == torch.float32 and x.ndim == 4 and x.max() <= 1.0
+        assert x.dtype == torch.float32 and x.ndim == 4 and (x.is_meta or x.max() <= 1.0)
         assert (size is None) == (self.scale is not None)
         return self.change(F.interpolate(x, size, None if size else self.scale, mode="nearest"))
 
@@ -144,7 +144,7 @@ def test_ensemble_is_the_mean_of_eight(photos, net_scale):
 
     net = Nearest(net_scale, left)
     with torch.no_grad():
-        sr = evaluation._enlarge(net, torch.zeros(3, 5, 7, dtype=torch.uint8), (10, 14), True)
+        sr = evaluation.enlarge(net, torch.zeros(3, 5, 7, dtype=torch.uint8), (10, 14), True)
     expected = torch.zeros(3, 10, 14)
     for inside in (np.s_[:, 0], np.s_[:, -1], np.s_[:, :, 0], np.s_[:, :, -1]):
         expected[inside] += 0.1
@@ -214,7 +214,7 @@ def models(tmp_path_factory):
 
 
 def silent():
-    return Console(file=io.StringIO(), width=120)
+    return Console(file=io.StringIO(), width=160)
 
 
 def test_run_scores_models_and_writes_everything(testset, models, tmp_path):
@@ -234,19 +234,44 @@ def test_run_scores_models_and_writes_everything(testset, models, tmp_path):
     records = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
     assert [record["psnr_y"] for record in records] == [r.psnr_y for r in results]
     assert records[1]["images"][1]["ssim_y"] == results[1].images[1].ssim_y
+    gmacs = complexity.gmacs(checkpoints.load(names[0]))
+    assert [record["gmacs"] for record in records[:2]] == [0.0, gmacs]
+    assert {record["rule"] for record in records} == {"papers"}
     with open(tmp_path / "scores" / "evaluation.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6
     assert (rows[5]["model"], rows[5]["image"]) == (names[1], "b")
     assert float(rows[5]["psnr_y"]) == results[2].images[1].psnr_y
+    assert float(rows[3]["gmacs"]) == gmacs and int(rows[3]["params"]) == results[1].params
     lines = (tmp_path / "scores" / "evaluation.md").read_text().splitlines()
-    assert len(lines) == 5
-    cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
+    assert lines[0] == "PSNR-Y (dB) by the rule papers, SSIM-Y, means over the images"
+    assert len(lines) == 7
+    cells = [cell.strip() for cell in lines[5].strip("|").split("|")]
     gain = results[1].psnr_y - results[0].psnr_y
     assert cells[:3] == ["Set2", "x4", names[0]]
-    assert cells[4:7] == [f"{results[1].psnr_y:.2f}", f"{gain:+.2f}", f"{results[1].ssim_y:.4f}"]
+    scores = [f"{results[1].psnr_y:.2f}", f"{gain:+.2f}", f"{results[1].ssim_y:.4f}"]
+    assert cells[3:8] == [f"{results[1].params:,}", f"{gmacs:.2f}", *scores]
     printed = console.file.getvalue()
     assert f"{results[0].psnr_y:.2f}" in printed and f"{gain:+.2f}" in printed
+    assert f"{gmacs:.2f}" in printed and "by the rule papers" in printed
+
+
+@pytest.mark.parametrize("scale", [2, 2.5])
+def test_the_liif_rule_reaches_every_number(photos, tmp_path, scale):
+    console, file = silent(), tmp_path / "scores.json"
+    result = run([], [photos], [scale], file, device="cpu", console=console, rule="liif")[0]
+    for image in result.images:
+        lr, hr = lr_pair(read_rgb(photos / f"{image.name}.png"), scale)
+        assert image.psnr_y == psnr_liif(imresize(lr, size=hr.shape[-2:]), hr, math.ceil(scale))
+    assert json.loads(file.read_text())[0]["rule"] == "liif"
+    assert "by the rule liif" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("scale, ensemble, factor", [(2, False, 1), (2, True, 8), (2.5, False, 1)])
+def test_gmacs_are_of_the_scale_and_of_the_ensemble(photos, scale, ensemble, factor):
+    net = create("hiet_swinir_tiny", None).eval()
+    result = evaluate(net, photos, scale, ensemble=ensemble)
+    assert result.gmacs == factor * complexity.gmacs(net, scale=scale)
 
 
 @pytest.mark.parametrize(
@@ -273,6 +298,7 @@ RUN_REFUSALS = [
     pytest.param({"folders": []}, "no image folder is given", id="no-folder"),
     pytest.param({"scales": [2]}, "x4.safetensors enlarges by 4 only, not by 2", id="scale"),
     pytest.param({"scales": [0.5]}, "scale is 0.5; give a number of at least 1", id="small"),
+    pytest.param({"rule": "psnr"}, "rule is psnr; give one of: papers, liif", id="rule"),
     pytest.param({"output": "a.txt"}, "output is .*a.txt; give a file ending in", id="output"),
     pytest.param({"output": "file/a.md"}, "output folder .*file cannot be made", id="unwritable"),
 ]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from c2d_models.metrics import psnr_y, ssim_y, to_y
+from c2d_models.metrics import psnr_liif, psnr_y, ssim_y, to_y
 
 
 def pair(height, width, difference, seed=0):
@@ -46,6 +46,24 @@ def test_psnr_is_scikit_images(height, width, border, difference):
     expected = peak_signal_noise_ratio(luma(hr, border), luma(sr, border), data_range=255)
     assert psnr_y(sr, hr, border) == pytest.approx(expected, abs=1e-10)
     assert psnr_y(sr.float() / 255, hr.double() / 255, border) == pytest.approx(expected, abs=1e-10)
+
+
+@pytest.mark.parametrize("height, width, border, difference", CASES)
+def test_liifs_psnr_is_of_unrounded_luma_between_0_and_1(height, width, border, difference):
+    sr, hr = pair(height, width, difference)
+    exact = sr.double() / 255 + torch.linspace(-0.3, 0.3, width) / 255  # rounds to sr
+    weights = np.array([65.738, 129.057, 25.064]) / 256
+
+    def grey(image):
+        image = np.moveaxis(image.double().clamp(0, 1).numpy(), 0, -1) @ weights
+        return image[border : height - border, border : width - border]
+
+    expected = peak_signal_noise_ratio(grey(hr / 255.0), grey(exact), data_range=1)
+    assert psnr_liif(exact, hr, border) == pytest.approx(expected, abs=1e-5)
+    assert psnr_y(exact, hr, border) == psnr_y(sr, hr, border)
+    # Between 8-bit images the two rules differ by their weights alone.
+    assert psnr_liif(sr, hr, border) == pytest.approx(psnr_y(sr, hr, border), abs=1e-4)
+    assert psnr_liif(sr, hr, border) != psnr_liif(exact, hr, border)
 
 
 @pytest.mark.parametrize("height, width, border, difference", CASES)

@@ -1,0 +1,174 @@
+"""What an evaluation finds, and the tables it is shown in: terminal, Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+BICUBIC = "bicubic"
+_TEXT_COLUMNS = ("set", "scale", "model")
+_NUMBER_COLUMNS = ("params", "GMACs", "PSNR-Y", "over bicubic", "SSIM-Y", "s/image")
+_CSV_COLUMNS = ("dataset", "scale", "model", "params", "gmacs", "ensemble", "rule")
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """One image: PSNR-Y in dB, SSIM-Y, and the seconds that enlarging it took."""
+
+    name: str
+    psnr_y: float
+    ssim_y: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model on one set at one scale.
+
+    Attributes:
+        model: name or file of the network, or "bicubic".
+        params: its number of parameters (0 for bicubic).
+        gmacs: 10^9 multiply-adds of a picture of 1280x720 made at this scale (0 for bicubic).
+        lr: where the LR images came from, "files" or "imresize".
+        rule: by which PSNR is computed, a key of `metrics.RULES`.
+        border: pixels left out at each side, ceil(scale).
+    """
+
+    model: str
+    params: int
+    gmacs: float
+    dataset: str
+    scale: float
+    rule: str
+    border: int
+    lr: str
+    ensemble: bool
+    device: str
+    images: tuple[ImageScore, ...]
+
+    @property
+    def psnr_y(self) -> float:
+        """Mean over the images, in dB."""
+        return sum(image.psnr_y for image in self.images) / len(self.images)
+
+    @property
+    def ssim_y(self) -> float:
+        """Mean over the images."""
+        return sum(image.ssim_y for image in self.images) / len(self.images)
+
+    @property
+    def seconds(self) -> float:
+        """Mean seconds an image."""
+        return sum(image.seconds for image in self.images) / len(self.images)
+
+
+def to_table(results: Sequence[Result]) -> Table:
+    """A table of means for the terminal."""
+    table = Table(title=_title(results), padding=(0, 1, 0, 0))  # models have long names
+    for column in _TEXT_COLUMNS:
+        table.add_column(column, overflow="fold")
+    for column in _NUMBER_COLUMNS:
+        table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
+    previous = None
+    for row, result in zip(_rows(results), results, strict=True):
+        group = (result.dataset, result.scale)
+        if previous not in (None, group):
+            table.add_section()
+        table.add_row(*row)
+        previous = group
+    return table
+
+
+def _title(results: Sequence[Result]) -> str:
+    return f"PSNR-Y (dB) by the rule {results[0].rule}, SSIM-Y, means over the images"
+
+
+def _rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
+    """One line of text cells a result, for the terminal and for Markdown."""
+    bicubic = {(r.dataset, r.scale): r.psnr_y for r in results if r.model == BICUBIC}
+    rows = []
+    for r in results:
+        gain = r.psnr_y - bicubic.get((r.dataset, r.scale), math.nan)
+        rows.append(
+            (
+                r.dataset,
+                f"x{r.scale:g}",
+                r.model + (" (ensemble)" if r.ensemble else ""),
+                "" if r.model == BICUBIC else f"{r.params:,}",
+                "" if r.model == BICUBIC else f"{r.gmacs:.2f}",
+                f"{r.psnr_y:.2f}",
+                "" if r.model == BICUBIC or math.isnan(gain) else f"{gain:+.2f}",
+                f"{r.ssim_y:.4f}",
+                f"{r.seconds:.2f}",
+            )
+        )
+    return rows
+
+
+def to_markdown(results: Sequence[Result]) -> str:
+    """A Markdown table of means under its title."""
+    lines = [
+        _title(results),
+        "",
+        "| " + " | ".join((*_TEXT_COLUMNS, *_NUMBER_COLUMNS)) + " |",
+        "|---" * len(_TEXT_COLUMNS) + "|--:" * len(_NUMBER_COLUMNS) + "|",
+        *("| " + " | ".join(row) + " |" for row in _rows(results)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def to_json(results: Sequence[Result]) -> str:
+    """A JSON list: every field of each result, its means, and the score of each image.
+
+    The PSNR of equal images is infinite, which JSON has no number for: null.
+    """
+
+    def score(item: Result | ImageScore) -> dict[str, float | None]:
+        values = {key: getattr(item, key) for key in ("psnr_y", "ssim_y", "seconds")}
+        return {key: value if math.isfinite(value) else None for key, value in values.items()}
+
+    records = [
+        {**asdict(r), **score(r), "images": [{"name": i.name, **score(i)} for i in r.images]}
+        for r in results
+    ]
+    return json.dumps(records, indent=1, allow_nan=False) + "\n"
+
+
+def to_csv(results: Sequence[Result]) -> str:
+    """One line an image, with full precision."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow((*_CSV_COLUMNS, "image", "psnr_y", "ssim_y", "seconds"))
+    for r in results:
+        model = (r.dataset, f"{r.scale:g}", r.model, r.params, r.gmacs, r.ensemble, r.rule)
+        for i in r.images:
+            writer.writerow((*model, i.name, i.psnr_y, i.ssim_y, i.seconds))
+    return text.getvalue()
+
+
+WRITERS = {".json": to_json, ".md": to_markdown, ".csv": to_csv}
+
+
+def output_files(output: str | Path | None) -> list[Path]:
+    """The files to write; their folder is made now, so that a long run does not end in an error."""
+    if output is None:
+        return []
+    path = Path(output)
+    if path.suffix and path.suffix not in WRITERS and not path.is_dir():
+        raise ValueError(
+            f"output is {path}; give a file ending in .json, .md or .csv, or a folder for all three"
+        )
+    single = path.suffix in WRITERS and not path.is_dir()
+    folder = path.parent if single else path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output folder {folder} cannot be made: {error.strerror}") from error
+    return [path] if single else [path / f"evaluation{suffix}" for suffix in WRITERS]
