@@ -241,6 +241,18 @@ def read_rgb(path: str | Path) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
+def read_all(files: Iterable[Path]) -> tuple[list[Path], list[Tensor], list[str]]:
+    """The files that can be read, their images as `read_rgb` gives them, why others cannot."""
+    good, pictures, left_out = [], [], []
+    for file in files:
+        try:
+            pictures.append(read_rgb(file))
+            good.append(file)
+        except images.ImageError as error:
+            left_out.append(str(error))
+    return good, pictures, left_out
+
+
 class Batches(ABC):
     """Random LR/HR patches of photographs that are kept in memory as uint8.
 
@@ -250,8 +262,10 @@ class Batches(ABC):
         batch: samples a step (of this process).
         seed: of every random choice.
 
+    An image that cannot be read is left out; `left_out` holds a sentence about each.
+
     Raises:
-        DataError: no images, or one smaller than the smallest HR patch.
+        DataError: no images that can be read, or one smaller than the smallest HR patch.
     """
 
     def __init__(
@@ -266,9 +280,12 @@ class Batches(ABC):
         for name, value in (("patch", patch), ("batch", batch)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; give at least 1")
-        self.files = list_images(source)
         self.patch, self.batch_size, self.seed = patch, batch, seed
-        self.images = [read_rgb(file) for file in self.files]
+        self.files, self.images, self.left_out = read_all(list_images(source))
+        if not self.files:
+            raise DataError(
+                f"none of {len(self.left_out)} images can be read; the first: {self.left_out[0]}"
+            )
         for file, image in zip(self.files, self.images, strict=True):
             if min(image.shape[-2:]) < smallest:
                 raise DataError(

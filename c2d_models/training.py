@@ -118,6 +118,14 @@ class Trainer:
                 batch=config.batch,
                 seed=config.seed,
             )
+        self.held_out, photos, unread = data.read_all(self.held_out)
+        if unread and not photos:
+            raise ConfigError(f"no held-out photograph can be read; the first: {unread[0]}")
+        self.left_out = self.batches.left_out + unread
+        self.validation_photos = [
+            centre_crop(photo, config.validation_crop).clone()
+            for photo in photos[: config.validation_images]
+        ]
 
     # ---- one step
 
@@ -161,8 +169,7 @@ class Trainer:
         scores = {}
         for scale in scales:
             values = []
-            for path in self.held_out[: self.config.validation_images]:
-                photo = centre_crop(data.read_rgb(path), self.config.validation_crop)
+            for photo in self.validation_photos:
                 lr, hr = data.lr_pair(photo, scale)
                 lr, hr = lr[None].float().to(self.device) / 255, hr.float() / 255
                 sr = (
@@ -181,7 +188,10 @@ class Trainer:
         return self.config.output / "state.pt"
 
     def save(self) -> None:
-        """Write the resumable state and the averaged weights, each whole or not at all."""
+        """Write the resumable state and the averaged weights, each whole or not at all.
+
+        Raises ConfigError if there is no room for them; those written before remain.
+        """
         self.config.output.mkdir(parents=True, exist_ok=True)
         state = {
             "config": self.config.model_dump(mode="json"),
@@ -193,11 +203,20 @@ class Trainer:
             "history": self.history,
         }
         temporary = self.state_path.with_suffix(".pt.part")
-        torch.save(state, temporary)
-        os.replace(temporary, self.state_path)
-        checkpoints.save(
-            self.average.module, self.config.output / "model.safetensors", record=self.record()
-        )
+        try:
+            torch.save(state, temporary)
+            os.replace(temporary, self.state_path)
+            checkpoints.save(
+                self.average.module, self.config.output / "model.safetensors", record=self.record()
+            )
+        except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError for a full disk
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise ConfigError(
+                f"step {self.step} cannot be saved in {self.config.output}: {reason}; "
+                "what was saved before is still there"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def resume(self) -> None:
         """Continue from `output/state.pt`; length and learning rate may differ, the task not."""
@@ -242,6 +261,9 @@ class Trainer:
         console.print(
             f"{self.config.network}, {self.config.stage}: step {self.step} of {self.config.steps}"
         )
+        if self.left_out:
+            count = len(self.left_out) + len(self.batches.files) + len(self.held_out)
+            console.print(f"{len(self.left_out)} of {count} images are left out:", *self.left_out)
         columns = (
             BarColumn(),
             MofNCompleteColumn(),

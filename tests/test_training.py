@@ -2,7 +2,11 @@
 
 import math
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -202,3 +206,68 @@ def test_average_forgets_the_fresh_weights():
         left *= min(0.9, (1 + n) / (10 + n))
         assert average.module.weight.item() == pytest.approx(1 + left, rel=1e-12)
     assert left < 1e-8
+
+
+@pytest.mark.parametrize("stage", ["continuous", "discrete"])
+def test_a_killed_run_resumes_bitwise(tmp_path, photos, stage):
+    """kill -9 at any time after the first checkpoint, then --resume: as if nothing had been."""
+    changes = {"stage": stage, "steps": 12, "checkpoint_every": 1, "validate_every": 6}
+    if stage == "continuous":
+        changes |= {"scale": None, "queries": 64}
+    for folder in ("unbroken", "killed"):
+        (tmp_path / folder).mkdir()
+    unbroken = training.run(write_config(tmp_path / "unbroken", photos, **changes))
+    config = write_config(tmp_path / "killed", photos, **changes)
+    state = tmp_path / "killed" / "run" / "state.pt"
+    code = f"import torch; torch.set_num_threads({torch.get_num_threads()})\n"
+    code += f"from c2d_models import training; training.run({str(config)!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    step = torch.load(state, weights_only=True)["step"]
+    assert 1 <= step < 12
+    resumed = training.run(config, resume=True)
+    for name in ("net", "average", "optimizer"):
+        left, right = (
+            torch.load(path.parent / "state.pt", weights_only=True)[name]
+            for path in (unbroken, resumed)
+        )
+        torch.testing.assert_close(left, right, rtol=0, atol=0)
+
+
+def test_broken_images_are_left_out_and_named(tmp_path, photos, capsys):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "wave3_1.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    trainer = training.Trainer(training.load_config(write_config(tmp_path, folder)))
+    trainer.run()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 of 7 images are left out" in said and "wave3_1.png" in said
+    assert len(trainer.batches.files) + len(trainer.held_out) == 6
+    for file in folder.glob("wave*"):
+        file.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"none of .* images can be read; the first: .*png"):
+        training.Trainer(training.load_config(write_config(tmp_path, folder)))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("disk")])
+def test_a_full_disk_keeps_what_was_saved(tmp_path, photos, monkeypatch, error):
+    trainer = training.Trainer(training.load_config(write_config(tmp_path, photos)))
+    trainer.save()
+    before = trainer.state_path.read_bytes()
+    save = torch.save
+
+    def half(state, path):
+        save({}, path)
+        raise error
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(training.ConfigError, match=r"step 0 cannot be saved in .*: (No sp|disk)"):
+        trainer.save()
+    assert trainer.state_path.read_bytes() == before
+    assert sorted(path.name for path in trainer.config.output.iterdir()) == [
+        "model.safetensors",
+        "state.pt",
+    ]
