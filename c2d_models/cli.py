@@ -44,7 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line, return its exit code; the one place where errors become sentences."""
     try:
         code = app(arguments, prog_name="c2d", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        code = code if isinstance(code, int) else 0
+        # typer answers Ctrl-C itself, by its code alone or, in older versions, by an Abort
+        return _complain("interrupted.", INTERRUPTED) if code == INTERRUPTED else code
     except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted.", INTERRUPTED)
     except Exception as error:
