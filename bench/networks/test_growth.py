@@ -14,7 +14,8 @@ from bench import machine
 from bench.networks.workloads import with_weights_in_use
 from bench.workloads import SEED
 
-NETWORKS = ("hiet_swinir", "hiet_srformer", "hiet_mambairv2")
+CONTINUOUS = ", continuous"  # with HIIF-L in place of the pixel-shuffle
+NETWORKS = ("hiet_swinir", "hiet_swinir" + CONTINUOUS, "hiet_srformer", "hiet_mambairv2")
 SIDES = {"quick": (32, 64), "full": (64, 128, 256, 512, 1024, 2048)}
 TOO_LONG = {("hiet_mambairv2", 2048)}  # more than five minutes on two cores
 SECONDS = 3.0  # of a row's rounds together; at least one
@@ -30,17 +31,20 @@ def test_growth(network: str, side: int, benchmark, enter) -> None:
     if (network, side) in TOO_LONG and machine.device().type == "cpu":
         pytest.skip("takes more than five minutes")
     generator = torch.Generator().manual_seed(SEED)
-    net = with_weights_in_use(c2d_models.create(network, 4), generator).prepare()
+    name, continuous, _ = network.partition(CONTINUOUS)
+    net = c2d_models.create(name, None if continuous else 4)
+    net = with_weights_in_use(net, generator).prepare()
     net = net.to(machine.device())
     image = torch.rand(1, 3, side, side, generator=generator).to(machine.device())
+    size = {"size": (4 * side, 4 * side)} if continuous else {}
 
     def enlarge() -> torch.Tensor:
         with torch.no_grad(), c2d_kernels.backend("auto"):
-            return net(image)
+            return net(image, **size)
 
     if side <= CHECKED:
         with torch.no_grad(), c2d_kernels.backend("reference"):
-            expected = net(image)
+            expected = net(image, **size)
         torch.testing.assert_close(enlarge(), expected, rtol=0, atol=1e-3 * expected.abs().max())
         del expected
     if benchmark.disabled:

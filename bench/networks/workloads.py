@@ -19,12 +19,12 @@ import c2d_models
 from bench import machine, materialised
 from bench.contenders import AUTO, COMPILERS, REFERENCE, peer, unless, without_package
 from bench.correctness import Outputs
-from bench.workloads import SEED, Function, Job, Size, Workload
+from bench.workloads import SEED, Function, Job, Workload
 from c2d_models import hit
 from c2d_models.complexity import gmacs
 from c2d_models.mambairv2 import AttentiveStateSpace
 
-COMPILED_ON_CPU = ("swinir_l", "hiet_swinir")
+COMPILED = ("swinir_l", "hiet_swinir")
 
 
 def kept_out_of_compilation(workload: NetworkWorkload) -> str | None:
@@ -32,8 +32,16 @@ def kept_out_of_compilation(workload: NetworkWorkload) -> str | None:
         return "torch.compile would unroll the scan's reference over all pixels"
     if workload.backward:
         return "torch.compile runs the networks forward only, to keep the full run short"
-    if machine.device().type == "cpu" and workload.network not in COMPILED_ON_CPU:
-        return f"on a CPU torch.compile runs {' and '.join(COMPILED_ON_CPU)} only: a minute each"
+    if workload.network not in COMPILED or workload.batch > 1 or workload.scale == 3:
+        return f"torch.compile runs {' and '.join(COMPILED)} on one picture only: a minute each"
+    if workload.autocast and machine.device().type == "cpu":
+        return "on a CPU torch.compile runs the networks in float32 only: a minute each"
+    return None
+
+
+def kept_to_gpus(workload: NetworkWorkload) -> str | None:
+    if machine.device().type != "cuda":
+        return "the operators inside torch.compile are timed with --device cuda only"
     return None
 
 
@@ -44,8 +52,8 @@ def kept_out_of_onnx(workload: NetworkWorkload) -> str | None:
         return "ONNX Runtime runs here on a CPU only"
     if workload.scans:
         return "an export to ONNX would unroll the scan's reference over all pixels"
-    if workload.out:
-        return "ONNX Runtime runs the discrete networks only, to keep the full run short"
+    if workload.out or workload.autocast:
+        return "ONNX Runtime runs the discrete networks in float32, to keep the full run short"
     return None
 
 
@@ -81,6 +89,12 @@ CONTENDERS = [
     REFERENCE,
     AUTO,  # what a user gets: every kernel that can run here
     *(unless(compiler, kept_out_of_compilation) for compiler in COMPILERS),
+    replace(  # both under the same compiler: what the kernels are worth there
+        unless(unless(COMPILERS[0], kept_out_of_compilation), kept_to_gpus),
+        name="auto, torch.compile",
+        backend="auto",
+        ours=True,
+    ),
     replace(
         unless(
             unless(peer("ONNX Runtime", onnx_runtime), without_package("onnxruntime")),
@@ -94,11 +108,20 @@ HIT_CONTENDERS = [*CONTENDERS, replace(peer("materialised", with_the_map), full_
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkWorkload(Workload):
-    """A network on `tensors`; for a training step, the gradients of all its parameters."""
+    """A network on `tensors`; for a training step, the gradients of all its parameters.
+
+    In bfloat16 it runs under autocast, on float32 weights and pictures.
+    """
 
     network: str
-    out: tuple[int, int] | None = None  # the size a continuous network is asked for; None: x4
+    scale: int = 4
+    batch: int = 1
+    out: tuple[int, int] | None = None  # the size a continuous network is asked for; None: by scale
     scans: bool = False  # it has selective scans, whose reference is a loop over the pixels
+
+    @property
+    def autocast(self) -> bool:
+        return self.dtype == torch.bfloat16
 
     def job(
         self,
@@ -107,15 +130,13 @@ class NetworkWorkload(Workload):
     ) -> Job:
         """A fresh network with the same weights and inputs at each call (see Workload.job)."""
         generator = torch.Generator().manual_seed(SEED)
-        tensors = {
-            name: t.to(machine.device(), self.dtype) for name, t in self.tensors(generator).items()
-        }
-        net = c2d_models.create(self.network, None if self.out else 4)
+        tensors = {name: t.to(machine.device()) for name, t in self.tensors(generator).items()}
+        net = c2d_models.create(self.network, None if self.out else self.scale)
         net = with_weights_in_use(net, generator).to(machine.device())
         net = without_kinks(net).train() if self.backward else net.prepare()
         if exact:
             net, tensors = net.double(), {name: t.double() for name, t in tensors.items()}
-        bound = Bound(self, net)
+        bound = Bound(self, net, autocast=self.autocast and not exact)
         function = build(bound, tensors) if build else bound.function
         leaves = dict(net.named_parameters()) if self.backward else {}
         return Job(
@@ -129,8 +150,8 @@ class NetworkWorkload(Workload):
     def flops(self) -> int:
         """Of one picture by the networks' own count, times the pictures; a backward twice."""
         batch, _, height, width = self.job().tensors["image"].shape
-        net = c2d_models.create(self.network, None if self.out else 4)
-        size = self.out or (4 * height, 4 * width)
+        net = c2d_models.create(self.network, None if self.out else self.scale)
+        size = self.out or (self.scale * height, self.scale * width)
         of_one = gmacs(net, *size, scale=size[0] / height)
         return int(2e9 * of_one) * batch * (3 if self.backward else 1)
 
@@ -156,12 +177,18 @@ class NetworkWorkload(Workload):
 class Bound:
     """What a contender's `build` reads of a workload, with the function tied to one network."""
 
-    def __init__(self, workload: NetworkWorkload, net: nn.Module) -> None:
-        self.net, self.out = net, workload.out
+    def __init__(self, workload: NetworkWorkload, net: nn.Module, autocast: bool) -> None:
+        self.net, self.out, self.autocast = net, workload.out, autocast
         self.function = self.loss if workload.backward else self.forward
 
     def forward(self, tensors: dict[str, Tensor]) -> Tensor:
         image = tensors["image"]
+        if self.autocast:
+            with torch.autocast(image.device.type, torch.bfloat16):
+                return self.enlarge(image)
+        return self.enlarge(image)
+
+    def enlarge(self, image: Tensor) -> Tensor:
         return self.net(image, size=self.out) if self.out else self.net(image)
 
     def loss(self, tensors: dict[str, Tensor]) -> Tensor:
@@ -233,35 +260,59 @@ class RouteByPlace(nn.Module):
 def workloads(
     network: str, tiny: str | None = None, *, continuous: bool = False, scans: bool = False
 ) -> list[NetworkWorkload]:
-    """Forward at x4; with `continuous` also at x2.7 by HIIF-L; a training step on patches.
+    """Pictures and a training step: see `pictures` and `training_steps`."""
+    return [*pictures(network, continuous, scans), *training_steps(network, tiny, scans)]
 
-    Full sizes are the published ones: 320x180 to 1280x720, and four patches of 64x64. The quick
-    training step is that of the `tiny` preset, if there is one. With `scans` full sides are a
-    quarter as long and quick ones one window: the reference walks every pixel in turn.
+
+def pictures(network: str, continuous: bool, scans: bool) -> list[NetworkWorkload]:
+    """Forward to 1280x720: x4, on a GPU also x2, x3 and eight at once; `continuous` also x2.7.
+
+    float32, and but for scans bfloat16 too. With `scans` full sides are a quarter as long and quick
+    ones one window: the reference walks every pixel in turn.
     """
-    rows = []
+    on_gpu = machine.device().type == "cuda"
     part = 4 if scans else 1
-    sizes: tuple[tuple[Size, int, int], ...] = (
-        ("quick", *((16, 16) if scans else (40, 48))),
-        ("full", 180 // part, 320 // part),
-    )
-    for size, height, width in sizes:
-        for factor in (4, 2.7) if continuous else (4,):
-            out = (round(height * factor), round(width * factor))
-            rows.append(
-                NetworkWorkload(
-                    subject=network,
-                    shape=f"{width}x{height} to {out[1]}x{out[0]}",
-                    size=size,
-                    tensors=picture(height, width),
-                    network=network,
-                    out=None if factor == 4 else out,
-                    scans=scans,
+    rows = []
+    for size, scale, batch in (
+        ("quick", 4, 1),
+        *(
+            ("full", scale, n)
+            for scale in ((2, 3, 4) if on_gpu else (4,))
+            for n in (1, 8)[: 1 + on_gpu]
+        ),
+    ):
+        height, width = (16, 16) if scans else (40, 48)
+        if size == "full":
+            height, width = (round(side / scale / part) for side in (720, 1280))
+        outs = [None]
+        if continuous and (scale, batch) == (4, 1):
+            outs.append((round(height * 2.7), round(width * 2.7)))
+        for out in outs:
+            to = out or (scale * height, scale * width)
+            for dtype in (torch.float32,) if scans or out else (torch.float32, torch.bfloat16):
+                rows.append(
+                    NetworkWorkload(
+                        subject=network,
+                        shape=f"{width}x{height} to {to[1]}x{to[0]}" + f" B{batch}" * (batch > 1),
+                        size=size,
+                        tensors=picture(height, width, batch),
+                        dtype=dtype,
+                        network=network,
+                        scale=scale,
+                        batch=batch,
+                        out=out,
+                        scans=scans,
+                    )
                 )
-            )
+    return rows
+
+
+def training_steps(network: str, tiny: str | None, scans: bool) -> list[NetworkWorkload]:
+    """Gradients at x4: of four patches of 64x64, quick of two with the `tiny` preset, if any."""
+    rows = []
     for size, name, batch, side in (
         ("quick", tiny, 2, 16 if scans else 32),
-        ("full", network, 4, 64 // part),
+        ("full", network, 4, 16 if scans else 64),
     ):
         if name is None:
             continue
@@ -272,6 +323,7 @@ def workloads(
                 size=size,
                 tensors=patches(batch, side),
                 network=name,
+                batch=batch,
                 backward=True,
                 scans=scans,
             )
@@ -279,9 +331,9 @@ def workloads(
     return rows
 
 
-def picture(height: int, width: int) -> Callable[[torch.Generator], dict[str, Tensor]]:
+def picture(height: int, width: int, batch: int) -> Callable[[torch.Generator], dict[str, Tensor]]:
     def tensors(generator: torch.Generator) -> dict[str, Tensor]:
-        return {"image": torch.rand(1, 3, height, width, generator=generator)}
+        return {"image": torch.rand(batch, 3, height, width, generator=generator)}
 
     return tensors
 
