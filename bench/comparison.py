@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from dataclasses import asdict, dataclass, field
 
@@ -23,6 +24,7 @@ class Ledger:
     others: dict[str, list[dict[str, object]]] = field(default_factory=dict)  # kind -> its rows
     absent: dict[str, str] = field(default_factory=dict)  # contender and subject -> reason
     refused: dict[str, str] = field(default_factory=dict)  # contender and workload -> reason
+    reference_seconds: float = 0.0  # of the latest workload, once it was raced
     _latest: tuple[Workload, Truth, Work] | None = None
 
     def truth_of(self, workload: Workload) -> tuple[Truth, Work]:
@@ -32,6 +34,7 @@ class Ledger:
         """
         if self._latest is None or self._latest[0] is not workload:
             self._latest = None  # frees the old one first: full-size gradients are large
+            self.reference_seconds = 0.0
             exact, plain = workload.job(exact=True), workload.yardsticks()
             kept = [job.tensors[name] for job in plain for name in workload.never_half]
             with c2d_kernels.backend("reference"):
@@ -111,7 +114,9 @@ def _compare(workload: Workload, contender: Contender, benchmark, ledger: Ledger
         first_call_seconds = time.perf_counter() - start  # a compiler's work included
         verdict = truth.check(outputs, who, slack)
         del outputs
-        pairs, last = race(call, reference_call, benchmark, SECONDS_A_ROW[workload.size])
+        known = first_call_seconds + ledger.reference_seconds
+        pairs, last = race(call, reference_call, benchmark, SECONDS_A_ROW[workload.size], known)
+        ledger.reference_seconds = statistics.median(pairs.reference)
         truth.check(last, f"{who} (its last timed run)", slack)
     row = {
         "subject": workload.subject,

@@ -293,6 +293,13 @@ def test_contender_and_reference_run_in_turns() -> None:
     assert len(pairs.contender) == len(pairs.reference) == stopwatch.rounds
 
 
+def test_what_is_long_and_ran_before_is_not_warmed_up_again() -> None:
+    calls: list[int] = []
+    stopwatch = Stopwatch()
+    race(lambda: calls.append(1), lambda: None, stopwatch, seconds=0.5, known=60.0)
+    assert len(calls) == stopwatch.rounds == 3
+
+
 def test_ratio_is_the_median_over_pairs() -> None:
     # the machine slows down threefold after two rounds: the pairs do not care
     pairs = Pairs(contender=[1.0, 1.0, 3.0, 3.0, 3.0], reference=[2.0, 2.0, 6.0, 6.0, 9.0])

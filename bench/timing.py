@@ -25,6 +25,7 @@ WARM_UP_SECONDS = 0.05
 MOST_ROUNDS = 300
 FEWEST_ROUNDS = 5
 GPU_CACHE_BYTES = 64 * 2**20  # no GPU of today has a larger one
+LONG_PAIR_SECONDS = 2.0
 FEWEST_LONG_ROUNDS = 3  # where one pair alone takes the whole budget
 
 
@@ -89,13 +90,15 @@ def race(
     reference: Callable[[], object],
     benchmark,
     seconds: float,
+    known: float = 0.0,
 ) -> tuple[Pairs, Result]:
     """Time `call` through the pytest-benchmark fixture, with one reference run before each round.
 
-    `seconds` is the budget of all rounds together. Returns the pairs and the last round's result,
-    for a second look at its correctness.
+    `seconds` is the budget of all rounds together. `known` is what a pair took when both ran
+    before, if they did: where that is long, there is nothing left to warm up. Returns the pairs and
+    the last round's result, for a second look at its correctness.
     """
-    pair = warm_up(call, reference)
+    pair = known if known > LONG_PAIR_SECONDS else warm_up(call, reference)
     fewest = FEWEST_ROUNDS if FEWEST_ROUNDS * pair < 2 * seconds else FEWEST_LONG_ROUNDS
     rounds = max(fewest, min(MOST_ROUNDS, int(seconds / pair)))
     reference_seconds: list[float] = []

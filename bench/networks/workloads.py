@@ -52,8 +52,8 @@ def kept_out_of_onnx(workload: NetworkWorkload) -> str | None:
         return "ONNX Runtime runs here on a CPU only"
     if workload.scans:
         return "an export to ONNX would unroll the scan's reference over all pixels"
-    if workload.out or workload.autocast:
-        return "ONNX Runtime runs the discrete networks in float32, to keep the full run short"
+    if workload.network not in COMPILED or workload.out or workload.autocast:
+        return f"ONNX Runtime runs {' and '.join(COMPILED)} x4 in float32, to keep the run short"
     return None
 
 

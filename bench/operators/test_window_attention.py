@@ -33,7 +33,6 @@ SWIN = {
         "64x48 w8 shift 4": {"height": 64, "width": 48, "shift": 4},
     },
     "full": {
-        "320x184 w8": {"height": 184, "width": 320},
         "320x184 w8 shift 4": {"height": 184, "width": 320, "shift": 4},
         "320x192 w16 shift 8": {"height": 192, "width": 320, "window": 16, "shift": 8},
     },

@@ -19,7 +19,6 @@ CHANNEL = {
     },
     "full": {
         "320x180 w8": {"height": 180, "width": 320, "window": 8},
-        "320x180 w32": {"height": 180, "width": 320, "window": 32},
         "320x180 w64": {"height": 180, "width": 320, "window": 64},
         "64x64 B4 w64": {"height": 64, "width": 64, "window": 64, "batch": 4},
     },
