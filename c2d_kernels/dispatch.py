@@ -38,6 +38,9 @@ class Kernel:
     will be a backward, and returns one tensor more: what it keeps, whose first number is 0, if
     there will, else an empty one. Its `backward` gets that between the gradients and the arguments,
     or, from another kernel's forward, a tensor that begins with -1.
+
+    `trains_slower` says of arguments that can run whether forward and backward take longer than the
+    reference's: auto then leaves what needs gradients to the reference, too.
     """
 
     operator: str
@@ -46,6 +49,11 @@ class Kernel:
     forward: Callable[..., Tensor | tuple[Tensor, ...]]
     backward: Callable[..., Sequence[Tensor | None]] | None = None
     keeps: bool = False
+    trains_slower: Callable[..., bool] = lambda *args: False
+
+    def trains(self, *args: object) -> bool:
+        """Whether auto takes it for what needs gradients."""
+        return self.backward is not None and not self.trains_slower(*args)
 
 
 def register(kernel: Kernel) -> None:
@@ -122,8 +130,8 @@ def in_one_piece(operator: str, *args: object) -> bool:
     )
     return any(
         _requested in ("auto", kernel.backend)
-        and not (_requested == "auto" and trains and kernel.backward is None)
         and kernel.can_run(*args) is None
+        and not (_requested == "auto" and trains and not kernel.trains(*args))
         for kernel in kernels(operator)
     )
 

@@ -76,8 +76,8 @@ class Operator:
         )
         kernel = dispatch.select(self.name, *args)
         named = dispatch.requested() != "auto"
-        if kernel is not None and kernel.backward is None and trains and not named:
-            kernel = None  # it would be run for nothing: the backward runs the reference again
+        if kernel is not None and trains and not named and not kernel.trains(*args):
+            kernel = None  # without a backward it would be run for nothing: the reference would be
         traced = self.unrolls and dispatch.requested() != "reference"
         traced = traced and torch.compiler.is_compiling()
         if kernel is None and not (traced or _as_defined):

@@ -1,11 +1,22 @@
 """HIIF: an image as a function of continuous position, the continuous up-sampler (2412.03748)."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from einops import rearrange
 from torch import Tensor, nn
 
 from c2d_kernels import Region, coordinate_query, coordinate_query_moments
 
 from .layers import Conv3x3
+
+DECODERS: Mapping[str, Mapping[str, int]] = MappingProxyType(
+    {
+        "hiif": {"width": 256, "levels": 6, "heads": 16, "attentions": 2},
+        "hiif_l": {"width": 64, "levels": 3, "heads": 4, "attentions": 1},
+    }
+)
+"""The numbers of HIIF's decoder: the published one, and HIIF-L, the preset of this project."""
 
 
 class QueryMlp(nn.Module):
@@ -58,8 +69,7 @@ class Decoder(nn.Module):
 class HIIF(nn.Module):
     """Continuous up-sampler: Conv3x3 to the decoder's width, then RGB at any position.
 
-    HIIF-L, the preset of this project, has 3 levels, width 64, 4 heads and one attention; HIIF has
-    6, 256, 16 and two.
+    `DECODERS` holds the numbers of HIIF and of HIIF-L by name.
 
     Args:
         dim: channels of the body's features.

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .hiet import HiET, HiETMambaIRv2, HiETSRFormer
+from .hiif import DECODERS
 from .hit import HiTSIR, HiTSRF
 from .mambairv2 import MambaIRv2
 from .srformer import SRFormer
@@ -22,7 +23,7 @@ class Preset:
     config: Mapping[str, Any]
 
 
-_HIIF_L = {"width": 64, "levels": 3, "heads": 4, "attentions": 1}
+_HIIF_L = dict(DECODERS["hiif_l"])
 _HIIF_L_TINY = {**_HIIF_L, "width": 32}
 _SWINIR_L = {
     "dim": 60,
@@ -99,13 +100,14 @@ def create(name: str, scale: int | None = 4, *, config: Mapping[str, Any] | None
     Args:
         name: one of `NETWORKS`.
         scale: the factor, or None for a continuous network (HIIF-L up-sampler).
-        config: constructor arguments that differ from the published ones.
+        config: constructor arguments that differ from the published ones. `decoder`, the numbers of
+            a continuous network's up-sampler, may be a name: "hiif_l" (the default), "hiif".
 
     Returns:
         The network in training mode, float32, on the CPU.
 
     Raises:
-        ValueError: no network of that name, or a scale that is not a whole number.
+        ValueError: no network or decoder of that name, or a scale that is not a whole number.
         TypeError: an argument in `config` that the network does not have.
     """
     if name not in NETWORKS:
@@ -113,6 +115,14 @@ def create(name: str, scale: int | None = 4, *, config: Mapping[str, Any] | None
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"there is no network {name!r}; {hint}known are {', '.join(NETWORKS)}")
     preset = NETWORKS[name]
-    net = preset.constructor(scale, **{**preset.config, **(config or {})})
+    arguments = {**preset.config, **(config or {})}
+    if isinstance(arguments["decoder"], str):
+        if arguments["decoder"] not in DECODERS:
+            raise ValueError(
+                f"there is no decoder {arguments['decoder']!r}; known are {', '.join(DECODERS)}, "
+                "or give its width, levels, heads and attentions"
+            )
+        arguments["decoder"] = dict(DECODERS[arguments["decoder"]])
+    net = preset.constructor(scale, **arguments)
     net.name = name
     return net

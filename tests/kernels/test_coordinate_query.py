@@ -78,9 +78,9 @@ def test_grid_positions_are_exact(out: int, length: int) -> None:
 def test_digits_are_those_of_rational_arithmetic(q: int) -> None:
     """At every scale p/q from 1/q to 4: floor(t 2^(l+1)) mod 2 itself, without an offset."""
     for p in range(1, 4 * q + 1):
-        axis = grid_axis(0, p, p, q, 3, torch.float32, "cpu")
+        axis = grid_axis(0, p, p, q, 6, torch.float32, "cpu")
         remainder = ((2 * np.arange(p) + 1) * q - p) % (2 * p)  # t = remainder / (2 p)
-        for level in range(3):
+        for level in range(6):  # HIIF's
             digit = remainder * 2 ** (level + 1) // (2 * p) % 2
             assert np.array_equal(axis.digits[level].numpy(), digit), (p, q, level)
 
@@ -97,6 +97,18 @@ def test_float32_coordinates_keep_the_digits_of_the_grid(scale: int, length: int
     for got, want in zip(free.digits, exact.digits, strict=True):
         assert torch.equal(got, want)
     assert torch.allclose(free.t, exact.t, rtol=0, atol=length * 2e-7)
+
+
+@pytest.mark.parametrize("length", [1, 7, 64, 181, 256, 512])
+def test_coordinates_fall_where_the_grid_does_at_every_length_to_512(length: int) -> None:
+    """Also in float32: neighbours and the digits of all of HIIF's six levels."""
+    for out in range(1, 513):
+        exact = grid_axis(0, out, out, length, 6, torch.float32, "cpu")
+        coordinate = (2 * torch.arange(out, dtype=torch.float32) + 1) / out - 1
+        free = free_axis(coordinate, length, 6, torch.float32)
+        assert torch.equal(free.low, exact.low) and torch.equal(free.high, exact.high), out
+        for got, want in zip(free.digits, exact.digits, strict=True):
+            assert torch.equal(got, want), out
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
@@ -121,6 +133,7 @@ def test_without_weights_it_is_a_bilinear_resize(size: tuple[int, int]) -> None:
 TILES = {
     "halves": [(0, 10), (10, 19)],
     "thirds": [(0, 7), (7, 8), (8, 19)],
+    "seven": [(0, 3), (3, 6), (6, 9), (9, 12), (12, 15), (15, 18), (18, 19)],
     "rows": [(i, i + 1) for i in range(19)],
 }
 
@@ -264,6 +277,9 @@ def gradients(backend: str, width: int, batch: int, queries: int, **numbers: int
 WALKS = {  # runs of 1024 queries, cut ones; several attentions; more runs than are kept together
     "hiif-l": {"width": 64, "batch": 2, "queries": 2500, "levels": 3, "heads": 4, "attentions": 1},
     "hiif": {"width": 48, "batch": 1, "queries": 1100, "levels": 6, "heads": 3, "attentions": 2},
+    "hiif-256": {
+        "width": 256, "batch": 1, "queries": 70, "levels": 6, "heads": 16, "attentions": 2
+    },
     "no-attention": {
         "width": 12, "batch": 2, "queries": 70, "levels": 2, "heads": 1, "attentions": 0
     },
@@ -280,6 +296,19 @@ def test_native_gradients(walk: dict[str, int]) -> None:
     pairs = zip(gradients("cpu", **walk), gradients("reference", **walk), strict=True)
     for actual, expected in pairs:
         assert (actual - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+@needs_native
+@pytest.mark.parametrize(("walk", "taken"), [("hiif-l", True), ("hiif-256", False)])
+def test_auto_trains_on_the_kernel_where_it_is_faster(monkeypatch, walk, taken) -> None:
+    """Wide decoders train on the reference, unless the kernel is asked for by name."""
+    calls, backward = [], native_query.kernel.backward
+    fields = native_query.kernel.__dict__  # of a frozen dataclass
+    monkeypatch.setitem(fields, "backward", lambda *args: calls.append(walk) or backward(*args))
+    gradients("auto", **WALKS[walk])
+    assert bool(calls) is taken
+    gradients("cpu", **WALKS[walk])
+    assert len(calls) == 1 + taken
 
 
 @needs_native

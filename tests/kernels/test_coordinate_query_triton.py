@@ -234,10 +234,11 @@ TYPES = {
     **{f"{name}_ptr": "*i64" for name in ("order", "starts")},
 }
 COMPILED = [
-    pytest.param(90, name, kernel, id=f"sm_90-{name}-{kernel}")
+    pytest.param(architecture, name, kernel, id=f"sm_{architecture}-{name}-{kernel}")
+    for architecture in (80, 90)
     for name, kernels in USAGE.items()
     for kernel in kernels
-] + [pytest.param(80, name, "decode", id=f"sm_80-{name}-decode") for name in USAGE]
+]
 
 
 @needs_triton

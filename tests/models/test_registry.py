@@ -5,9 +5,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch import nn
 
+import c2d_kernels
 import c2d_models
 from c2d_models.registry import NETWORKS, create
+
+NUMBERS = ("width", "levels", "heads", "attentions")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -33,6 +38,26 @@ def test_a_network_says_what_it_is(name, scale):
 )
 def test_sizes(name, scale, params):
     assert sum(p.numel() for p in create(name, scale).parameters()) == params
+
+
+@pytest.mark.parametrize(
+    ("decoder", "params", "numbers"),
+    [("hiif_l", 55_443, (64, 3, 4, 1)), ("hiif", 1_587_359, (256, 6, 16, 2))],
+)
+def test_decoders_by_name(decoder, params, numbers):
+    torch.manual_seed(0)
+    net = create("hiet_swinir_tiny", None, config={"decoder": decoder})
+    assert sum(p.numel() for p in net.upsample.decoder.parameters()) == params
+    assert tuple(net.config["decoder"][n] for n in NUMBERS) == numbers
+    rebuilt = create("hiet_swinir_tiny", None, config=json.loads(json.dumps(net.config)))
+    rebuilt.load_state_dict(net.state_dict())
+    nn.init.normal_(rebuilt.upsample.decoder.mlps[-1].fc2.weight, std=0.1)
+    rebuilt.eval()
+    x = torch.rand(1, 3, 7, 9)
+    with torch.no_grad():
+        kernel = rebuilt(x, size=(19, 24))
+        with c2d_kernels.backend("reference"):
+            assert torch.allclose(kernel, rebuilt(x, size=(19, 24)), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +89,12 @@ def test_sizes(name, scale, params):
             ValueError,
             r"powers of two .*; got 48",
             id="window-without-digits",
+        ),
+        pytest.param(
+            {"name": "hiet_swinir", "scale": None, "config": {"decoder": "liif"}},
+            ValueError,
+            r"there is no decoder 'liif'; known are hiif, hiif_l, or give",
+            id="unknown-decoder",
         ),
         pytest.param(
             {"name": "hiet_mambairv2", "config": {"routing": "best"}},
