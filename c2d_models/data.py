@@ -1,4 +1,4 @@
-"""Images for training and evaluation: MATLAB's bicubic `imresize`, image folders, random batches.
+"""Images for training and evaluation: MATLAB's bicubic `imresize`, folders, LR and HR in pairs.
 
 Super-resolution scores are only comparable when the low-resolution (LR) images are made the way
 everyone makes them: MATLAB's antialiased bicubic, rounded to 8 bit. Here one table of taps
@@ -6,9 +6,6 @@ everyone makes them: MATLAB's antialiased bicubic, rounded to 8 bit. Here one ta
 any real scale and from any origin. `imresize` applies it to whole images; a training patch
 applies it at its place inside the photograph, so that the patch's borders are made of the
 photograph's own pixels and its LR grid lies exactly where its HR coordinates say.
-
-A batch is a pure function of (seed, step, sample index): any step can be made again, in any
-process, without the steps before it.
 """
 
 from __future__ import annotations
@@ -16,15 +13,17 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from c2d_models import images
+
+_LARGEST_CROP = 12  # sets are often cropped to multiples of 12 before they are reduced
 
 
 class DataError(ValueError):
@@ -148,7 +147,7 @@ def imresize(
             continue
         values = resample(values, dim, *bicubic_taps(count, factor, length, boundary=boundary))
         if image.dtype == torch.uint8:
-            values = _nearest_level(values)
+            values = nearest_level(values)
     return values.to(image.dtype)
 
 
@@ -172,11 +171,20 @@ def lr_pair(hr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 def quantise(image: Tensor) -> Tensor:
     """Floating values in [0, 1] put on the 256 levels of an 8-bit file: rounded and clamped."""
-    return _nearest_level(image * 255.0) / 255.0
+    return nearest_level(image * 255.0) / 255.0
 
 
-def _nearest_level(values: Tensor) -> Tensor:
+def nearest_level(values: Tensor) -> Tensor:
+    """Values on the scale of 8 bit, rounded half up and clamped, in place."""
     return (values + 0.5).floor_().clamp_(0.0, 255.0)
+
+
+def orient(image: Tensor, turn: int) -> Tensor:
+    """One of the 8 symmetries of the square: transpose (turn & 1), flip rows (2), columns (4)."""
+    if turn & 1:
+        image = image.transpose(-2, -1)
+    flips = [dim for bit, dim in ((2, -2), (4, -1)) if turn & bit]
+    return image.flip(flips) if flips else image
 
 
 def list_images(source: str | Path | Iterable[str | Path]) -> list[Path]:
@@ -241,177 +249,70 @@ def read_rgb(path: str | Path) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def read_all(files: Iterable[Path]) -> tuple[list[Path], list[Tensor], list[str]]:
-    """The files that can be read, their images as `read_rgb` gives them, why others cannot."""
+def read_all(
+    files: Iterable[Path], read: Callable[[Path], Any] = read_rgb
+) -> tuple[list[Path], list[Any], list[str]]:
+    """The files that can be read, what `read` makes of them, and why others cannot."""
     good, pictures, left_out = [], [], []
     for file in files:
         try:
-            pictures.append(read_rgb(file))
+            pictures.append(read(file))
             good.append(file)
         except images.ImageError as error:
             left_out.append(str(error))
     return good, pictures, left_out
 
 
-class Batches(ABC):
-    """Random LR/HR patches of photographs that are kept in memory as uint8.
-
-    Args:
-        source: a folder, several folders, or image files (see `list_images`).
-        patch: side of the LR patch in pixels.
-        batch: samples a step (of this process).
-        seed: of every random choice.
-
-    An image that cannot be read is left out; `left_out` holds a sentence about each.
-
-    Raises:
-        DataError: no images that can be read, or one smaller than the smallest HR patch.
-    """
-
-    def __init__(
-        self,
-        source: str | Path | Iterable[str | Path],
-        *,
-        patch: int,
-        batch: int,
-        seed: int,
-        smallest: int,
-    ) -> None:
-        for name, value in (("patch", patch), ("batch", batch)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; give at least 1")
-        self.patch, self.batch_size, self.seed = patch, batch, seed
-        self.files, self.images, self.left_out = read_all(list_images(source))
-        if not self.files:
-            raise DataError(
-                f"none of {len(self.left_out)} images can be read; the first: {self.left_out[0]}"
-            )
-        for file, image in zip(self.files, self.images, strict=True):
-            if min(image.shape[-2:]) < smallest:
-                raise DataError(
-                    f"{file} is {image.shape[-1]}x{image.shape[-2]}; patches of {patch} pixels "
-                    f"need at least {smallest}x{smallest}: remove it or take a smaller patch"
-                )
-
-    @abstractmethod
-    def sample(self, step: int, index: int) -> dict[str, Tensor]:
-        """Sample number `index` of step `step`: a batch's entries without their first axis."""
-
-    def batch(self, step: int, rank: int = 0) -> dict[str, Tensor]:
-        """The batch of step `step`; process `rank` of several takes samples of its own."""
-        first = rank * self.batch_size
-        samples = [self.sample(step, first + i) for i in range(self.batch_size)]
-        return {key: torch.stack([each[key] for each in samples]) for key in samples[0]}
-
-    def _draw(self, step: int, index: int) -> tuple[np.random.Generator, Tensor]:
-        """The sample's own random generator and its photograph, uint8 (3, H, W)."""
-        rng = np.random.default_rng((self.seed, step, index))
-        return rng, self.images[rng.integers(len(self.images))]
-
-    def _patches(self, rng: np.random.Generator, image: Tensor, side: int) -> tuple[Tensor, Tensor]:
-        """A random HR patch (uint8) and its LR patch (float32), turned and flipped alike.
-
-        LR pixels near the patch's edge see the photograph beyond it; only the photograph's own
-        edge is mirrored. Flipping afterwards is exact, for the kernel is even.
-        """
-        spans, taps = [], []
-        for length in image.shape[-2:]:
-            start = int(rng.integers(length - side + 1))
-            indices, weights = bicubic_taps(self.patch, self.patch / side, length, origin=start)
-            low = indices.min()
-            spans.append((start, slice(low, indices.max() + 1)))
-            taps.append((indices - low, weights))
-        (top, rows), (left, columns) = spans
-        # As imresize does for uint8, but in float32: exact for scales 2 and 4, else within its
-        # rounding; a third of the time.
-        lr = _nearest_level(resample(image[:, rows, columns].float(), -2, *taps[0]))
-        lr = _nearest_level(resample(lr, -1, *taps[1])).div_(255.0)
-        hr = image[:, top : top + side, left : left + side]
-        turn = int(rng.integers(8))
-        return orient(hr, turn), orient(lr, turn)
+def pair_files(
+    hr_folder: str | Path | Sequence[Path], lr_folder: str | Path | None, scale: float
+) -> tuple[list[Path], list[Path | None], str]:
+    """HR files, the LR file of each (all None where the set has none), and the set's name."""
+    dataset, beside = "images", None
+    if isinstance(hr_folder, (str, Path)):
+        folder = Path(hr_folder)
+        if folder.name != "HR" and (folder / "HR").is_dir():
+            folder = folder / "HR"
+        dataset, hr_folder = folder.resolve().name, folder
+        if dataset == "HR":
+            dataset, beside = folder.resolve().parent.name, folder.parent / "LR_bicubic"
+    hr_files = list_images(hr_folder)
+    if lr_folder is not None and not Path(lr_folder).is_dir():
+        raise DataError(f"image folder {lr_folder} does not exist; give the folder of LR images")
+    root = Path(lr_folder) if lr_folder is not None else beside
+    if root is None or not root.is_dir():
+        return hr_files, [None] * len(hr_files), dataset
+    where = next((root / s for s in (f"X{scale:g}", f"x{scale:g}") if (root / s).is_dir()), root)
+    found = [
+        next((where / n for n in _lr_names(hr, scale) if (where / n).is_file()), None)
+        for hr in hr_files
+    ]
+    missing = [hr for hr, lr in zip(hr_files, found, strict=True) if lr is None]
+    if missing and (lr_folder is not None or len(missing) < len(hr_files)):
+        raise DataError(
+            f"{where} holds no {_lr_names(missing[0], scale)[0]}, the LR file of {missing[0]}; "
+            "give LR files for all images of a set or for none"
+        )
+    return hr_files, found, dataset
 
 
-def orient(image: Tensor, turn: int) -> Tensor:
-    """One of the 8 symmetries of the square: transpose (turn & 1), flip rows (2), columns (4)."""
-    if turn & 1:
-        image = image.transpose(-2, -1)
-    flips = [dim for bit, dim in ((2, -2), (4, -1)) if turn & bit]
-    return image.flip(flips) if flips else image
+def _lr_names(hr_file: Path, scale: float) -> tuple[str, ...]:
+    return (f"{hr_file.stem}x{scale:g}.png", f"{hr_file.stem}.png")
 
 
-class ContinuousBatches(Batches):
-    """Batches at continuous scales: LR patches and HR pixels at random positions within them.
-
-    Each sample draws s ~ U(scale) and takes an HR patch of h = round(patch * s) pixels a side,
-    so that its true scale is h / patch on both axes; it is reduced to patch x patch, and `queries`
-    different pixels of it are the targets (LIIF, 2012.09161, section 3). A photograph smaller
-    than h gives its largest patch.
-
-    `batch(step)` returns float32 tensors
-        lr (B, 3, patch, patch) in [0, 1], on the 256 levels of 8 bit;
-        coords (B, Q, 2): (y, x) of the target pixels' centres, the patch spanning [-1, 1];
-        cell (B, 2) = (2/h, 2/h), a target pixel's size in those units;
-        target (B, Q, 3) in [0, 1].
-    """
-
-    def __init__(
-        self,
-        source: str | Path | Iterable[str | Path],
-        *,
-        patch: int = 64,
-        queries: int = 4096,
-        scale: tuple[float, float] = (1.0, 4.0),
-        batch: int = 16,
-        seed: int = 0,
-    ) -> None:
-        if not 1.0 <= scale[0] <= scale[1]:
-            raise ValueError(
-                f"scale is {scale}; give (lowest, highest) with 1 <= lowest <= highest"
-            )
-        smallest = round(patch * scale[0])
-        if not 1 <= queries <= smallest**2:
-            raise ValueError(
-                f"queries is {queries}; give 1 to {smallest**2}, the pixels of the smallest patch"
-            )
-        super().__init__(source, patch=patch, batch=batch, seed=seed, smallest=smallest)
-        self.queries, self.scale = queries, scale
-
-    def sample(self, step: int, index: int) -> dict[str, Tensor]:
-        rng, image = self._draw(step, index)
-        side = min(round(self.patch * rng.uniform(*self.scale)), *image.shape[-2:])
-        hr, lr = self._patches(rng, image, side)
-        chosen = rng.choice(side * side, self.queries, replace=False, shuffle=False)
-        y, x = (torch.from_numpy(axis) for axis in np.divmod(chosen, side))
-        return {
-            "lr": lr,
-            "coords": (torch.stack((y, x), -1).double() * 2 + 1).div_(side).sub_(1).float(),
-            "cell": torch.full((2,), 2.0 / side),
-            "target": hr[:, y, x].T.float().div_(255.0),
-        }
-
-
-class DiscreteBatches(Batches):
-    """Batches at one integer scale: whole LR and HR patches.
-
-    `batch(step)` returns float32 tensors lr (B, 3, patch, patch), on the 256 levels of 8 bit, and
-    hr (B, 3, scale * patch, scale * patch), both in [0, 1].
-    """
-
-    def __init__(
-        self,
-        source: str | Path | Iterable[str | Path],
-        *,
-        scale: int = 4,
-        patch: int = 64,
-        batch: int = 16,
-        seed: int = 0,
-    ) -> None:
-        if scale < 1 or scale != int(scale):
-            raise ValueError(f"scale is {scale}; give a whole number of at least 1")
-        super().__init__(source, patch=patch, batch=batch, seed=seed, smallest=patch * scale)
-        self.scale = scale
-
-    def sample(self, step: int, index: int) -> dict[str, Tensor]:
-        rng, image = self._draw(step, index)
-        hr, lr = self._patches(rng, image, self.patch * self.scale)
-        return {"lr": lr, "hr": hr.float().div_(255.0)}
+def read_pair(hr_file: Path, lr_file: Path | None, scale: float) -> tuple[Tensor, Tensor]:
+    """LR and the part of HR that it covers, uint8 (3, H, W)."""
+    hr = read_rgb(hr_file)
+    if lr_file is None:
+        try:
+            return lr_pair(hr, scale)
+        except ValueError as error:
+            raise DataError(f"{hr_file} cannot be reduced: {error}") from error
+    lr = read_rgb(lr_file)
+    height, width = (round(n * scale) for n in lr.shape[-2:])
+    spare = (hr.shape[-2] - height, hr.shape[-1] - width)
+    if min(spare) < 0 or max(spare) >= max(_LARGEST_CROP, math.ceil(scale)):
+        raise DataError(
+            f"{lr_file} is {lr.shape[-1]}x{lr.shape[-2]} and {hr_file} {hr.shape[-1]}x"
+            f"{hr.shape[-2]}; at scale {scale:g} they do not belong together"
+        )
+    return lr, hr[..., :height, :width]

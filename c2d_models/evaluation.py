@@ -21,11 +21,9 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from c2d_models import checkpoints, complexity
-from c2d_models.data import DataError, imresize, list_images, lr_pair, orient, read_rgb
+from c2d_models.data import DataError, imresize, orient, pair_files, read_pair
 from c2d_models.metrics import RULES, ssim_y
 from c2d_models.scores import BICUBIC, WRITERS, ImageScore, Result, output_files, to_table
-
-_LARGEST_CROP = 12  # sets are often cropped to multiples of 12 before they are reduced
 
 
 def evaluate(
@@ -197,64 +195,6 @@ def _psnr_by(rule: str) -> Callable[[Tensor, Tensor, int], float]:
     if rule not in RULES:
         raise ValueError(f"rule is {rule}; give one of: {', '.join(RULES)}")
     return RULES[rule]
-
-
-# Images --------------------------------------------------------------------------------------
-
-
-def pair_files(
-    hr_folder: str | Path | Sequence[Path], lr_folder: str | Path | None, scale: float
-) -> tuple[list[Path], list[Path | None], str]:
-    """HR files, the LR file of each (all None where the set has none), and the set's name."""
-    dataset, beside = "images", None
-    if isinstance(hr_folder, (str, Path)):
-        folder = Path(hr_folder)
-        if folder.name != "HR" and (folder / "HR").is_dir():
-            folder = folder / "HR"
-        dataset, hr_folder = folder.resolve().name, folder
-        if dataset == "HR":
-            dataset, beside = folder.resolve().parent.name, folder.parent / "LR_bicubic"
-    hr_files = list_images(hr_folder)
-    if lr_folder is not None and not Path(lr_folder).is_dir():
-        raise DataError(f"image folder {lr_folder} does not exist; give the folder of LR images")
-    root = Path(lr_folder) if lr_folder is not None else beside
-    if root is None or not root.is_dir():
-        return hr_files, [None] * len(hr_files), dataset
-    where = next((root / s for s in (f"X{scale:g}", f"x{scale:g}") if (root / s).is_dir()), root)
-    found = [
-        next((where / n for n in _lr_names(hr, scale) if (where / n).is_file()), None)
-        for hr in hr_files
-    ]
-    missing = [hr for hr, lr in zip(hr_files, found, strict=True) if lr is None]
-    if missing and (lr_folder is not None or len(missing) < len(hr_files)):
-        raise DataError(
-            f"{where} holds no {_lr_names(missing[0], scale)[0]}, the LR file of {missing[0]}; "
-            "give LR files for all images of a set or for none"
-        )
-    return hr_files, found, dataset
-
-
-def _lr_names(hr_file: Path, scale: float) -> tuple[str, ...]:
-    return (f"{hr_file.stem}x{scale:g}.png", f"{hr_file.stem}.png")
-
-
-def read_pair(hr_file: Path, lr_file: Path | None, scale: float) -> tuple[Tensor, Tensor]:
-    """LR and the part of HR that it covers, uint8 (3, H, W)."""
-    hr = read_rgb(hr_file)
-    if lr_file is None:
-        try:
-            return lr_pair(hr, scale)
-        except ValueError as error:
-            raise DataError(f"{hr_file} cannot be reduced: {error}") from error
-    lr = read_rgb(lr_file)
-    height, width = (round(n * scale) for n in lr.shape[-2:])
-    spare = (hr.shape[-2] - height, hr.shape[-1] - width)
-    if min(spare) < 0 or max(spare) >= max(_LARGEST_CROP, math.ceil(scale)):
-        raise DataError(
-            f"{lr_file} is {lr.shape[-1]}x{lr.shape[-2]} and {hr_file} {hr.shape[-1]}x"
-            f"{hr.shape[-2]}; at scale {scale:g} they do not belong together"
-        )
-    return lr, hr[..., :height, :width]
 
 
 @torch.inference_mode()

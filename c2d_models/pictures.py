@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from c2d_models import evaluation
+from c2d_models import data, evaluation
 from c2d_models.attribution import STEPS, WINDOW, diffusion_index, local_attribution
 from c2d_models.metrics import to_y
 from c2d_models.scores import BICUBIC, Result
@@ -236,9 +236,9 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 def _choose(images: str | Path, scale: float, crop: tuple[int, int, int] | None) -> Region:
     best, most, largest = None, -1.0, (0, 0)
-    hr_files, lr_files, dataset = evaluation.pair_files(images, None, scale)
+    hr_files, lr_files, dataset = data.pair_files(images, None, scale)
     for index, (hr_file, lr_file) in enumerate(zip(hr_files, lr_files, strict=True)):
-        lr, hr = evaluation.read_pair(hr_file, lr_file, scale)
+        lr, hr = data.read_pair(hr_file, lr_file, scale)
         height, width = hr.shape[-2:]
         x, y, size = crop or (0, 0, min(CROP, height, width))
         largest = max(largest, (width, height))

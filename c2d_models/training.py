@@ -3,43 +3,46 @@
 Stage `continuous` draws a scale per sample from U(1, 4) and compares random queries of an implicit
 decoder; stage `discrete` takes the body of a continuous checkpoint, gives it a fresh pixel-shuffle
 up-sampler and trains one scale. All randomness of step k is a function of (seed, k), so a run that
-is stopped and resumed sees exactly the batches of an unbroken one.
+is stopped and resumed sees exactly the batches of an unbroken one. Under `torchrun` several
+processes make each step together (processes.py).
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from . import checkpoints, data, metrics, registry
+from . import checkpoints, metrics, registry, training_data
 from .allocator import keep_freed_memory
+from .processes import Processes, join, stop_signal
 from .training_config import ConfigError, TrainConfig, load_config
+from .training_log import TrainingLog
 
 console = Console(stderr=True)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up over `warmup` steps, then half a cosine down to 1 % of `lr` at the end."""
+    """Linear warm-up over `warmup` steps, then the schedule.
+
+    "cosine": half a cosine down to 1 % of `lr` at the end; "multistep": half at each milestone.
+    """
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
+    if config.schedule == "multistep":
+        return config.lr * 0.5 ** sum(step >= milestone for milestone in config.milestones)
     progress = (step - config.warmup) / max(config.steps - config.warmup, 1)
     return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
@@ -59,7 +62,10 @@ def warmed_average(decay: float) -> Callable[..., None]:
 
 
 def build_network(config: TrainConfig) -> nn.Module:
-    """A fresh network; with `init`, everything but its up-sampler comes from that checkpoint."""
+    """A fresh network; with `init`, its body comes from that checkpoint.
+
+    The up-sampler comes too if `init_upsampler` says so, for fine-tuning at the same scale.
+    """
     torch.manual_seed(config.seed)
     try:
         net = registry.create(config.network, scale=config.scale, config=config.options)
@@ -71,73 +77,68 @@ def build_network(config: TrainConfig) -> nn.Module:
             raise ConfigError(
                 f"init: {config.init} holds {source.name!r}, but network is {config.network!r}"
             )
-        body = {
-            key: value
-            for key, value in source.state_dict().items()
-            if not key.startswith("upsample.")
-        }
-        missing, unexpected = net.load_state_dict(body, strict=False)
-        wrong = [key for key in missing if not key.startswith("upsample.")] + list(unexpected)
+        if config.init_upsampler and source.scale != config.scale:
+            has, wants = (f"x{s}" if s else "continuous" for s in (source.scale, config.scale))
+            raise ConfigError(
+                f"init: {config.init} is {has}, but this run {wants}; "
+                "without init_upsampler its body is taken alone"
+            )
+        weights, wanted = (
+            {
+                key: value
+                for key, value in each.state_dict().items()
+                if config.init_upsampler or not key.startswith("upsample.")
+            }
+            for each in (source, net)
+        )
+        wrong = [
+            key
+            for key in {**wanted, **weights}
+            if key not in wanted or key not in weights or wanted[key].shape != weights[key].shape
+        ]
         if wrong:
             raise ConfigError(
                 f"init: {config.init} does not fit {config.network!r}; "
                 f"the first weight that differs is {wrong[0]}"
             )
+        net.load_state_dict(weights, strict=False)
     return net
 
 
 class Trainer:
     """The state of a run (network, EMA, optimiser, step, history) and the loop over it."""
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: TrainConfig, processes: Processes | None = None):
         self.config = config
-        self.device = torch.device(config.device)
+        self.processes = processes or Processes(torch.device(config.device))
+        self.device = self.processes.device
         self.net = build_network(config).to(self.device)
         self.average = AveragedModel(self.net, multi_avg_fn=warmed_average(config.ema))
+        self.shared = self.processes.share(self.net)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr, betas=(0.9, 0.99))
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.forward = torch.compile(self._loss) if config.compile else self._loss
 
-        training, self.held_out = data.split(data.list_images(config.data))
-        if config.stage == "continuous":
-            self.batches = data.ContinuousBatches(
-                training,
-                patch=config.patch,
-                queries=config.queries,
-                scale=(1.0, config.max_scale),
-                batch=config.batch,
-                seed=config.seed,
-            )
-        else:
-            self.batches = data.DiscreteBatches(
-                training,
-                scale=config.scale,
-                patch=config.patch,
-                batch=config.batch,
-                seed=config.seed,
-            )
-        self.held_out, photos, unread = data.read_all(self.held_out)
-        if unread and not photos:
-            raise ConfigError(f"no held-out photograph can be read; the first: {unread[0]}")
-        self.left_out = self.batches.left_out + unread
-        self.validation_photos = [
-            centre_crop(photo, config.validation_crop).clone()
-            for photo in photos[: config.validation_images]
-        ]
+        self.data = training_data.read(config)
+        self.batches = self.data.batches
 
     # ---- one step
 
     def _loss(self, batch: dict[str, Tensor]) -> Tensor:
         if self.config.stage == "continuous":
-            return F.l1_loss(
-                self.net(batch["lr"], coords=batch["coords"], cell=batch["cell"]), batch["target"]
-            )
-        return F.l1_loss(self.net(batch["lr"]), batch["hr"])
+            colours = self.shared(batch["lr"], coords=batch["coords"], cell=batch["cell"])
+            return F.l1_loss(colours, batch["target"])
+        return F.l1_loss(self.shared(batch["lr"]), batch["hr"])
 
     def train_step(self, batch: dict[str, Tensor]) -> float:
-        """Update once on `batch` (CPU tensors); returns the L1 loss in image units [0, 1]."""
+        """Update once on `batch` (CPU tensors, of this process).
+
+        Returns the L1 loss in image units [0, 1], the mean over all processes. If it is not finite,
+        weights and step stay as they are.
+        """
+        # The same in all processes: HiET rolls its position encoding by it, once a step.
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
@@ -152,7 +153,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip)
-        value = float(loss.detach())
+        value = self.processes.mean(float(loss.detach()))
         if math.isfinite(value):  # a broken step must not reach the weights
             self.optimizer.step()
             self.average.update_parameters(self.net)
@@ -165,12 +166,10 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """PSNR-Y (dB) of the averaged network on crops of held-out photos: {"psnr_x4": ...}."""
         net = self.average.module.eval()
-        scales = [self.config.scale] if self.config.stage == "discrete" else [2.0, 3.0, 4.0]
         scores = {}
-        for scale in scales:
+        for scale, pairs in self.data.validation.items():
             values = []
-            for photo in self.validation_photos:
-                lr, hr = data.lr_pair(photo, scale)
+            for lr, hr in pairs:
                 lr, hr = lr[None].float().to(self.device) / 255, hr.float() / 255
                 sr = (
                     net(lr)
@@ -198,6 +197,7 @@ class Trainer:
             "net": self.net.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "processes": self.processes.count,
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
@@ -225,9 +225,16 @@ class Trainer:
         except FileNotFoundError as error:
             raise ConfigError(f"nothing to resume: {self.state_path} does not exist") from error
         saved, now = {"options": {}, **state["config"]}, self.config.model_dump(mode="json")
-        for key in ("network", "options", "stage", "scale", "seed", "batch", "patch"):
+        for key in ("network", "options", "stage", "scale", "seed", "patch"):
             if saved[key] != now[key]:
                 raise ConfigError(f"cannot resume: {key} was {saved[key]!r}, is now {now[key]!r}")
+        before = (saved["batch"], state.get("processes", 1))
+        after = (self.config.batch, self.processes.count)
+        if math.prod(before) != math.prod(after):
+            raise ConfigError(
+                f"cannot resume: a step had {before[0]} samples in each of {before[1]} processes, "
+                f"now {after[0]} in each of {after[1]}; their product must stay"
+            )
         self.net.load_state_dict(state["net"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -237,15 +244,17 @@ class Trainer:
         """What it takes to judge or repeat the weights: configuration, data, curve, machine."""
         return {
             "config": self.config.model_dump(
-                mode="json", exclude={"output", "data", "init", "threads"}
+                mode="json", exclude={"output", "data", "lr_data", "init", "threads"}
             ),
             "data": [folder.name for folder in self.config.data],
+            "lr_data": [folder.name for folder in self.config.lr_data or []],
             "init": self.config.init.stem if self.config.init else None,
             "training_images": len(self.batches.files),
-            "held_out_images": len(self.held_out),
+            "held_out_images": len(self.data.held_out),
             "step": self.step,
             "seconds": round(self.seconds),
             "device": f"{self.device.type} {platform.machine()}",
+            "processes": self.processes.count,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "curve": self.history,
@@ -254,103 +263,57 @@ class Trainer:
     # ---- the loop
 
     def run(self) -> None:
-        """Train to `config.steps`; Ctrl-C and SIGTERM save and leave.
+        """Train to `config.steps`; Ctrl-C and SIGTERM, in any process, save and leave.
 
         Raises ConfigError, with the state saved, when the loss is not finite any more.
         """
-        console.print(
-            f"{self.config.network}, {self.config.stage}: step {self.step} of {self.config.steps}"
-        )
-        if self.left_out:
-            count = len(self.left_out) + len(self.batches.files) + len(self.held_out)
-            console.print(f"{len(self.left_out)} of {count} images are left out:", *self.left_out)
-        columns = (
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn(
-                "{task.fields[speed]:.2f} steps/s  loss {task.fields[loss]:.4f}"
-                "  {task.fields[scores]}"
-            ),
-        )
-        with stop_signal() as stop, Progress(*columns, console=console) as progress:
-            task = progress.add_task(
-                "",
-                total=self.config.steps,
-                completed=self.step,
-                speed=0.0,
-                loss=math.nan,
-                scores="",
-            )
-            began, loss_sum, loss_count = time.perf_counter(), 0.0, 0
+        config, first = self.config, self.processes.first
+        log = TrainingLog(config.output, self.step, config.steps, console, shown=first)
+        log.say(f"{config.network}, {config.stage}: step {self.step} of {config.steps}")
+        if left_out := self.data.left_out:
+            count = len(left_out) + len(self.batches.files) + len(self.data.held_out)
+            log.say(f"{len(left_out)} of {count} images are left out:", *left_out)
+        with stop_signal() as stop, log:
             for batch in self._prefetched():
+                rate = learning_rate(config, self.step)
                 loss = self.train_step(batch)
                 if not math.isfinite(loss):
+                    self._leave_broken(loss)
+                self.seconds += log.step(self.step, loss, rate)
+                stopped = self.processes.any(stop.is_set())
+                last = self.step == config.steps or stopped
+                if first and (last or self.step % config.validate_every == 0):
+                    self.history.append(log.validation(self.step, self.validate()))
+                if first and (last or self.step % config.checkpoint_every == 0):
                     self.save()
-                    raise ConfigError(
-                        f"the loss became {loss} at step {self.step}; "
-                        f"the state before it is in {self.state_path}: "
-                        "lower 'lr' or 'clip' and resume"
-                    )
-                now = time.perf_counter()
-                self.seconds, speed, began = self.seconds + now - began, 1 / (now - began), now
-                loss_sum, loss_count = loss_sum + loss, loss_count + 1
-                progress.update(task, completed=self.step, speed=speed, loss=loss_sum / loss_count)
-                last = self.step == self.config.steps or stop.is_set()
-                if last or self.step % self.config.validate_every == 0:
-                    scores = {name: round(value, 3) for name, value in self.validate().items()}
-                    self.history.append(
-                        {"step": self.step, "loss": round(loss_sum / loss_count, 5), **scores}
-                    )
-                    loss_sum, loss_count = 0.0, 0
-                    text = json.dumps(self.history[-1])
-                    progress.update(
-                        task, scores=" ".join(f"{k[5:]} {v:.2f} dB" for k, v in scores.items())
-                    )
-                    progress.console.print(text)
-                if last or self.step % self.config.checkpoint_every == 0:
-                    self.save()
-                if stop.is_set():
-                    console.print(f"stopped at step {self.step}; continue with --resume")
-                    return
+                if stopped:
+                    log.say(f"stopped at step {self.step}; continue with --resume")
+                    break
+            self.processes.wait()  # for process 0, which may still validate and save
+
+    def _leave_broken(self, loss: float) -> NoReturn:
+        """Save, then ConfigError in process 0 and its exit code, in silence, in the others."""
+        if self.processes.first:
+            self.save()
+        self.processes.wait()  # torchrun ends all processes as soon as one has failed
+        if not self.processes.first:
+            raise SystemExit(2)
+        raise ConfigError(
+            f"the loss became {loss} at step {self.step}; "
+            f"the state before it is in {self.state_path}: "
+            "lower 'lr' or 'clip' and resume"
+        )
 
     def _prefetched(self) -> Iterator[dict[str, Tensor]]:
         """Batches from the current step on, the next one made while the current one trains."""
+        rank = self.processes.rank
         with ThreadPoolExecutor(1) as worker:
-            future = worker.submit(self.batches.batch, self.step)
+            future = worker.submit(self.batches.batch, self.step, rank)
             for step in range(self.step, self.config.steps):
                 batch = future.result()
                 if step + 1 < self.config.steps:
-                    future = worker.submit(self.batches.batch, step + 1)
+                    future = worker.submit(self.batches.batch, step + 1, rank)
                 yield batch
-
-
-def centre_crop(image: Tensor, side: int) -> Tensor:
-    """The middle `side` x `side` pixels of (3, H, W), in multiples of 12 for x2, x3 and x4."""
-    height, width = (min(length, side) // 12 * 12 for length in image.shape[-2:])
-    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
-    return image[:, top : top + height, left : left + width]
-
-
-@contextmanager
-def stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set instead of ending the process; a second one ends it."""
-    event = threading.Event()
-    previous = {}
-
-    def handle(number: int, frame: object) -> None:
-        event.set()
-        signal.signal(number, previous[number])
-
-    if threading.current_thread() is threading.main_thread():
-        previous = {
-            number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-    try:
-        yield event
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
@@ -364,14 +327,16 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         )
     if torch.device(config.device).type == "cpu":
         keep_freed_memory()
-    trainer = Trainer(config)
-    if resume:
-        trainer.resume()
-    config.output.mkdir(parents=True, exist_ok=True)
-    (config.output / "config.yaml").write_text(
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    )
-    trainer.run()
+    with join(config.device) as processes:
+        trainer = Trainer(config, processes)
+        if resume:
+            trainer.resume()
+        if processes.first:
+            config.output.mkdir(parents=True, exist_ok=True)
+            (config.output / "config.yaml").write_text(
+                yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            )
+        trainer.run()
     return config.output / "model.safetensors"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,14 +29,22 @@ class TrainConfig(BaseModel):
     init: Path | None = Field(
         None, description="checkpoint whose body is taken; the up-sampler stays fresh"
     )
+    init_upsampler: bool = Field(
+        False, description="fine-tuning: take init's up-sampler too, which must have this scale"
+    )
     data: list[Path] = Field(min_length=1)
+    lr_data: list[Path] | None = Field(
+        None,
+        description="discrete stage: a folder of LR files, <name>x<scale>.png or <name>.png, for "
+        "each folder of `data`; without it, LR is made by bicubic reduction",
+    )
     licences: list[str] = Field(
         default_factory=list, description="licences of the training images, for the record"
     )
     output: Path
 
     steps: int = Field(ge=1)
-    batch: int = Field(16, ge=1)
+    batch: int = Field(16, ge=1, description="samples a step of each process")
     patch: int = Field(64, ge=16)
     queries: int = Field(4096, ge=1, description="continuous stage: HR pixels compared per sample")
     max_scale: float = Field(
@@ -43,6 +52,10 @@ class TrainConfig(BaseModel):
     )
     lr: float = Field(4e-4, gt=0)
     warmup: int = Field(100, ge=0)
+    schedule: Literal["cosine", "multistep"] = "cosine"
+    milestones: list[int] = Field(
+        default_factory=list, description="multistep: steps from which on lr is halved once more"
+    )
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     ema: float = Field(0.999, ge=0, lt=1)
     autocast: Literal["bfloat16"] | None = None
@@ -66,6 +79,40 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 "stage 'continuous' draws its scales from U(1, max_scale): remove 'scale'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _lr_data_fits(self) -> TrainConfig:
+        if self.lr_data is None:
+            return self
+        if self.stage == "continuous":
+            raise ValueError(
+                "stage 'continuous' makes LR images at scales of its own: remove 'lr_data'"
+            )
+        if len(self.lr_data) != len(self.data):
+            raise ValueError(
+                f"lr_data has {len(self.lr_data)} folders and data {len(self.data)}: "
+                "give one LR folder for each, in the same order"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _milestones_fit(self) -> TrainConfig:
+        if self.schedule == "cosine" and self.milestones:
+            raise ValueError("schedule 'cosine' has no milestones: remove them or take 'multistep'")
+        if self.schedule == "multistep" and not self.milestones:
+            raise ValueError(
+                "schedule 'multistep' needs 'milestones', e.g. milestones: [250000, 400000]"
+            )
+        steps = [0, *self.milestones]
+        if any(late <= early for early, late in pairwise(steps)):
+            raise ValueError(f"milestones must be above 0 and increase, got {self.milestones}")
+        return self
+
+    @model_validator(mode="after")
+    def _upsampler_has_a_source(self) -> TrainConfig:
+        if self.init_upsampler and self.init is None:
+            raise ValueError("init_upsampler needs 'init', the checkpoint to fine-tune")
         return self
 
 

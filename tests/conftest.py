@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+import pyvips
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -14,3 +16,18 @@ def ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Six small synthetic photographs: smooth colour waves with edges."""
+    folder = tmp_path_factory.mktemp("photos")
+    y, x = np.mgrid[0:112, 0:120] / 16.0
+    for index in range(6):
+        waves = [
+            np.sin(x * (1 + index / 3) + channel) + np.sign(np.sin(y + index))
+            for channel in range(3)
+        ]
+        pixels = np.clip(np.stack(waves, -1) * 60 + 128, 0, 255).astype(np.uint8)
+        pyvips.Image.new_from_array(pixels).write_to_file(str(folder / f"wave{index}.png"))
+    return folder

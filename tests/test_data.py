@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from c2d_models import data
-from c2d_models.data import ContinuousBatches, DataError, DiscreteBatches, imresize
+from c2d_models.batches import ContinuousBatches, DiscreteBatches
+from c2d_models.data import DataError, imresize
 
 
 def write(path, pixels):
@@ -336,6 +337,54 @@ def test_a_patch_of_the_whole_photograph_is_imresize(tmp_path, scale):
     lr = DiscreteBatches(tmp_path, scale=scale, patch=12, batch=1).batch(0)["lr"][0]
     candidates = [data.orient(imresize(image, 1 / scale), turn) / 255 for turn in range(8)]
     assert any(torch.equal(lr, each) for each in candidates)
+
+
+def test_pairs_are_cut_on_one_grid(folder, tmp_path):
+    """LR files that say where one is, as the photograph does: rows and columns must agree."""
+    scale, patch = 3, 16
+    y, x = np.mgrid[: HEIGHT // scale, : WIDTH // scale].astype(np.uint8)
+    lr_file = write(tmp_path / f"photox{scale}.png", np.stack((y, x, 0 * x), -1))
+    files, lr_files, _ = data.pair_files(folder, tmp_path, scale)
+    pairs = dict(zip(files, lr_files, strict=True))
+    assert list(pairs.values()) == [lr_file]
+    batches = DiscreteBatches(files, scale=scale, patch=patch, batch=24, seed=5, lr_files=pairs)
+    batch, turns, places = batches.batch(2), set(), set()
+    for lr, hr in zip((batch["lr"] * 255).round(), (batch["hr"] * 255).round(), strict=True):
+        turn = find_turn(hr)
+        lr, hr = undo(lr, turn), undo(hr, turn)
+        assert lr.shape == (3, patch, patch) and hr.shape == (3, scale * patch, scale * patch)
+        assert torch.equal(hr[:2, ::scale, ::scale], lr[:2] * scale)
+        turns.add(turn)
+        places.add((lr[0, 0, 0].item(), lr[1, 0, 0].item()))
+    assert len(turns) == 8 and len(places) > 15
+    assert max(places)[0] <= HEIGHT // scale - patch
+
+
+PAIR_REFUSALS = [
+    pytest.param("photox2.png", (20, 30, 3), "do not belong together", id="size"),
+    pytest.param("other.png", (75, 90, 3), "holds no photox2.png, the LR file of", id="missing"),
+]
+
+
+@pytest.mark.parametrize("name, shape, sentence", PAIR_REFUSALS)
+def test_pairs_that_do_not_fit_are_refused(folder, tmp_path, name, shape, sentence):
+    write(tmp_path / name, noise(*shape))
+    with pytest.raises(DataError, match=sentence):
+        files, lr_files, _ = data.pair_files(folder, tmp_path, 2)
+        DiscreteBatches(files, scale=2, patch=16, lr_files=dict(zip(files, lr_files, strict=True)))
+
+
+def test_a_pair_with_an_unreadable_lr_file_is_left_out(folder, tmp_path):
+    pixels = noise(64, 64, 3)
+    files = [folder / "photo.png", write(tmp_path / "hr" / "b.png", pixels)]
+    lr_files = [tmp_path / "broken.png", write(tmp_path / "lr" / "b.png", pixels[::2, ::2])]
+    lr_files[0].write_bytes(b"nothing")
+    pairs = dict(zip(files, lr_files, strict=True))
+    batches = DiscreteBatches(files, scale=2, patch=16, lr_files=pairs)
+    assert batches.files == files[1:] and len(batches.left_out) == 1
+    assert "broken.png" in batches.left_out[0]
+    values = batches.batch(0)
+    assert set(values["lr"].unique().tolist()) <= set(values["hr"].unique().tolist())
 
 
 def test_continuous_coordinates_agree_with_both_grids(photo, folder):

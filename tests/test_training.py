@@ -8,29 +8,13 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import pyvips
 import torch
 import yaml
 from torch.optim.swa_utils import AveragedModel
 
-from c2d_models import checkpoints, training
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Six small synthetic photographs: smooth colour waves with edges."""
-    folder = tmp_path_factory.mktemp("photos")
-    y, x = np.mgrid[0:112, 0:120] / 16.0
-    for index in range(6):
-        waves = [
-            np.sin(x * (1 + index / 3) + channel) + np.sign(np.sin(y + index))
-            for channel in range(3)
-        ]
-        pixels = np.clip(np.stack(waves, -1) * 60 + 128, 0, 255).astype(np.uint8)
-        pyvips.Image.new_from_array(pixels).write_to_file(str(folder / f"wave{index}.png"))
-    return folder
+from c2d_models import checkpoints, data, registry, training
 
 
 def write_config(folder, photos, **changes):
@@ -65,8 +49,28 @@ def write_config(folder, photos, **changes):
         ({"lr": -1}, "lr: Input should be greater than 0, got -1"),
         ({"scale": None}, "stage 'discrete' needs 'scale'"),
         ({"stage": "continuous"}, "remove 'scale'"),
+        ({"schedule": "multistep"}, "schedule 'multistep' needs 'milestones'"),
+        ({"milestones": [2]}, "schedule 'cosine' has no milestones"),
+        ({"schedule": "multistep", "milestones": [3, 3]}, r"increase, got \[3, 3\]"),
+        ({"schedule": "multistep", "milestones": [0]}, r"must be above 0 .* got \[0\]"),
+        ({"lr_data": ["a", "b"]}, "lr_data has 2 folders and data 1"),
+        ({"stage": "continuous", "scale": None, "lr_data": ["a"]}, "remove 'lr_data'"),
+        ({"init_upsampler": True}, "init_upsampler needs 'init'"),
     ],
-    ids=["unknown key", "missing key", "bad value", "no scale", "scale of a continuous stage"],
+    ids=[
+        "unknown key",
+        "missing key",
+        "bad value",
+        "no scale",
+        "scale of a continuous stage",
+        "no milestones",
+        "milestones of a cosine",
+        "equal milestones",
+        "milestone at the start",
+        "LR folders",
+        "LR files of a continuous stage",
+        "nothing to fine-tune",
+    ],
 )
 def test_config_refusals(tmp_path, photos, changes, sentence):
     with pytest.raises(training.ConfigError, match=sentence):
@@ -100,6 +104,13 @@ def test_learning_rate_warms_up_and_follows_a_cosine(tmp_path, photos):
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
     assert rates[60] == pytest.approx(0.01 + 0.99 / 2)  # half-way down the cosine
     assert rates[109] < 0.012 and rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_learning_rate_is_halved_at_milestones(tmp_path, photos):
+    changes = {"schedule": "multistep", "milestones": [5, 8], "warmup": 2, "lr": 1.0}
+    config = training.load_config(write_config(tmp_path, photos, steps=10, **changes))
+    rates = [training.learning_rate(config, step) for step in range(10)]
+    assert rates == [0.5, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
 
 
 @pytest.mark.parametrize("stage", ["continuous", "discrete"])
@@ -139,6 +150,123 @@ def test_stage_two_takes_the_body_and_leaves_the_upsampler_fresh(tmp_path, photo
     body = [key for key in net.state_dict() if not key.startswith("upsample.")]
     assert len(body) > 20 and all(torch.equal(net.state_dict()[key], source[key]) for key in body)
     assert any(key.startswith("upsample.") for key in net.state_dict())
+
+
+def test_fine_tuning_takes_an_authors_whole_file(tmp_path, photos):
+    torch.manual_seed(3)
+    author = registry.create("swinir_l", 4)
+    torch.save({"params": author.state_dict()}, tmp_path / "author.pth")
+    changes = {"network": "swinir_l", "scale": 4, "steps": 1, "batch": 1, "lr": 1e-6}
+    changes |= {"init": str(tmp_path / "author.pth"), "init_upsampler": True}
+    config = write_config(tmp_path, photos, **changes)
+    net = training.build_network(training.load_config(config))
+    for key, value in author.state_dict().items():
+        assert torch.equal(net.state_dict()[key], value), key
+    tuned = checkpoints.load(training.run(config)).state_dict()
+    steps = [(tuned[key] - value).abs().max().item() for key, value in net.named_parameters()]
+    assert 0 < max(steps) < 2e-6
+    fresh = training.build_network(training.load_config(config, ["init_upsampler=false"]))
+    assert not torch.equal(fresh.upsample[0].weight, author.upsample[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"scale": 4}, "is x2, but this run x4; without init_upsampler"),
+        (
+            {"scale": None, "stage": "continuous", "queries": 64},
+            "is x2, but this run continuous; without init_upsampler",
+        ),
+        ({"options": {"dim": 16}}, "does not fit 'hiet_swinir_tiny'; the first weight that"),
+    ],
+    ids=["another scale", "another stage", "other options"],
+)
+def test_fine_tuning_refuses_what_does_not_fit(tmp_path, photos, changes, sentence):
+    file = tmp_path / "x2.safetensors"
+    checkpoints.save(registry.create("hiet_swinir_tiny", 2), file)
+    config = write_config(tmp_path, photos, init=str(file), init_upsampler=True, **changes)
+    with pytest.raises(training.ConfigError, match=sentence):
+        training.build_network(training.load_config(config))
+
+
+def test_training_on_pairs_scores_their_own_lr_files(tmp_path, photos):
+    """Held-out LR crops are cut out of the LR files, which are darker than a reduction."""
+    for file in photos.iterdir():
+        lr, _ = data.lr_pair(data.read_rgb(file), 2)
+        image = pyvips.Image.new_from_array((lr // 2).permute(1, 2, 0).numpy())
+        (tmp_path / "X2").mkdir(exist_ok=True)
+        image.write_to_file(str(tmp_path / "X2" / f"{file.stem}x2.png"))
+    config = write_config(tmp_path, photos, steps=1, lr_data=[str(tmp_path)], validation_crop=49)
+    trainer = training.Trainer(training.load_config(config))
+    ((lr, hr),) = trainer.data.validation[2]
+    assert lr.shape == (3, 24, 24) and hr.shape == (3, 48, 48)
+    whole = data.read_rgb(trainer.data.held_out[0])
+    reduced = data.lr_pair(whole, 2)[0] // 2
+    assert torch.equal(lr, reduced[:, 16:40, 18:42])
+    assert torch.equal(hr, whole[:, 32:80, 36:84])
+    trainer.run()
+    record = checkpoints.read_record(tmp_path / "run" / "model.safetensors")
+    assert record["lr_data"] == [tmp_path.name] and record["processes"] == 1
+
+
+def curves(folder):
+    """TensorBoard's scalars of a run: {name: [(step, value), ...]}."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    return {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
+
+
+def test_tensorboard_has_the_curves_and_no_step_twice(tmp_path, photos):
+    changes = {"steps": 30, "validate_every": 10, "checkpoint_every": 20}
+    config = write_config(tmp_path, photos, **changes)
+    state = tmp_path / "run" / "state.pt"
+
+    trainer = training.Trainer(training.load_config(config))
+    step = trainer.train_step
+
+    def copying(batch):
+        if trainer.step == 20:
+            shutil.copy(state, tmp_path / "state.pt")  # the last state that is kept
+        return step(batch)
+
+    trainer.train_step = copying
+    trainer.run()  # to step 30, which is lost
+    os.replace(tmp_path / "state.pt", state)
+    training.run(config, ["lr=1e-5"], resume=True)
+    found = curves(tmp_path / "run")
+    assert found.keys() == {"loss", "lr", "steps/s", "validation/psnr_x2"}
+    assert all([step for step, _ in points] == [10, 20, 30] for points in found.values())
+    rates = dict(found["lr"])
+    resumed = training.load_config(config, ["lr=1e-5"])
+    assert rates[30] == pytest.approx(training.learning_rate(resumed, 29))
+    assert rates[20] == pytest.approx(training.learning_rate(trainer.config, 19))
+    record = checkpoints.read_record(tmp_path / "run" / "model.safetensors")
+    scores = [entry["psnr_x2"] for entry in record["curve"]]
+    assert [value for _, value in found["validation/psnr_x2"]] == pytest.approx(scores, abs=1e-3)
+
+
+def test_without_tensorboard_one_line_says_so(tmp_path, photos, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    training.run(write_config(tmp_path, photos, steps=1))
+    assert capsys.readouterr().err.count("pip install 'c2d-isr[train]'") == 1
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_curves_that_cannot_be_written_do_not_end_the_run(tmp_path, photos, capsys, monkeypatch):
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    training.run(write_config(tmp_path, photos))
+    said = capsys.readouterr().err
+    assert said.count("no more curves for TensorBoard: No space left on device") == 1
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 4
 
 
 def test_init_refuses_another_network(tmp_path, photos):
@@ -245,7 +373,7 @@ def test_broken_images_are_left_out_and_named(tmp_path, photos, capsys):
     trainer.run()
     said = " ".join(capsys.readouterr().err.split())
     assert "1 of 7 images are left out" in said and "wave3_1.png" in said
-    assert len(trainer.batches.files) + len(trainer.held_out) == 6
+    assert len(trainer.batches.files) + len(trainer.data.held_out) == 6
     for file in folder.glob("wave*"):
         file.write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"none of .* images can be read; the first: .*png"):

@@ -1,0 +1,122 @@
+"""What a training run shows: a progress bar, a line for each validation, TensorBoard's curves."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+_EVERY = 10  # steps between TensorBoard's points: a long run would fill the disk with single ones
+
+
+class TrainingLog:
+    """Shows the steps of a run from `step` to `total`; a context manager.
+
+    Args:
+        folder: of the run; TensorBoard's files go into its subfolder `tensorboard`.
+        step: done so far. TensorBoard drops what an earlier process logged after it.
+        total: steps of the whole run.
+        console: where bar and lines go.
+        shown: False shows and writes nothing (all processes of a run but the first).
+    """
+
+    def __init__(self, folder: Path, step: int, total: int, console: Console, shown: bool = True):
+        self.console, self.shown = console, shown
+        self.progress = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn(
+                "{task.fields[speed]:.2f} steps/s  loss {task.fields[loss]:.4f}"
+                "  {task.fields[scores]}"
+            ),
+            console=console,
+            disable=not shown,
+        )
+        self.task = self.progress.add_task(
+            "", total=total, completed=step, speed=0.0, loss=math.nan, scores=""
+        )
+        self.losses, self.loss_sum = 0, 0.0  # since the last validation
+        self.recent, self.recent_sum = 0, 0.0  # since TensorBoard's last point
+        self.began = self.recent_began = time.perf_counter()
+        self.writer = self._open(folder, step) if shown else None
+
+    def __enter__(self) -> TrainingLog:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+        if self.writer is not None:
+            try:
+                self.writer.close()
+            except OSError as full:
+                self._give_up(full)
+
+    def say(self, *sentences: str) -> None:
+        """Print, above the bar."""
+        if self.shown:
+            self.console.print(*sentences, markup=False)  # file names may hold brackets
+
+    def step(self, step: int, loss: float, lr: float) -> float:
+        """Show that step number `step` is done; returns the seconds it took."""
+        now = time.perf_counter()
+        seconds, self.began = now - self.began, now
+        self.losses, self.loss_sum = self.losses + 1, self.loss_sum + loss
+        self.recent, self.recent_sum = self.recent + 1, self.recent_sum + loss
+        self.progress.update(
+            self.task, completed=step, speed=1 / seconds, loss=self.loss_sum / self.losses
+        )
+        if step % _EVERY == 0:
+            mean, speed = self.recent_sum / self.recent, self.recent / (now - self.recent_began)
+            self._write(step, {"loss": mean, "lr": lr, "steps/s": speed})
+            self.recent, self.recent_sum, self.recent_began = 0, 0.0, now
+        return seconds
+
+    def validation(self, step: int, scores: dict[str, float]) -> dict[str, float]:
+        """Show scores (dB); returns them with the step and the mean loss since the last ones."""
+        entry = {"step": step, "loss": round(self.loss_sum / self.losses, 5)}
+        self.losses, self.loss_sum = 0, 0.0
+        entry |= {name: round(value, 3) for name, value in scores.items()}
+        text = " ".join(f"{name[5:]} {value:.2f} dB" for name, value in scores.items())
+        self.progress.update(self.task, scores=text)
+        self.say(json.dumps(entry))
+        self._write(step, {f"validation/{name}": value for name, value in scores.items()})
+        return entry
+
+    def _open(self, folder: Path, step: int) -> SummaryWriter | None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.say("no curves for TensorBoard: pip install 'c2d-isr[train]' adds them")
+            return None
+        return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def _write(self, step: int, scalars: dict[str, float]) -> None:
+        if self.writer is None:
+            return
+        try:
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, step)
+            self.writer.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """Curves are worth less than the run: go on without them."""
+        self.say(f"no more curves for TensorBoard: {error.strerror or error}")
+        self.writer = None
