@@ -42,8 +42,7 @@ class Processes:
         """`net`, with gradients that `backward` averages over all processes."""
         if self.count == 1:
             return net
-        # No network here has buffers that training changes, so none need be sent each step.
-        return DistributedDataParallel(net, broadcast_buffers=False)
+        return DistributedDataParallel(net)
 
     def mean(self, value: float) -> float:
         """Mean of `value` over all processes, the same to the last bit in each; NaN if one is."""
