@@ -86,7 +86,7 @@ def upscale(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="A name of `c2d models`, or a checkpoint file."),
+        typer.Option(metavar="NAME|FILE", help="A name of `c2d models`, a file, or its folder."),
     ] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
     dtype: Annotated[str, typer.Option(metavar="float32|bfloat16|float16")] = "float32",

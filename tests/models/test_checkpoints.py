@@ -252,9 +252,22 @@ def test_unknown_models(shipped, wanted, sentence):
         load(wanted)
 
 
-def test_a_folder_is_no_model(tmp_path):
-    with pytest.raises(ModelFileError, match="is a folder, not a model file"):
+def test_a_folder_stands_for_the_model_in_it(tmp_path):
+    with pytest.raises(ModelFileError, match=r"is a folder without a model\.safetensors"):
         load(tmp_path)
+    save(create("swinir_l_tiny", 3), tmp_path / "model.safetensors", {"steps": 5})
+    assert (load(tmp_path).name, load(tmp_path).scale) == ("swinir_l_tiny", 3)
+    assert read_record(tmp_path) == {"steps": 5}
+
+
+def test_the_record_stays_with_the_network(tmp_path):
+    net = create("swinir_l_tiny", 3)
+    assert net.record == {}
+    save(net, tmp_path / "a.safetensors", {"steps": 5})
+    save(load(tmp_path / "a.safetensors"), tmp_path / "b.safetensors")
+    assert read_record(tmp_path / "b.safetensors") == {"steps": 5}
+    save(load(tmp_path / "a.safetensors"), tmp_path / "c.safetensors", {})
+    assert read_record(tmp_path / "c.safetensors") == {}
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
