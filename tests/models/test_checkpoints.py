@@ -8,7 +8,7 @@ import torch
 from golden_weights import golden_state_dict, listing
 from safetensors.torch import save_file
 
-from c2d_models import checkpoints, create, list_models, load
+from c2d_models import checkpoints, create, list_models, load, scores
 from c2d_models.checkpoints import ModelFileError, read_record, save
 
 
@@ -232,6 +232,21 @@ def test_list_models(shipped):
         assert model.path.parent == shipped
         assert model.size_bytes == model.path.stat().st_size
         assert load(model.name).scale == model.scale
+
+
+@pytest.mark.parametrize("info", list_models(), ids=lambda info: info.name)
+def test_shipped_models_come_with_their_scores(info):
+    """After new weights: make scores BENCHMARKS="Set5 Set14"."""
+    rows = {(r["model"], r["dataset"], r["scale"]): r for r in scores.kept(info.path)}
+    bicubic = {("Set5", 2): 33.66, ("Set5", 3): 30.39, ("Set5", 4): 28.42, ("Set14", 4): 26.00}
+    for scale in [info.scale] if info.scale else [2, 3, 4]:
+        for dataset in ("Set5", "Set14"):
+            own, plain = rows[info.name, dataset, scale], rows["bicubic", dataset, scale]
+            assert own["psnr_y"] > plain["psnr_y"] + 1 and own["ssim_y"] > plain["ssim_y"]
+            assert (own["params"], own["rule"], own["lr"]) == (info.params, "papers", "files")
+            published = bicubic.get((dataset, scale), plain["psnr_y"])
+            assert plain["psnr_y"] == pytest.approx(published, abs=0.1)
+    assert len(rows) == len(scores.kept(info.path)), "a row a set, scale and model"
 
 
 @pytest.mark.parametrize(
