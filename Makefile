@@ -4,6 +4,7 @@
 #   make test    build, install (editable) and run the tests
 #   make lint    ruff and clang-format
 #   make bench   time every operator against what exists
+#   make scores  score the shipped models on BENCHMARKS, for c2d models and the README
 #   make gpu     the tests and benchmarks that need a CUDA device
 #   make clean   remove what builds leave
 
@@ -21,7 +22,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 STAMP := build/stamp$(subst /,-,$(VENV))
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: demo test lint bench report gpu experiment clean installed
+.PHONY: demo test lint bench report scores gpu experiment clean installed
 
 demo: $(STAMP)-c2d
 	@mkdir -p out
@@ -47,6 +48,10 @@ bench: $(STAMP)-test
 
 report: $(STAMP)-test
 	$(PY) -m bench.report
+
+# Set5 and Set14 as folders of HR and LR_bicubic: make scores BENCHMARKS="sets/Set5 sets/Set14"
+scores: $(STAMP)-test
+	$(PY) -m bench.scores $(BENCHMARKS)
 
 gpu: $(STAMP)-test
 	@$(PY) -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else \

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench import complexity
-from bench.report import DOCS, Results, markdown
+from bench.report import Results, markdown
+from c2d_models import scores
+from c2d_models.checkpoints import WEIGHTS
 
-SCORES = DOCS / "scores"
 OF_AUTHORS = "its authors' files load as they are"
 OF_OURS = "from a training of one's own"
 
 
 def rewrite(readme: Path, results: Results) -> None:
     """Fill every table of the README anew."""
+    fill(
+        readme,
+        {
+            "scores": scores_table(),
+            "networks": networks_table(),
+            "benchmarks": speed_table(results),
+        },
+    )
+
+
+def fill(readme: Path, tables: Mapping[str, Sequence[str]]) -> None:
+    """Put tables between their marks in a file."""
     text = readme.read_text(encoding="utf-8")
-    tables = {
-        "scores": scores_table(SCORES),
-        "networks": networks_table(),
-        "benchmarks": speed_table(results),
-    }
     for name, table in tables.items():
         text = filled(text, name, table)
     readme.write_text(text, encoding="utf-8")
@@ -40,23 +47,23 @@ def filled(text: str, name: str, table: Sequence[str]) -> str:
     return "\n".join([before + begin, *table, end + rest.split(end)[1]])
 
 
-def scores_table(folder: Path) -> list[str]:
-    """PSNR-Y of the shipped models, out of what `c2d eval --output FILE.json` wrote there."""
-    scores: dict[str, dict[tuple[str, float], float]] = {}
+def scores_table(folder: Path = WEIGHTS) -> list[str]:
+    """PSNR-Y of the shipped models, as measured by `python -m bench.scores`, kept beside them."""
+    psnr: dict[str, dict[tuple[str, float], float]] = {}
     parameters = {}
-    for path in sorted(folder.glob("*.json")):
-        for row in json.loads(path.read_text(encoding="utf-8")):
-            scores.setdefault(row["model"], {})[row["dataset"], row["scale"]] = row["psnr_y"]
+    for path in sorted(folder.glob("*.safetensors")):
+        for row in scores.kept(path):
+            psnr.setdefault(row["model"], {})[row["dataset"], row["scale"]] = row["psnr_y"]
             parameters[row["model"]] = row["params"]
-    columns = sorted({column for row in scores.values() for column in row})
-    columns.sort(key=lambda column: (int(column[0].removeprefix("Set")), column[1]))
+    columns = sorted({column for row in psnr.values() for column in row})
+    columns.sort(key=lambda column: (scores.rank(column[0]), column[1]))
     rows = [
         [
-            model if model == "bicubic" else f"`{model}`",
+            model if model == scores.BICUBIC else f"`{model}`",
             f"{parameters[model]:,}" if parameters[model] else "",
             *(f"{row[column]:.2f}" if column in row else "" for column in columns),
         ]
-        for model, row in scores.items()
+        for model, row in psnr.items()
     ]
     headings = ["shipped", "parameters", *(f"{name} x{scale:g}" for name, scale in columns)]
     return markdown(headings, rows)

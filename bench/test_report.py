@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
-from bench import readme, report
+from bench import readme, report, scores
+from c2d_models import checkpoints, create
+from c2d_models.evaluation import evaluate
 
 MACHINE = {
     "processor": "Some CPU",
@@ -129,17 +132,65 @@ def test_readme_keeps_everything_outside_the_marks():
         readme.filled("no marks\n", "networks", ["| new |"])
 
 
+def stored_scores(weights, digest, *rows):
+    weights.write_bytes(b"weights")
+    keys = ("model", "params", "dataset", "scale", "psnr_y")
+    results = [dict(zip(keys, row, strict=True)) for row in rows]
+    content = {"weights_sha256": digest, "results": results}
+    weights.with_suffix(".scores.json").write_text(json.dumps(content))
+
+
 def test_scores_are_those_that_were_stored(tmp_path):
-    entry = {"model": "net", "params": 12345, "dataset": "Set14", "scale": 4.0, "psnr_y": 27.814}
-    bicubic = entry | {"model": "bicubic", "params": 0, "psnr_y": 26.0}
-    other = entry | {"dataset": "Set5", "scale": 2.0, "psnr_y": 37.0349}
-    (tmp_path / "a.json").write_text(json.dumps([bicubic, entry, other]))
+    digest = hashlib.sha256(b"weights").hexdigest()
+    stored_scores(
+        tmp_path / "net.safetensors",
+        digest,
+        ("bicubic", 0, "Set14", 4.0, 26.0),
+        ("net", 12345, "Set14", 4.0, 27.814),
+        ("net", 12345, "Set5", 2.0, 37.0349),
+        ("net", 12345, "Urban100", 2.5, 30.0),
+    )
+    stored_scores(tmp_path / "old.safetensors", "of others", ("old", 1, "Set5", 2.0, 99.0))
     assert readme.scores_table(tmp_path) == [
-        "| shipped | parameters | Set5 x2 | Set14 x4 |",
-        "| --- | ---: | ---: | ---: |",
-        "| bicubic |  |  | 26.00 |",
-        "| `net` | 12,345 | 37.03 | 27.81 |",
+        "| shipped | parameters | Set5 x2 | Set14 x4 | Urban100 x2.5 |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| bicubic |  |  | 26.00 |  |",
+        "| `net` | 12,345 | 37.03 | 27.81 | 30.00 |",
     ]
+
+
+def test_the_readme_shows_the_scores_of_what_is_shipped():
+    text = (report.ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.filled(text, "scores", readme.scores_table()) == text, "make scores BENCHMARKS="
+
+
+def test_scoring_writes_beside_the_weights_and_into_the_readme(tmp_path, monkeypatch, capsys):
+    photo = report.ROOT / "examples" / "photo.png"
+    (tmp_path / "Set5").mkdir()
+    (tmp_path / "Set5" / "photo.png").write_bytes(photo.read_bytes())
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    config = {"depths": [1], "dim": 8, "num_heads": 2}
+    checkpoints.save(create("swinir_l_tiny", 3, config=config), weights / "small.safetensors")
+    monkeypatch.setattr(checkpoints, "WEIGHTS", weights)
+    (tmp_path / "R.md").write_text("<!-- scores: begin -->\nold\n<!-- scores: end -->\n")
+    assert scores.main([str(tmp_path / "Set5"), "--readme", str(tmp_path / "R.md")]) == 0
+    stored = (weights / "small.scores.json").read_text()
+    assert str(tmp_path) not in stored and "photo" not in stored
+    rows = json.loads(stored)["results"]
+    assert [(row["model"], row["dataset"], row["scale"]) for row in rows] == [
+        ("bicubic", "Set5", 3.0),
+        ("small", "Set5", 3.0),
+    ]
+    expected = evaluate(None, tmp_path / "Set5", 3).psnr_y
+    assert rows[0]["psnr_y"] == expected
+    lines = (tmp_path / "R.md").read_text().splitlines()
+    assert lines[1] == "| shipped | parameters | Set5 x3 |" and lines[-1] == "<!-- scores: end -->"
+    assert lines[3] == f"| bicubic |  | {expected:.2f} |"
+    capsys.readouterr()
+    assert scores.main([str(tmp_path / "none"), "--readme", str(tmp_path / "R.md")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "R.md").read_text().splitlines() == lines
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}"], ids=["missing", "not JSON", "other JSON"])

@@ -20,6 +20,9 @@ from .upsamplers import Network
 WEIGHTS = Path(__file__).parent / "weights"
 """The folder of the shipped models."""
 
+FILE_NAME = "model.safetensors"
+"""The model file in a folder: of `save_pretrained`, of a training run."""
+
 FORMAT = 1
 """Version of the metadata; a file with a higher one is refused."""
 
@@ -69,7 +72,8 @@ def save(
     Args:
         net: the network; its name, scale and config go into the file's metadata.
         path: the file, `*.safetensors`.
-        record: how the weights came to be (JSON values), kept for `read_record`.
+        record: how the weights came to be (JSON values), kept for `read_record`; the network's
+            own by default, which it has from the file that it was loaded from.
         dtype: store floating-point weights as this, e.g. torch.float16; as they are by default.
     """
     path = Path(path)
@@ -81,7 +85,8 @@ def save(
         .contiguous()
         for name, value in net.state_dict().items()
     }
-    data = to_bytes(state, {"c2d_isr": json.dumps(header), "record": json.dumps(record or {})})
+    record = net.record if record is None else record
+    data = to_bytes(state, {"c2d_isr": json.dumps(header), "record": json.dumps(record)})
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
@@ -101,8 +106,9 @@ def load(
     """A trained network, in evaluation mode.
 
     Args:
-        name_or_path: the name of a shipped model (see `list_models`), a file that `save` wrote, or
-            an author's file of one of the published networks: .pth, .pt or .safetensors.
+        name_or_path: the name of a shipped model (see `list_models`), a file that `save` wrote, a
+            folder with such a model.safetensors (of `save_pretrained` or of a training run), or an
+            author's file of one of the published networks: .pth, .pt or .safetensors.
         device: where to put it.
         dtype: its floating-point type; by default float32, also for a half-precision file, and
             float64 for a float64 one.
@@ -122,6 +128,7 @@ def load(
     if any(value.dtype == torch.float64 for value in state.values()):
         net.double()
     _fill(path, net, state)
+    net.record = _record(metadata)
     return net.to(device=device, dtype=dtype).eval()
 
 
@@ -132,12 +139,11 @@ def list_models() -> list[ModelInfo]:
 
 def read_record(name_or_path: str | Path) -> dict[str, Any]:
     """The training record that `save` put into a file; empty for an author's file."""
-    path = find(name_or_path)
-    return json.loads(_read(path)[1].get("record", "{}"))
+    return _record(_read(find(name_or_path))[1])
 
 
 def find(name_or_path: str | Path) -> Path:
-    """The file of a shipped model's name, or the path itself if it is a file.
+    """The file of a shipped model's name, in a folder, or the path itself if it is a file.
 
     Raises:
         ModelFileError: neither; the sentence names what comes nearest.
@@ -146,7 +152,9 @@ def find(name_or_path: str | Path) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        raise ModelFileError(f"{path} is a folder, not a model file")
+        if (path / FILE_NAME).is_file():
+            return path / FILE_NAME
+        raise ModelFileError(f"{path} is a folder without a {FILE_NAME}")
     names = [shipped.stem for shipped in sorted(WEIGHTS.glob("*.safetensors"))]
     if str(name_or_path) in names:
         return WEIGHTS / f"{name_or_path}.safetensors"
@@ -184,6 +192,10 @@ def _read(path: Path) -> tuple[Any, dict[str, str]]:
     except Exception as error:  # the unpickler answers noise by any error there is
         reason = str(error).split("\n")[0]
         raise ModelFileError(f"{path} cannot be read as a model file: {reason}") from error
+
+
+def _record(metadata: dict[str, str]) -> dict[str, Any]:
+    return json.loads(metadata.get("record", "{}"))
 
 
 def _header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:

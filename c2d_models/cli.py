@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -26,6 +27,7 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from .checkpoints import ModelInfo
     from .folders import Job, Report
     from .upscaling import Upscaler
 
@@ -86,7 +88,7 @@ def upscale(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="A name of `c2d models`, or a checkpoint file."),
+        typer.Option(metavar="NAME|FILE", help="A name of `c2d models`, a file, or its folder."),
     ] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
     dtype: Annotated[str, typer.Option(metavar="float32|bfloat16|float16")] = "float32",
@@ -208,19 +210,16 @@ def models(
         str | None, typer.Argument(metavar="[NAME|FILE]", help="Show how this one was trained.")
     ] = None,
 ) -> None:
-    """List the models that come with the package."""
+    """List the models that come with the package, with their sizes and scores."""
     from . import checkpoints
 
     if name is not None:
         Console().print_json(data=checkpoints.read_record(name))
         return
-    table = Table("name", "scale", "parameters", "file size")
-    for info in checkpoints.list_models():
-        scale = "1 to 4" if info.scale is None else f"{info.scale}"
-        table.add_row(info.name, scale, f"{info.params:,}", f"{info.size_bytes / 1e6:.1f} MB")
-    if not table.rows:
+    shipped = checkpoints.list_models()
+    if not shipped:
         _refuse("no model comes with this installation: train one with c2d train.")
-    Console().print(table)
+    Console().print(_models_table(shipped))
 
 
 @app.command()
@@ -236,6 +235,46 @@ def info() -> None:
     typer.echo(f"c2d        {_version()}, Python {sys.version.split()[0]}, libvips {libvips}")
     typer.echo(f"memory     {available_memory() / 2**30:.1f} GiB free")
     typer.echo(c2d_kernels.info())
+
+
+def _models_table(shipped: list[ModelInfo]) -> Table:
+    """The models, a row for each scale at which one was scored, then bicubic."""
+    from . import scores
+
+    psnr: dict[str, dict[float, dict[str, float]]] = {info.name: {} for info in shipped}
+    bicubic = psnr.setdefault(scores.BICUBIC, {})
+    for info in shipped:
+        for row in scores.kept(info.path):
+            by_scale = bicubic if row["model"] == scores.BICUBIC else psnr[info.name]
+            by_scale.setdefault(row["scale"], {})[row["dataset"]] = row["psnr_y"]
+    sets = {name for by_scale in psnr.values() for row in by_scale.values() for name in row}
+    ordered = sorted(sets, key=scores.rank)
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("name", "scale"):
+        table.add_column(heading)
+    for heading in ("parameters", "file", *(["at"] if sets else []), *ordered):
+        table.add_column(heading, justify="right")
+    if sets:
+        table.caption = "PSNR of luma in dB, means over the images, by the papers' rule"
+    facts = {
+        info.name: (
+            info.name,
+            "1 to 4" if info.scale is None else f"{info.scale}",
+            f"{info.params:,}",
+            f"{info.size_bytes / 1e6:.1f} MB",
+        )
+        for info in shipped
+    }
+    for name, by_scale in psnr.items():
+        cells = facts.get(name, (name, "", "", ""))
+        for scale, row in sorted(by_scale.items()):
+            values = (f"{row[each]:.2f}" if each in row else "" for each in ordered)
+            table.add_row(*cells, f"x{scale:g}", *values)
+            cells = ("", "", "", "")
+        if not by_scale and name in facts:
+            table.add_row(*cells)
+    return table
 
 
 def _run_jobs(jobs: list[Job], upscaler: Upscaler, quality: int, overwrite: bool) -> Report:

@@ -1,14 +1,16 @@
-"""What an evaluation finds, and the tables it is shown in: terminal, Markdown, CSV and JSON."""
+"""What an evaluation finds, the tables it is shown in, and the means that a shipped model keeps."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -151,6 +153,47 @@ def to_csv(results: Sequence[Result]) -> str:
         for i in r.images:
             writer.writerow((*model, i.name, i.psnr_y, i.ssim_y, i.seconds))
     return text.getvalue()
+
+
+_KEPT = ("model", "params", "gmacs", "dataset", "scale", "rule", "lr", "psnr_y", "ssim_y")
+
+
+def keep(results: Sequence[Result], weights: str | Path) -> Path:
+    """Write the means of a model's results, and bicubic's, beside its file: NAME.scores.json.
+
+    The file names the weights that were measured by their digest, and no folder of the machine.
+    """
+    file = _beside(weights)
+    rows = [{key: getattr(result, key) for key in _KEPT} for result in results]
+    content = {"weights_sha256": digest(weights), "results": rows}
+    file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return file
+
+
+def kept(weights: str | Path) -> list[dict[str, Any]]:
+    """The means beside a model's file, a row a set, scale and model; none if it was never scored.
+
+    Scores of other weights than the file's are no scores of it: none, too.
+    """
+    file = _beside(weights)
+    if not file.is_file():
+        return []
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return content["results"] if content["weights_sha256"] == digest(weights) else []
+
+
+def digest(file: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def _beside(weights: str | Path) -> Path:
+    return Path(weights).with_suffix(".scores.json")
+
+
+def rank(dataset: str) -> tuple[int, str]:
+    """Sorts sets as papers do: Set5, Set14, B100."""
+    return int("".join(filter(str.isdigit, dataset)) or 0), dataset
 
 
 WRITERS = {".json": to_json, ".md": to_markdown, ".csv": to_csv}

@@ -1,6 +1,7 @@
 """From features to pixels: the discrete up-samplers, and what joins one with a body."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 from einops import rearrange
@@ -63,6 +64,7 @@ class Network(nn.Module, ABC):
         name: the preset's name.
         scale: the factor, or None for a continuous network.
         config: the constructor's arguments, JSON values only.
+        record: how the weights came to be, as a model file says; empty for fresh ones.
         pad_multiple: the image is mirrored to a multiple of this many pixels at the entry ...
         pad_index: ... by this rule of layers.py.
         tile_multiple: tiles of a large image must begin at multiples of this many LR pixels ...
@@ -85,6 +87,7 @@ class Network(nn.Module, ABC):
             )
         self.scale = scale
         self.config = config
+        self.record: dict[str, Any] = {}
 
     @property
     def decode_margin(self) -> int:
@@ -200,6 +203,51 @@ class Network(nn.Module, ABC):
             if isinstance(module, Freezable):
                 module.thaw()
         return super().train(mode)
+
+    @classmethod
+    def from_pretrained(cls, folder_or_repo: str | Path, **options: Any) -> "Network":
+        """A trained network of this class, or by `Network` of any, in evaluation mode.
+
+        Args:
+            folder_or_repo: a folder that `save_pretrained` wrote, or a repository on the Hugging
+                Face Hub, "user/name".
+            options: device ("cpu") and dtype as `checkpoints.load` has them, and those of
+                huggingface_hub: revision, token, cache_dir, force_download, local_files_only.
+
+        Raises:
+            ModelFileError: nothing there, a broken file, or a network of another class.
+        """
+        from . import hub
+
+        return hub.load(cls, folder_or_repo, **options)
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> str | None:
+        """Write model.safetensors, config.json and, where none is yet, a card, README.md.
+
+        Args:
+            folder: made if it is missing.
+            options: of huggingface_hub: push_to_hub, repo_id, model_card_kwargs, ...
+
+        Returns:
+            None, or with push_to_hub=True the URL of the commit.
+        """
+        from . import hub
+
+        return hub.HubModel(self).save_pretrained(folder, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what `save_pretrained` writes.
+
+        Args:
+            repo_id: "user/name", made if it is missing.
+            options: of huggingface_hub: private, token, branch, create_pr, commit_message, ...
+
+        Returns:
+            The URL of the commit.
+        """
+        from . import hub
+
+        return hub.HubModel(self).push_to_hub(repo_id, **options)
 
 
 def check_images(x: Tensor) -> None:

@@ -173,7 +173,7 @@ def upscale(
             alpha), of uint8, uint16 or floats in [0, 1]; a file's path; or a PIL image.
         scale: any real number from 1 to 4. By default the model's own (4 for a continuous one).
         size: (H_out, W_out) instead; each axis then has its own factor, from 1 to 4.
-        model: a shipped model's name, a checkpoint file, or a network; by default the shipped one
+        model: a shipped model's name, a file or folder, or a network; by default the shipped one
             for this scale: the discrete x4 for 4, else the continuous one.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
         dtype: "float32", or "bfloat16" or "float16" for autocast.

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from c2d_models import checkpoints, create, evaluation, images, training
+from c2d_models import checkpoints, create, evaluation, images, scores, training
 from c2d_models.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -241,6 +241,43 @@ def test_models_lists_what_is_shipped(monkeypatch, capsys, models, tmp_path):
     assert '"steps": 7' in run("models any", capsys)[1]
     monkeypatch.setattr(checkpoints, "WEIGHTS", tmp_path)
     assert run("models", capsys)[0] == 2
+
+
+def test_models_shows_what_was_measured(monkeypatch, capsys, tmp_path):
+    config = {"depths": [1], "dim": 8, "num_heads": 2}
+    for name, scale in (("any", None), ("x2", 2), ("unscored", 4)):
+        checkpoints.save(
+            create("swinir_l_tiny", scale, config=config), tmp_path / f"{name}.safetensors"
+        )
+
+    def score(model, dataset, scale, *psnr):
+        images = tuple(scores.ImageScore(f"{i}", value, 0.9, 1.0) for i, value in enumerate(psnr))
+        return scores.Result(
+            model, 7, 0.1, dataset, scale, "papers", 2, "files", False, "cpu", images
+        )
+
+    scores.keep(
+        [
+            score("bicubic", "Set5", 2.0, 30.0, 33.5),
+            score("any", "Set14", 2.0, 31.25),
+            score("any", "Set5", 3.0, 29.5, 30.0),
+        ],
+        tmp_path / "any.safetensors",
+    )
+    scores.keep([score("x2", "Set5", 2.0, 99.0)], tmp_path / "x2.safetensors")
+    checkpoints.save(create("swinir_l_tiny", 2, config=config), tmp_path / "x2.safetensors")
+    monkeypatch.setattr(checkpoints, "WEIGHTS", tmp_path)
+    code, out, _ = run("models", capsys)
+    size = f"{(tmp_path / 'any.safetensors').stat().st_size / 1e6:.1f}"
+    params = f"{checkpoints.list_models()[0].params:,}"
+    rows = [line.split() for line in out.splitlines()]
+    assert code == 0
+    assert ["name", "scale", "parameters", "file", "at", "Set5", "Set14"] in rows
+    assert ["any", "1", "to", "4", params, size, "MB", "x2", "31.25"] in rows
+    assert ["x3", "29.75"] in rows and ["bicubic", "x2", "31.75"] in rows
+    assert any(row[:1] == ["unscored"] and row[-1] == "MB" for row in rows)
+    assert any(row[:1] == ["x2"] and row[-1] == "MB" for row in rows), "scores of other weights"
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_info_names_operators(capsys):

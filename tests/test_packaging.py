@@ -110,6 +110,9 @@ def test_without_compiler_the_wheel_is_pure(tree: Path, tmp_path: Path) -> None:
         "c2d_models",
     }
     assert "c2d_kernels/_build.json" in wheel_names(wheel)
+    for weights in (ROOT / "c2d_models" / "weights").glob("*.safetensors"):
+        for ending in (".safetensors", ".json", ".scores.json"):
+            assert f"c2d_models/weights/{weights.stem}{ending}" in wheel_names(wheel)
     assert "c2d_kernels/_native.so" not in wheel_names(wheel)
 
 
@@ -207,6 +210,7 @@ def test_sdist_holds_all_sources(tree: Path, tmp_path: Path) -> None:
         for path in (tree / folder).rglob("*")
         if path.is_file() and path.suffix in {".py", ".cpp", ".cu", ".h", ".npz", ".safetensors"}
     }
+    wanted |= {f"c2d_models/weights/{path.name}" for path in tree.glob("c2d_models/weights/*.json")}
     wanted |= {".ci/run", *FILES}
     assert not wanted - shipped
     assert not [name for name in shipped if name.endswith((".so", "_build.json"))]

@@ -8,7 +8,7 @@ import torch
 from golden_weights import golden_state_dict, listing
 from safetensors.torch import save_file
 
-from c2d_models import checkpoints, create, list_models, load
+from c2d_models import checkpoints, create, list_models, load, scores
 from c2d_models.checkpoints import ModelFileError, read_record, save
 
 
@@ -234,6 +234,21 @@ def test_list_models(shipped):
         assert load(model.name).scale == model.scale
 
 
+@pytest.mark.parametrize("info", list_models(), ids=lambda info: info.name)
+def test_shipped_models_come_with_their_scores(info):
+    """After new weights: make scores BENCHMARKS="Set5 Set14"."""
+    rows = {(r["model"], r["dataset"], r["scale"]): r for r in scores.kept(info.path)}
+    bicubic = {("Set5", 2): 33.66, ("Set5", 3): 30.39, ("Set5", 4): 28.42, ("Set14", 4): 26.00}
+    for scale in [info.scale] if info.scale else [2, 3, 4]:
+        for dataset in ("Set5", "Set14"):
+            own, plain = rows[info.name, dataset, scale], rows["bicubic", dataset, scale]
+            assert own["psnr_y"] > plain["psnr_y"] + 1 and own["ssim_y"] > plain["ssim_y"]
+            assert (own["params"], own["rule"], own["lr"]) == (info.params, "papers", "files")
+            published = bicubic.get((dataset, scale), plain["psnr_y"])
+            assert plain["psnr_y"] == pytest.approx(published, abs=0.1)
+    assert len(rows) == len(scores.kept(info.path)), "a row a set, scale and model"
+
+
 @pytest.mark.parametrize(
     ("wanted", "sentence"),
     [
@@ -252,9 +267,22 @@ def test_unknown_models(shipped, wanted, sentence):
         load(wanted)
 
 
-def test_a_folder_is_no_model(tmp_path):
-    with pytest.raises(ModelFileError, match="is a folder, not a model file"):
+def test_a_folder_stands_for_the_model_in_it(tmp_path):
+    with pytest.raises(ModelFileError, match=r"is a folder without a model\.safetensors"):
         load(tmp_path)
+    save(create("swinir_l_tiny", 3), tmp_path / "model.safetensors", {"steps": 5})
+    assert (load(tmp_path).name, load(tmp_path).scale) == ("swinir_l_tiny", 3)
+    assert read_record(tmp_path) == {"steps": 5}
+
+
+def test_the_record_stays_with_the_network(tmp_path):
+    net = create("swinir_l_tiny", 3)
+    assert net.record == {}
+    save(net, tmp_path / "a.safetensors", {"steps": 5})
+    save(load(tmp_path / "a.safetensors"), tmp_path / "b.safetensors")
+    assert read_record(tmp_path / "b.safetensors") == {"steps": 5}
+    save(load(tmp_path / "a.safetensors"), tmp_path / "c.safetensors", {})
+    assert read_record(tmp_path / "c.safetensors") == {}
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
