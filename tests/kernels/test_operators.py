@@ -205,6 +205,55 @@ def test_numerics_rule(case: Case, route: str, dtype: torch.dtype, take, monkeyp
         assert relative_error(got, true) <= allowed
 
 
+WINDOWED = ("window_attention", "permuted_window_attention")
+CORRELATED = ("channel_correlation", "spatial_correlation")
+windowed_roads = pytest.mark.parametrize(
+    ("case", "route"),
+    roads([c for c in SMALL + AWKWARD if c.operator in WINDOWED + CORRELATED]),
+)
+
+
+@windowed_roads
+def test_huge_activations_in_bfloat16(case: Case, route: str, take) -> None:
+    """Features near 1e6: squares and cubes of them overflow nothing that is kept in float32.
+
+    Softmax meets scores of 1e12 and chooses one key; correlations are sums of products.
+    """
+
+    def huge() -> Tensors:
+        tensors = case.tensors(torch.bfloat16)
+        tensors = {n: x * 1e6 if n in case.features else x for n, x in tensors.items()}
+        return {name: x.requires_grad_() for name, x in tensors.items()}
+
+    with take(case, route):
+        found = run(case, huge())
+    exact = {name: x.detach().double().requires_grad_() for name, x in huge().items()}
+    with c2d_kernels.backend("reference"):
+        want = case.outputs(exact)[0]
+    assert all(torch.isfinite(x).all() for x in found)
+    assert relative_error(found[0], want) <= 0.02
+
+
+@pytest.mark.parametrize("operator", WINDOWED + CORRELATED)
+@pytest.mark.parametrize("route", ["op", "native"])
+def test_configurations_back_to_back(operator: str, route: str, take) -> None:
+    """No call leaves anything behind for the next, of another shape, window, shift or precision."""
+    cases = [case for case in SMALL + AWKWARD if case.operator == operator]
+    calls = [(case, dtype) for case in cases for dtype in (torch.float32, torch.float64)]
+
+    def results(calls: list[tuple[Case, torch.dtype]]) -> dict:
+        found = {}
+        for case, dtype in calls:
+            with take(case, route):
+                found[case.name, dtype] = run(case, with_gradients(case, dtype))
+        return found
+
+    forwards, backwards = results(calls), results(calls[::-1])
+    assert len(forwards) >= 8
+    for name, first in forwards.items():
+        assert all(torch.equal(a, b) for a, b in zip(first, backwards[name], strict=True)), name
+
+
 @small
 def test_double_backward_is_refused(case: Case, take) -> None:
     tensors = with_gradients(case)

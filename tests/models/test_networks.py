@@ -1,11 +1,14 @@
 """What every network must do, with either up-sampler."""
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
 
 import c2d_kernels
 from c2d_models import create
+from c2d_models.registry import NETWORKS
 
 TINY = [
     "hiet_swinir_tiny",
@@ -25,12 +28,24 @@ SMALL = {
     "mambairv2_l": {"dim": 16, "depths": [2], "num_tokens": 8},
     "hiet_mambairv2_tiny": {"dim": 16, "blocks": 1, "windows": [32], "num_tokens": 8},
 }
+# The compiler's time grows with the layers.
+ONE_BLOCK = {
+    **SMALL,
+    "hiet_swinir_tiny": {"blocks": 1, "windows": [16]},
+    "hiet_srformer_tiny": {"blocks": 1, "windows": [16]},
+    "hiet_mambairv2_tiny": {**SMALL["hiet_mambairv2_tiny"], "windows": [16]},
+    "swinir_l_tiny": {"depths": [2]},
+    "hit_sir_tiny": {"groups": 1, "windows": [4, 16]},
+    "mambairv2_l": {**SMALL["mambairv2_l"], "depths": [1]},
+}
 SIZES = [(1, 1), (1, 9), (2, 1), (7, 65), (16, 8), (33, 21)]
 
 
-def lively(name: str, scale: int | None) -> nn.Module:
+def lively(
+    name: str, scale: int | None, configs: dict[str, dict[str, object]] = SMALL
+) -> nn.Module:
     """A network in evaluation mode whose up-sampler's last layer is not zero, as it is at first."""
-    net = create(name, scale, config=SMALL.get(name)).eval()
+    net = create(name, scale, config=configs.get(name)).eval()
     for name, parameter in net.named_parameters():
         if name.endswith(("upsample.0.weight", "fc2.weight")):
             nn.init.normal_(parameter, std=0.05)
@@ -65,6 +80,19 @@ def test_any_size(name, scale, height, width, rng):
     assert y.shape == (2, 3, *where.get("size", (4 * height, 4 * width)))
     assert y.isfinite().all()
     torch.testing.assert_close(y[1:], alone, atol=2e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (9, 5)], ids=["1x1", "1x7", "9x5"])
+def test_any_size_with_published_hyperparameters(name, scale, height, width, rng):
+    """The windows of 64 of HiT and HiET around a picture of one pixel, among others."""
+    net = create(name, scale).eval()
+    where = place(scale, height, width)
+    with torch.no_grad():
+        y = net(torch.rand(1, 3, height, width, generator=rng), **where)
+    assert y.shape == (1, 3, *where.get("size", (4 * height, 4 * width)))
+    assert y.isfinite().all()
 
 
 def test_coords_are_the_grid(name, rng):
@@ -225,6 +253,41 @@ def test_compiles_in_one_graph(name, rng):
     x = torch.rand(2, 3, 19, 12, generator=rng)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), net(x), atol=1e-6, rtol=0)
+
+
+def gradients(net: nn.Module, x: torch.Tensor, function) -> dict[str, torch.Tensor]:
+    """Of one training step's loss, by parameter; HiET rolls its encoding by the same numbers."""
+    net.zero_grad()
+    torch.manual_seed(0)
+    (function(x) - 0.5).square().mean().backward()
+    return {name: parameter.grad for name, parameter in net.named_parameters()}
+
+
+@pytest.mark.slow
+def test_trains_compiled_in_one_graph(name, rng):
+    torch._dynamo.reset()
+    net = lively(name, 2, ONE_BLOCK).train()
+    x = torch.rand(2, 3, 19, 12, generator=rng)
+    expected = gradients(net, x, net)
+    actual = gradients(net, x, torch.compile(net, fullgraph=True, backend="aot_eager"))
+    for parameter, want in expected.items():
+        assert want.abs().max() > 0, parameter
+        error = (actual[parameter] - want).abs().max() / want.abs().max()
+        assert error <= 1e-5, parameter
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no compiler")
+def test_trains_compiled_by_inductor(rng):
+    """Two layers of SwinIR, one shifted, with the operators inside what Inductor makes."""
+    torch._dynamo.reset()
+    net = lively("swinir_l_tiny", 2, ONE_BLOCK).train()
+    x = torch.rand(1, 3, 11, 16, generator=rng)
+    expected = gradients(net, x, net)
+    actual = gradients(net, x, torch.compile(net, fullgraph=True))
+    for parameter, want in expected.items():
+        error = (actual[parameter] - want).abs().max() / want.abs().max()
+        assert error <= 1e-4, parameter
 
 
 @pytest.mark.parametrize(
