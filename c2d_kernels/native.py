@@ -75,5 +75,8 @@ def bfloat16_columns(matrix: Tensor) -> Tensor:
 
 
 def column_after_norm(weight: Tensor, bias: Tensor, norm: Tensor, norm_bias: Tensor) -> Tensor:
-    """bias_column for a Linear behind a LayerNorm, whose affine part it takes over."""
-    return bias_column(weight * norm, torch.addmv(bias, weight, norm_bias))
+    """bias_column for a Linear behind a LayerNorm, whose affine part it takes over.
+
+    Not by torch.addmv: its sums differ with the number of threads.
+    """
+    return bias_column(weight * norm, bias + (weight * norm_bias).sum(1))

@@ -35,6 +35,9 @@
 //   Starting the sum of scores from the bias, and one long sum over the keys: up to 3 times the
 //     formula's rounding error at windows of 16 and 32. Now the bias is added last, and products
 //     over keys are summed in parts of 32.
+//   Weights down to exp(-100), the mask's: denormal in float32, they made a shifted layer 4.4 times
+//     as slow as an unshifted one forward and 3 times backward, and scores from -90 down a layer 22
+//     times. Now weights under 2^-64 are 0, and scores and shifts no longer matter to the time.
 // Known and left: q, the output and its gradient are turned round a number at a time.
 #include "softmax.h"
 #include "window_attention.h"

@@ -10,6 +10,13 @@ namespace {
 
 constexpr double kLog2E = 1.4426950408889634074;
 
+// Powers of two of less than this are taken for 0, beside a sum of at least 1. Any number of keys
+// with less would not change the sum, and as denormal numbers they, and what they are multiplied
+// with, cost a processor a hundred times as much: the mask's exp(-100) is one of those in float32.
+// Their exponents are replaced first: an exponential that is not used would cost as much.
+template <class T>
+constexpr T kLeastExponent = sizeof(T) == 4 ? T(-64) : T(-512);
+
 // What the softmax leaves undone: one over the sum of each query's exponentials.
 template <class T, int lanes>
 struct Inverse {
@@ -41,9 +48,12 @@ inline void softmax(T* all, int64_t keys, int64_t step, const T* query_region, c
         V sum{};
         for (int64_t m = 0; m < keys; ++m) {
             T* const at = scores + m * step;
-            const V power = exp2_of((load<T, lanes>(at) - most) * T(kLog2E));
-            sum += power;
-            store<T, lanes>(at, power);
+            const V exponent = (load<T, lanes>(at) - most) * T(kLog2E);
+            const auto none = exponent < kLeastExponent<T>;  // false for a NaN, which stays one
+            const V power = exp2_of(none ? V{} : exponent);
+            const V kept = none ? V{} : power;
+            sum += kept;
+            store<T, lanes>(at, kept);
         }
         store<T, lanes>(inverse.of + column, T(1) / sum);
     }

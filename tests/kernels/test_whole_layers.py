@@ -125,6 +125,28 @@ def test_bitwise_the_same_for_any_threads() -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_masked_keys_weigh_nothing(dtype: torch.dtype) -> None:
+    """With v in one region of a shifted window only, attention adds nothing in the others.
+
+    Not the mask's exp(-100) either, which is a denormal number: processors are slow with those.
+    """
+    x, table, weights, options = inputs(SHAPES["swinir-l"], dtype)
+    weights = {name: torch.zeros_like(w) for name, w in weights.items()}
+    weights["norm1.weight"][:] = 1
+    weights["qkv.weight"][-1, -1] = 1  # v of the last channel is the norm's of x
+    weights["proj.weight"][-1, -1] = 2.0**100  # a weight of exp(-100) would show
+    options["shift"] = options["window_size"] // 2
+    x, table = torch.zeros_like(x), torch.zeros_like(table)
+    corner = slice(0, options["shift"])
+    x[:, corner, corner, -1] = 1
+    out = run(x, table, weights, options, "cpu")[..., -1]
+    assert (out[:, corner, corner] > 2.0**90).all()
+    out[:, corner, corner] = 0
+    assert (out == 0).all()
+
+
+@needs_native
 def test_not_a_number_stays_in_its_window() -> None:
     x, table, weights, options = inputs(SHAPES["w4-d16"], torch.float32)
     x[0, 2, 3, 5] = torch.nan

@@ -118,6 +118,44 @@ def test_huge_activations_stay_finite(scale: float) -> None:
     assert errors(got[:1], [want[0].double()])[0] <= 1e-6
 
 
+@pytest.mark.parametrize("permuted", [False, True], ids=["window", "permuted"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_masked_keys_weigh_nothing(dtype: torch.dtype, permuted: bool) -> None:
+    """exp(-100) is a denormal number in float32, with which processors are slow.
+
+    With all scores equal but for the mask, the output and the gradient of v are the weights.
+    """
+    tensors, options = inputs(((1, 8, 8), 4, 8, 1, 4), permuted, dtype)
+    tensors = [torch.zeros_like(x) for x in tensors]
+    (tensors[1] if permuted else tensors[0])[:, :2, :2, -1] = 1  # v of the last channel
+    results = run(tensors, options), run(tensors, options, "reference")
+    for got, want in zip(*results, strict=True):
+        tiny = torch.finfo(torch.float32).tiny
+        assert ((got == 0) | (got.abs() >= tiny)).all()
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=2e-2)
+    out = results[0][0][..., -1].float()
+    assert (out[:, 4:] == 0).all() and (out[:, :, 4:] == 0).all() and (out[:, :4, :4] > 0).all()
+
+
+def test_scores_far_below_the_largest_weigh_nothing() -> None:
+    """Scores from 0 down to -150: what is under 2^-64 is 0, and no weight is denormal."""
+    qkv = torch.zeros(1, 16, 16, 3)
+    qkv[..., 0] = 1
+    qkv[..., 1] = -torch.linspace(0, 150, 256).reshape(16, 16)
+    table = torch.zeros(961, 1)
+    for place in (0, 40, 100, 200):
+        qkv[..., 2] = 0
+        qkv[..., 2].view(-1)[place] = 1
+        found = run([qkv, table], {"window_size": 16, "num_heads": 1, "scale": 1.0})
+        score = qkv[..., 1].view(-1)[place].item()
+        weight = found[0].max().item()
+        if score > -44:
+            weights = qkv[..., 1].double().view(-1).softmax(0)
+            assert weight == pytest.approx(weights[place].item(), rel=1e-5)
+        else:
+            assert weight == 0
+
+
 def test_not_a_number_is_not_hidden() -> None:
     qkv = torch.zeros(1, 4, 8, 6)
     qkv[0, 1, 2, 3] = float("nan")  # in k of the first window
