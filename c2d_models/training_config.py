@@ -50,7 +50,7 @@ class TrainConfig(BaseModel):
     max_scale: float = Field(
         4.0, gt=1, le=8, description="continuous stage: scales are drawn from U(1, max_scale)"
     )
-    lr: float = Field(4e-4, gt=0)
+    lr: float = Field(4e-4, gt=0, le=1)
     warmup: int = Field(100, ge=0)
     schedule: Literal["cosine", "multistep"] = "cosine"
     milestones: list[int] = Field(
