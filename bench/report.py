@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from bench import complexity
+from bench.published import PUBLISHED
 from bench.summary import number
+from c2d_kernels.operators import operators
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -159,6 +161,9 @@ def not_timed(results: Results) -> list[str]:
     for name, reason in results.absent.items():
         reasons.setdefault(reason, []).append(name)
     lines += [f"- absent: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    others = [name for name in (*operators, *PUBLISHED) if name not in results.subjects()]
+    if others:
+        lines.append(f"- not in this run, which was stopped or narrowed: {', '.join(others)}")
     return ["### Not timed", "", *lines, ""] if lines else []
 
 
