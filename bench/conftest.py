@@ -150,6 +150,14 @@ def enter(request: pytest.FixtureRequest):
     return put
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """An interrupted run stores what it has: not the benchmark that it was interrupted in."""
+    for benchmark in session.config._benchmarksession.benchmarks:
+        if not benchmark.stats.data:
+            benchmark.has_error = True
+
+
 def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, object]:
     """In place of the plugin's: it names the host, and not the threads or torch."""
     return machine.describe()
