@@ -209,6 +209,8 @@ def plots_of(results: Results) -> dict[str, str]:
     }
     if not results.growth:
         del kinds["growth"]
+    if not any(row["GB_s"] for row in results.races):
+        del kinds["roofline"]
     return kinds
 
 
