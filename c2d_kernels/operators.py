@@ -8,6 +8,7 @@ plain ATen: autograd, torch.compile and ONNX then see inside, and nothing is com
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -190,14 +191,10 @@ def define(operator: Operator) -> Operator:
 
     trains = ", bool trains=False" if keeps else ""
     schema = f"({operator.arguments}{trains}) -> {returns}"
-    op = torch.library.custom_op(f"c2d::{name}", forward, mutates_args=(), schema=schema)
-    op.register_fake(fake)
-    op.register_autograd(differentiate, setup_context=save)
+    _register(f"c2d::{name}", schema, forward, fake, differentiate, save)
     kept = ", Tensor kept" if keeps else ""
     schema = f"({grads}{kept}, {operator.arguments}, bool[] mask) -> Tensor[]"
-    op = torch.library.custom_op(f"c2d::{name}_backward", backward, mutates_args=(), schema=schema)
-    op.register_fake(backward_fake)
-    op.register_autograd(refuse)
+    _register(f"c2d::{name}_backward", schema, backward, backward_fake, refuse)
 
     @register_flop_formula(getattr(torch.ops.c2d, name))
     def forward_flops(*args, out_shape=None, **kwargs) -> int:
@@ -208,6 +205,30 @@ def define(operator: Operator) -> Operator:
         return 2 * operator.flops(*args[-1 - count : -1])
 
     return operator
+
+
+def _register(
+    name: str,
+    schema: str,
+    run: Callable,
+    fake: Callable,
+    differentiate: Callable,
+    save: Callable | None = None,
+) -> None:
+    """What torch.library.custom_op does, without its import of the compiler at the first call.
+
+    That import takes longer than the upscaling of a small picture. The compiler must not trace into
+    a kernel from a frame that it left to Python, which only matters once something imported it.
+    """
+
+    def kernel(*args):
+        hidden = torch.compiler.disable(run) if "torch._dynamo" in sys.modules else run
+        return hidden(*args)
+
+    torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(name, "default", kernel)
+    torch.library.register_fake(name, fake)
+    torch.library.register_autograd(name, differentiate, setup_context=save)
 
 
 def _differentiate(
