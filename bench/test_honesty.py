@@ -21,7 +21,7 @@ from bench.operators import (
     test_window_attention,
     test_window_correlation,
 )
-from bench.timing import Pairs, race
+from bench.timing import Pairs, race, rounds_for
 from bench.workloads import Workload, table
 
 
@@ -297,7 +297,14 @@ def test_what_is_long_and_ran_before_is_not_warmed_up_again() -> None:
     calls: list[int] = []
     stopwatch = Stopwatch()
     race(lambda: calls.append(1), lambda: None, stopwatch, seconds=0.5, known=60.0)
-    assert len(calls) == stopwatch.rounds == 3
+    assert len(calls) == stopwatch.rounds == 2
+
+
+@pytest.mark.parametrize(
+    ("pair", "rounds"), [(1e-4, 300), (0.01, 70), (0.11, 6), (0.2, 5), (0.4, 3), (4.9, 3), (60.0, 2)]
+)
+def test_a_longer_pair_has_fewer_rounds(pair: float, rounds: int) -> None:
+    assert rounds_for(pair, seconds=0.7) == rounds
 
 
 def test_ratio_is_the_median_over_pairs() -> None:

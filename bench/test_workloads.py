@@ -20,6 +20,7 @@ def test_a_cpu_gets_one_picture_at_four() -> None:
         ("320x180 to 1280x720", "float32"),
         ("320x180 to 1280x720", "bfloat16"),
     }
+    assert {work.dtype_name for work in full("srformer_l")} == {"float32"}  # a minute a row
 
 
 @pytest.mark.parametrize(("scans", "divisor"), [(False, 1), (True, 4)])

@@ -27,6 +27,8 @@ FEWEST_ROUNDS = 5
 GPU_CACHE_BYTES = 64 * 2**20  # no GPU of today has a larger one
 LONG_PAIR_SECONDS = 2.0
 FEWEST_LONG_ROUNDS = 3  # where one pair alone takes the whole budget
+VERY_LONG_PAIR_SECONDS = 5.0
+FEWEST_VERY_LONG_ROUNDS = 2  # so long a run averages over most of the drift by itself
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,7 @@ def race(
     the last round's result, for a second look at its correctness.
     """
     pair = known if known > LONG_PAIR_SECONDS else warm_up(call, reference)
-    fewest = FEWEST_ROUNDS if FEWEST_ROUNDS * pair < 2 * seconds else FEWEST_LONG_ROUNDS
-    rounds = max(fewest, min(MOST_ROUNDS, int(seconds / pair)))
+    rounds = rounds_for(pair, seconds)
     reference_seconds: list[float] = []
     events: list[float] = []
     latest: list[Result] = []
@@ -124,6 +125,17 @@ def race(
     )
     taken = events if gpu else list(benchmark.stats.stats.data)
     return Pairs(taken, reference_seconds), latest[0]
+
+
+def rounds_for(pair: float, seconds: float) -> int:
+    """How many rounds of a pair that takes `pair` seconds fit the budget, and how many it gets."""
+    if FEWEST_ROUNDS * pair < 2 * seconds:
+        fewest = FEWEST_ROUNDS
+    elif pair < VERY_LONG_PAIR_SECONDS:
+        fewest = FEWEST_LONG_ROUNDS
+    else:
+        fewest = FEWEST_VERY_LONG_ROUNDS
+    return max(fewest, min(MOST_ROUNDS, int(seconds / pair)))
 
 
 def warm_up(call: Callable[[], object], reference: Callable[[], object]) -> float:

@@ -15,7 +15,7 @@ from bench.timing import Pairs
 from c2d_models import images
 
 PHOTO = Path(__file__).parents[2] / "examples" / "photo.png"
-ROUNDS = {"quick": 1, "full": 5}
+ROUNDS = {"quick": 1, "full": 3}
 
 
 def upscale(target: Path, scale: str, backend: str) -> float:
