@@ -33,7 +33,7 @@ demo: $(STAMP)-c2d
 	done
 
 test: $(STAMP)-test
-	$(PY) -m pytest tests $(PYTEST_FLAGS)
+	$(PY) -m pytest tests -n auto --maxprocesses 8 --dist worksteal $(PYTEST_FLAGS)
 
 installed: $(STAMP)-test
 

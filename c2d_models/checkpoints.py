@@ -86,7 +86,13 @@ def save(
         for name, value in net.state_dict().items()
     }
     record = net.record if record is None else record
-    data = to_bytes(state, {"c2d_isr": json.dumps(header), "record": json.dumps(record)})
+    write_whole(
+        path, to_bytes(state, {"c2d_isr": json.dumps(header), "record": json.dumps(record)})
+    )
+
+
+def write_whole(path: Path, data: bytes | memoryview) -> None:
+    """Write a file that appears whole or not at all; raises OSError, as for a full disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:

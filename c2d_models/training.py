@@ -9,8 +9,8 @@ processes make each step together (processes.py).
 
 from __future__ import annotations
 
+import io
 import math
-import os
 import platform
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -202,21 +202,18 @@ class Trainer:
             "seconds": self.seconds,
             "history": self.history,
         }
-        temporary = self.state_path.with_suffix(".pt.part")
+        whole = io.BytesIO()  # torch's own writing to a file does not say that a disk is full
+        torch.save(state, whole)
         try:
-            torch.save(state, temporary)
-            os.replace(temporary, self.state_path)
+            checkpoints.write_whole(self.state_path, whole.getbuffer())
             checkpoints.save(
                 self.average.module, self.config.output / "model.safetensors", record=self.record()
             )
-        except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError for a full disk
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        except OSError as error:
             raise ConfigError(
-                f"step {self.step} cannot be saved in {self.config.output}: {reason}; "
+                f"step {self.step} cannot be saved in {self.config.output}: {error.strerror}; "
                 "what was saved before is still there"
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def resume(self) -> None:
         """Continue from `output/state.pt`; length and learning rate may differ, the task not."""
