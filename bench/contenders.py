@@ -65,6 +65,8 @@ def kept_out_of_compilation(workload: Workload) -> str | None:
     """Compiling takes up to a minute a row: half types are left to our kernels' rows."""
     if workload.dtype != torch.float32:
         return "torch.compile runs in float32 rows only, to keep the full run short"
+    if workload.backward and machine.device().type == "cpu":
+        return "on a CPU torch.compile runs operators forward only, to keep the full run short"
     return no_compiler(workload)
 
 
