@@ -172,10 +172,10 @@ def run(
     console.print(to_table(results))
     for file in files:
         file.write_text(WRITERS[file.suffix](results), encoding="utf-8")
-        console.print(f"written: {file}")
+        console.print(f"written: {file}", markup=False, soft_wrap=True)
     if pictures is not None:
         for file in drawing.draw(pictures, regions, results, nets, ensemble=ensemble):
-            console.print(f"written: {file}")
+            console.print(f"written: {file}", markup=False, soft_wrap=True)
     return results
 
 

@@ -70,7 +70,8 @@ class TrainingLog:
     def say(self, *sentences: str) -> None:
         """Print, above the bar."""
         if self.shown:
-            self.console.print(*sentences, markup=False)  # file names may hold brackets
+            # they may hold file names: no markup, no line ends inside
+            self.console.print(*sentences, markup=False, soft_wrap=True)
 
     def step(self, step: int, loss: float, lr: float) -> float:
         """Show that step number `step` is done; returns the seconds it took."""
