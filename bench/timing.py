@@ -93,15 +93,16 @@ def race(
     benchmark,
     seconds: float,
     known: float = 0.0,
+    most: int = MOST_ROUNDS,
 ) -> tuple[Pairs, Result]:
     """Time `call` through the pytest-benchmark fixture, with one reference run before each round.
 
     `seconds` is the budget of all rounds together. `known` is what a pair took when both ran
-    before, if they did: where that is long, there is nothing left to warm up. Returns the pairs and
-    the last round's result, for a second look at its correctness.
+    before, if they did: where that is long, there is nothing left to warm up. `most` bounds the
+    rounds. Returns the pairs and the last round's result, for a second look at its correctness.
     """
     pair = known if known > LONG_PAIR_SECONDS else warm_up(call, reference)
-    rounds = rounds_for(pair, seconds)
+    rounds = min(most, rounds_for(pair, seconds))
     reference_seconds: list[float] = []
     events: list[float] = []
     latest: list[Result] = []
