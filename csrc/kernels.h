@@ -104,6 +104,11 @@ Tensor res_post_norm(const Tensor& x, std::vector<Tensor> parts, const Tensor& p
 Tensor conv_ffn(const Tensor& x, const Tensor& first, const Tensor& conv, const Tensor& second,
                 const Tensor& norm, bool norm_first, double eps);
 
+// (dx, dfirst, dconv, dsecond, dnorm) of conv_ffn; dsecond is turned round, (hidden + 1, C).
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_ffn_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& first, const Tensor& conv,
+    const Tensor& second, const Tensor& norm, bool norm_first, double eps);
+
 // expand(f(conv3x3(f(local(x))))) * linear(x), f = LeakyReLU(0.2); x (B, H, W, C). The rows of
 // local (hidden, C + 1), linear (C, C + 1) and expand (C, hidden + 1) are output channels, the last
 // column is the bias; conv (9 hidden, hidden) tap by tap, conv_bias (1, hidden). by_row (hidden +
