@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(native.missing is not None, reason=str(native.mi
 CASES = {
     case.name: case
     for case in AWKWARD
-    if case.operator == "conv_ffn" and case.shapes["x"][0]  # not without batch
+    if case.operator in ("conv_ffn", "res_post_norm") and case.shapes["x"][0]  # not without batch
 }
 every = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 
