@@ -98,11 +98,23 @@ Tensor res_post_norm(const Tensor& x, std::vector<Tensor> parts, const Tensor& p
                      const Tensor& norm1, const Tensor& first, const Tensor& second,
                      const Tensor& norm2, double eps);
 
+// dx, the gradients of the parts, and those of proj, norm1, first, second and norm2; proj's and
+// second's are turned round.
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> res_post_norm_backward(
+    const Tensor& grad, const Tensor& x, std::vector<Tensor> parts, const Tensor& proj,
+    const Tensor& norm1, const Tensor& first, const Tensor& second, const Tensor& norm2,
+    double eps);
+
 // y = x + fc2(h + GELU(depthwise 5x5 of h)), h = GELU(fc1(x)), with a norm before fc1 (folded into
 // it) or after fc2; x (B, H, W, C). The rows of first (hidden, C + 1), conv (hidden, 26) and second
 // (C, hidden + 1) are output channels, the last column is the bias; norm is (2, C).
 Tensor conv_ffn(const Tensor& x, const Tensor& first, const Tensor& conv, const Tensor& second,
                 const Tensor& norm, bool norm_first, double eps);
+
+// (dx, dfirst, dconv, dsecond, dnorm) of conv_ffn; dsecond is turned round, (hidden + 1, C).
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_ffn_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& first, const Tensor& conv,
+    const Tensor& second, const Tensor& norm, bool norm_first, double eps);
 
 // expand(f(conv3x3(f(local(x))))) * linear(x), f = LeakyReLU(0.2); x (B, H, W, C). The rows of
 // local (hidden, C + 1), linear (C, C + 1) and expand (C, hidden + 1) are output channels, the last

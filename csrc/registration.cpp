@@ -105,8 +105,14 @@ STABLE_TORCH_LIBRARY(c2d_native, m) {
         "res_post_norm(Tensor x, Tensor[] parts, Tensor proj, Tensor norm1, Tensor first, "
         "Tensor second, Tensor norm2, float eps) -> Tensor");
     m.def(
+        "res_post_norm_backward(Tensor grad, Tensor x, Tensor[] parts, Tensor proj, Tensor norm1, "
+        "Tensor first, Tensor second, Tensor norm2, float eps) -> (Tensor, Tensor[], Tensor[])");
+    m.def(
         "conv_ffn(Tensor x, Tensor first, Tensor conv, Tensor second, Tensor norm, "
         "bool norm_first, float eps) -> Tensor");
+    m.def(
+        "conv_ffn_backward(Tensor grad, Tensor x, Tensor first, Tensor conv, Tensor second, "
+        "Tensor norm, bool norm_first, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
     m.def(
         "dual_features(Tensor x, Tensor local, Tensor linear, Tensor conv, Tensor conv_bias, "
         "Tensor expand, Tensor? by_row, Tensor? by_column) -> Tensor");
@@ -140,8 +146,10 @@ STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
     m.impl("window_attention_backward", TORCH_BOX(&c2d::window_attention_backward));
     m.impl("window_layer", TORCH_BOX(&c2d::window_layer));
     m.impl("conv_ffn", TORCH_BOX(&c2d::conv_ffn));
+    m.impl("conv_ffn_backward", TORCH_BOX(&c2d::conv_ffn_backward));
     m.impl("dual_features", TORCH_BOX(&c2d::dual_features));
     m.impl("res_post_norm", TORCH_BOX(&c2d::res_post_norm));
+    m.impl("res_post_norm_backward", TORCH_BOX(&c2d::res_post_norm_backward));
     m.impl("spatial_correlation", TORCH_BOX(&c2d::spatial_correlation));
     m.impl("spatial_correlation_backward", TORCH_BOX(&c2d::spatial_correlation_backward));
 }

@@ -18,10 +18,10 @@ def conv_ffn(
     """SRFormer's feed-forward, an MLP with a depthwise 5x5 branch, with the norm and the skip.
 
     `x + fc2(h + GELU(dwconv(h)))`, `h = GELU(fc1(x))`, with a LayerNorm before fc1 (SRFormer) or
-    after fc2 (HiT-SRF). At inference on a CPU one kernel does all of it, some rows of h at a time
-    in cache, whatever autocast says: in the precision of x, bfloat16 by products of bfloat16 where
-    the CPU has AVX-512 BF16. Elsewhere, and where gradients are recorded, torch's own operators do,
-    which autocast rounds.
+    after fc2 (HiT-SRF). On a CPU one kernel does all of it, some rows of h at a time in cache,
+    whatever autocast says: in the precision of x, bfloat16 by products of bfloat16 where the CPU
+    has AVX-512 BF16. Another does its backward, in float32 for half x, from x alone: nothing else
+    is kept. Elsewhere torch's own operators do, which autocast rounds.
 
     Args:
         x: (B, H, W, C), float32, bfloat16, float16 or float64; any strides.

@@ -1,4 +1,4 @@
-"""The per-token part of a res-post-norm layer by the native CPU kernel (csrc/res_post_norm)."""
+"""The per-token part of a res-post-norm layer by the native CPU kernels (csrc/res_post_norm)."""
 
 from __future__ import annotations
 
@@ -19,28 +19,53 @@ def _can_run(x: Tensor, parts: Sequence[Tensor], *_: object) -> str | None:
 
 def _forward(x: Tensor, parts: Sequence[Tensor], weights: Sequence[Tensor], eps: float) -> Tensor:
     compute = torch.promote_types(x.dtype, torch.float32)
+    proj, norm1, fc1, fc2, norm2 = _matrices(weights, compute)
+    if native.multiplies_bfloat16(x):
+        compute = x.dtype
+        proj, fc1, fc2 = map(native.bfloat16_columns, (proj, fc1, fc2))
+    parts = [part.to(compute) for part in parts]
+    op = torch.ops.c2d_native.res_post_norm.default
+    return op(x.to(compute), parts, proj, norm1, fc1, fc2, norm2, eps).to(x.dtype)
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    parts: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    eps: float,
+    mask: list[bool],
+) -> tuple[Tensor | None, ...]:
+    compute = torch.promote_types(x.dtype, torch.float32)
+    maps = [part.to(compute) for part in parts]
+    op = torch.ops.c2d_native.res_post_norm_backward.default
+    dx, dparts, dweights = op(
+        grad.to(compute), x.to(compute), maps, *_matrices(weights, compute), eps
+    )
+    proj, norm1, fc1, fc2, norm2 = dweights
+    found = [
+        *(dx, *dparts),
+        *(proj[:-1].t(), proj[-1], *norm1, fc1[:, :-1], fc1[:, -1]),
+        *(fc2[:-1].t(), fc2[-1], *norm2),
+    ]
+    return tuple(
+        gradient.to(tensor.dtype) if needed else None
+        for gradient, tensor, needed in zip(found, (x, *parts, *weights), mask, strict=True)
+    )
+
+
+def _matrices(weights: Sequence[Tensor], compute: torch.dtype) -> list[Tensor]:
+    """proj, the first norm, fc1, fc2 and the second norm as the kernels read them."""
     proj, proj_bias, *norm1, fc1, fc1_bias, fc2, fc2_bias, norm2, norm2_bias = (
         weight.to(compute) for weight in weights
     )
-    matrices = [
+    return [
         native.bias_column(proj, proj_bias),
+        torch.stack(norm1),
         native.bias_column(fc1, fc1_bias),
         native.bias_column(fc2, fc2_bias),
-    ]
-    if native.multiplies_bfloat16(x):
-        compute, matrices = x.dtype, map(native.bfloat16_columns, matrices)
-    proj, fc1, fc2 = matrices
-    out = torch.ops.c2d_native.res_post_norm.default(
-        x.to(compute),
-        [part.to(compute) for part in parts],
-        proj,
-        torch.stack(norm1),
-        fc1,
-        fc2,
         torch.stack([norm2, norm2_bias]),
-        eps,
-    )
-    return out.to(x.dtype)
+    ]
 
 
-res_post_norm = Kernel("res_post_norm", "cpu", _can_run, _forward)
+res_post_norm = Kernel("res_post_norm", "cpu", _can_run, _forward, _backward)

@@ -17,10 +17,11 @@ def res_post_norm(
 ) -> Tensor:
     """What follows the mixing of tokens in a layer whose norms come last, just before each skip.
 
-    `y = x + LN(proj([parts]))`, then `y + LN(fc2(GELU(fc1(y))))`. At inference on a CPU one kernel
-    does all of it, some tokens at a time in cache, whatever autocast says: in the precision of x,
-    bfloat16 by products of bfloat16 where the CPU has AVX-512 BF16. Elsewhere, and where gradients
-    are recorded, torch's own operators do, which autocast rounds.
+    `y = x + LN(proj([parts]))`, then `y + LN(fc2(GELU(fc1(y))))`. On a CPU one kernel does all of
+    it, some tokens at a time in cache, whatever autocast says: in the precision of x, bfloat16 by
+    products of bfloat16 where the CPU has AVX-512 BF16. Another does its backward, in float32 for
+    half x, from x and the parts alone: nothing else is kept. Elsewhere torch's own operators do,
+    which autocast rounds.
 
     Args:
         x: (B, H, W, C), float32, bfloat16, float16 or float64; any strides.

@@ -169,5 +169,25 @@ inline __attribute__((always_inline)) V gelu_of(V x) {
     return x * T(0.5) * (T(1) + erf_of(x * T(0.70710678118654752440)));
 }
 
+// GELU(x) and its slope. A density of less than 2^-64 (2^-512 in double) is 0: times the gradient
+// it is multiplied with it would be a denormal number, which costs a processor a hundred times as
+// much.
+template <class V>
+struct GeluAndSlope {
+    V value, slope;
+
+    inline __attribute__((always_inline)) explicit GeluAndSlope(V x) {
+        using T = Element<V>;
+        constexpr T kExponent = T(-0.72134752044448170368), kDensity = T(0.39894228040143267794);
+        constexpr T kLeast = sizeof(T) == 4 ? T(-64) : T(-512);
+        const V share = T(0.5) * (T(1) + erf_of(x * T(0.70710678118654752440)));
+        const V exponent = x * x * kExponent;
+        const auto none = exponent < kLeast;  // false for a NaN, which stays one
+        const V power = exp2_of(none ? V{} : exponent);
+        value = x * share;
+        slope = share + x * (kDensity * (none ? V{} : power));
+    }
+};
+
 }  // namespace
 }  // namespace c2d::C2D_ISA

@@ -80,13 +80,10 @@ inline void normalise_back(int64_t count, const T* normed, T scale, T* grad) {
 // GELU in place and its slope.
 template <class T, int lanes>
 inline void activate(int64_t elements, T* x, T* slope) {
-    constexpr T kRoot = T(0.70710678118654752440), kExponent = T(-0.72134752044448170368);
-    constexpr T kDensity = T(0.39894228040143267794);
     for (int64_t i = 0; i < elements; i += lanes) {
-        const Vector<T, lanes> u = load<T, lanes>(x + i);
-        const Vector<T, lanes> share = T(0.5) * (T(1) + erf_of(u * kRoot));
-        store<T, lanes>(x + i, u * share);
-        store<T, lanes>(slope + i, share + u * (kDensity * exp2_of(u * u * kExponent)));
+        const GeluAndSlope<Vector<T, lanes>> gelu(load<T, lanes>(x + i));
+        store<T, lanes>(x + i, gelu.value);
+        store<T, lanes>(slope + i, gelu.slope);
     }
 }
 

@@ -12,6 +12,7 @@
 #include "../common/checks.h"
 #include "../common/isa.h"
 #include "../kernels.h"
+#include "places.h"
 
 namespace c2d {
 namespace {
@@ -22,54 +23,37 @@ template <class T, class Weight, class Map>
 void run(const PostNormKernels<T, Weight, Map>& kernel, double eps, const Tensor& x,
          const std::vector<Tensor>& parts, const Tensor& proj, const Tensor& norm1,
          const Tensor& first, const Tensor& second, const Tensor& norm2, const Tensor& out) {
-    PostNormSizes<T> sizes = {x.size(3), first.size(0), int64_t(parts.size()), {}, 0, T(eps)};
-    for (int64_t p = 0; p < sizes.parts; ++p) {
-        sizes.part_channels[p] = parts[p].size(3);
-        sizes.inputs += parts[p].size(3);
-    }
+    const PostNormSizes<T> sizes = post_norm_sizes<T>(x, parts, first.size(0), eps);
     const PostNormWeights<T, Weight> weights = {numbers<Weight>(proj), numbers<Weight>(first),
                                                 numbers<Weight>(second), numbers<T>(norm1),
                                                 numbers<T>(norm2)};
-    const int64_t height = x.size(1), width = x.size(2), pixels = x.size(0) * height * width;
+    const int64_t pixels = x.size(0) * x.size(1) * x.size(2);
     const int64_t work = kTokens * sizes.channels * (sizes.inputs + 2 * sizes.hidden);
-    torch::stable::parallel_for(
-        0, (pixels + kTokens - 1) / kTokens, std::max<int64_t>(1, kSmallTask / work),
-        [&](int64_t begin, int64_t end) {
-            Aligned<T> scratch(kernel.scratch(sizes));
-            std::vector<const Tensor*> maps = {&x, &out};
-            for (const Tensor& part : parts) {
-                maps.push_back(&part);
-            }
-            std::vector<int64_t> places(maps.size() * kTokens);
-            PostNormTokens<Map> tokens = {};
-            tokens.x = numbers<Map>(x);
-            tokens.out = static_cast<Map*>(out.mutable_data_ptr());
-            tokens.x_token = places.data();
-            tokens.out_token = places.data() + kTokens;
-            for (int64_t p = 0; p < sizes.parts; ++p) {
-                tokens.parts[p] = numbers<Map>(parts[p]);
-                tokens.part_token[p] = places.data() + (2 + p) * kTokens;
-            }
-            for (int64_t task = begin; task < end; ++task) {
-                const int64_t start = task * kTokens;
-                tokens.count = std::min(kTokens, pixels - start);
-                int64_t column = start % width, row = start / width % height;
-                int64_t image = start / width / height;
-                for (int64_t n = 0; n < tokens.count; ++n) {
-                    for (size_t m = 0; m < maps.size(); ++m) {
-                        places[m * kTokens + n] = image * maps[m]->stride(0) +
-                                                  row * maps[m]->stride(1) +
-                                                  column * maps[m]->stride(2);
-                    }
-                    if (++column == width) {
-                        column = 0;
-                        row = row + 1 == height ? 0 : row + 1;
-                        image += row == 0;
-                    }
-                }
-                kernel.run(sizes, weights, tokens, scratch.data());
-            }
-        });
+    const int64_t tasks = (pixels + kTokens - 1) / kTokens;
+    const int64_t grain = std::max<int64_t>(1, kSmallTask / work);
+    torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+        Aligned<T> scratch(kernel.scratch(sizes));
+        std::vector<const Tensor*> maps = {&x, &out};
+        for (const Tensor& part : parts) {
+            maps.push_back(&part);
+        }
+        std::vector<int64_t> places(maps.size() * kTokens);
+        PostNormTokens<Map> tokens = {};
+        tokens.x = numbers<Map>(x);
+        tokens.out = static_cast<Map*>(out.mutable_data_ptr());
+        tokens.x_token = places.data();
+        tokens.out_token = places.data() + kTokens;
+        for (int64_t p = 0; p < sizes.parts; ++p) {
+            tokens.parts[p] = numbers<Map>(parts[p]);
+            tokens.part_token[p] = places.data() + (2 + p) * kTokens;
+        }
+        for (int64_t task = begin; task < end; ++task) {
+            const int64_t start = task * kTokens;
+            tokens.count = std::min(kTokens, pixels - start);
+            find_places(maps, start, tokens.count, places.data());
+            kernel.run(sizes, weights, tokens, scratch.data());
+        }
+    });
 }
 
 }  // namespace
@@ -79,15 +63,10 @@ Tensor res_post_norm(const Tensor& x, std::vector<Tensor> parts, const Tensor& p
                      const Tensor& norm2, double eps) {
     check_floating_cpu(x, "x", 4, true);
     check_floating_cpu(first, "first", 2, true);
-    STD_TORCH_CHECK(!parts.empty() && int64_t(parts.size()) <= kMostParts, "parts must be 1 to ",
-                    kMostParts, ".");
+    check_parts(parts, x);
     const int64_t C = x.size(3), hidden = first.size(0);
     int64_t inputs = 0;
     for (Tensor& part : parts) {
-        check_floating_cpu(part, "a part", 4, true);
-        STD_TORCH_CHECK(part.scalar_type() == x.scalar_type() && part.size(0) == x.size(0) &&
-                            part.size(1) == x.size(1) && part.size(2) == x.size(2),
-                        "a part must have the type of x and its pixels.");
         inputs += part.size(3);
         part = dense_channels(part);
     }

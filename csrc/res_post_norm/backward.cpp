@@ -1,0 +1,144 @@
+// The backward of the part of a res-post-norm layer that sees one token at a time, on the CPU, host
+// side: tokens, threads, scratch memory and sums. The arithmetic and its costs are in
+// backward_cpu.cpp.
+//
+// A task is a group of pixels that follow each other in a map, row by row, which adds up the
+// weights' gradients for itself; groups are added in their order. Groups depend on the shapes
+// alone, so that results are bitwise the same for any number of threads.
+#include "backward.h"
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+#include "../common/aligned.h"
+#include "../common/checks.h"
+#include "../common/gradient_sums.h"
+#include "../common/isa.h"
+#include "../kernels.h"
+#include "places.h"
+
+namespace c2d {
+namespace {
+
+constexpr int64_t kGroups = 64;     // at most
+constexpr int64_t kGroupRuns = 16;  // runs of kTokens pixels in a group, at least
+
+template <class T>
+const PostNormBackward<T>& kernels();
+template <>
+const PostNormBackward<float>& kernels<float>() {
+    return C2D_FOR_ISA(post_norm_backward_float32);
+}
+template <>
+const PostNormBackward<double>& kernels<double>() {
+    return C2D_FOR_ISA(post_norm_backward_float64);
+}
+
+// x, the gradient of the result, then the parts; and the gradients of x and the parts.
+struct Maps {
+    std::vector<Tensor> read, written;
+};
+
+template <class T>
+void backward(const PostNormSizes<T>& sizes, const PostNormWeights<T>& weights, const Maps& maps,
+              const std::vector<Tensor>& weight_grads) {
+    const PostNormBackward<T>& kernel = kernels<T>();
+    const int64_t pixels = maps.read[0].numel() / sizes.channels;
+    const int64_t runs = (pixels + kTokens - 1) / kTokens;
+    const int64_t group = std::max(kGroupRuns, (runs + kGroups - 1) / kGroups);
+    const int64_t groups = (runs + group - 1) / group;
+    GradientSums<T> sums(groups, weight_grads);
+    torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+        Aligned<T> scratch(kernel.scratch(sizes));
+        std::vector<const Tensor*> all;
+        for (const auto* some : {&maps.read, &maps.written}) {
+            for (const Tensor& map : *some) {
+                all.push_back(&map);
+            }
+        }
+        std::vector<int64_t> places(all.size() * kTokens);
+        PostNormBackwardTokens<T> tokens = {};
+        int64_t index = 0;
+        const auto next_read = [&] {
+            const TokensOf<const T> of = {numbers<T>(*all[index]), places.data() + index * kTokens};
+            ++index;
+            return of;
+        };
+        const auto next_written = [&] {
+            const TokensOf<T> of = {static_cast<T*>(all[index]->mutable_data_ptr()),
+                                    places.data() + index * kTokens};
+            ++index;
+            return of;
+        };
+        tokens.x = next_read();
+        tokens.grad = next_read();
+        std::generate_n(tokens.parts, sizes.parts, next_read);
+        tokens.x_grad = next_written();
+        std::generate_n(tokens.part_grads, sizes.parts, next_written);
+        for (int64_t g = begin; g < end; ++g) {
+            kernel.start(sizes, scratch.data());
+            for (int64_t run = g * group; run < std::min((g + 1) * group, runs); ++run) {
+                const int64_t start = run * kTokens;
+                tokens.count = std::min(kTokens, pixels - start);
+                find_places(all, start, tokens.count, places.data());
+                kernel.run(sizes, weights, tokens, scratch.data());
+            }
+            kernel.finish(
+                sizes, scratch.data(),
+                {sums.of(g, 0), sums.of(g, 1), sums.of(g, 2), sums.of(g, 3), sums.of(g, 4)});
+        }
+    });
+    sums.finish();
+}
+
+}  // namespace
+
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> res_post_norm_backward(
+    const Tensor& grad, const Tensor& x, std::vector<Tensor> parts, const Tensor& proj,
+    const Tensor& norm1, const Tensor& first, const Tensor& second, const Tensor& norm2,
+    double eps) {
+    check_floating_cpu(x, "x", 4);
+    check_floating_cpu(grad, "grad", 4);
+    check_same(grad, "grad", x, "x");
+    check_floating_cpu(first, "first", 2);
+    check_parts(parts, x);
+    const int64_t C = x.size(3), hidden = first.size(0);
+    Maps maps = {{dense_channels(x), dense_channels(grad)},
+                 {torch::stable::new_empty(x, x.sizes())}};
+    int64_t inputs = 0;
+    for (const Tensor& part : parts) {
+        inputs += part.size(3);
+        maps.read.push_back(dense_channels(part));
+        maps.written.push_back(torch::stable::new_empty(part, part.sizes()));
+    }
+    check_matrix(proj, "proj", x, C, inputs + 1);
+    check_matrix(norm1, "norm1", x, 2, C);
+    check_matrix(first, "first", x, hidden, C + 1);
+    check_matrix(second, "second", x, C, hidden + 1);
+    check_matrix(norm2, "norm2", x, 2, C);
+    const std::vector<Tensor> weight_grads = {
+        torch::stable::new_empty(x, {inputs + 1, C}), torch::stable::new_empty(x, {2, C}),
+        torch::stable::new_empty(x, {hidden, C + 1}), torch::stable::new_empty(x, {hidden + 1, C}),
+        torch::stable::new_empty(x, {2, C})};
+    const auto run_with = [&](auto number) {
+        using T = decltype(number);
+        const PostNormSizes<T> sizes = post_norm_sizes<T>(x, parts, hidden, eps);
+        const PostNormWeights<T> weights = {numbers<T>(proj), numbers<T>(first), numbers<T>(second),
+                                            numbers<T>(norm1), numbers<T>(norm2)};
+        backward(sizes, weights, maps, weight_grads);
+    };
+    if (x.numel() == 0) {
+        for (const Tensor& weight_grad : weight_grads) {
+            torch::stable::fill_(weight_grad, 0);
+        }
+    } else if (x.scalar_type() == ScalarType::Double) {
+        run_with(double());
+    } else {
+        run_with(float());
+    }
+    const std::vector<Tensor> part_grads(maps.written.begin() + 1, maps.written.end());
+    return {maps.written[0], part_grads, weight_grads};
+}
+
+}  // namespace c2d
