@@ -1,22 +1,22 @@
-// The coordinate query's backward on the CPU, one instruction set at a time (HIIF, 2412.03748).
+// The coordinate query in training on the CPU, one instruction set at a time (HIIF, 2412.03748).
 //
-// Idea. Nothing is kept from the forward: a chunk of 64 queries passes through a segment again, in
-// cache, and at once back. Features lie [query][channel], unlike in cpu.cpp: the three products of
-// a Linear, x W^T, dy W and x^T dy, then all have one operand whose rows are vectors and take
-// scalars of the other, so that nothing is ever turned round. A bias is the weight of one more
-// channel that is always 1, and its gradient one more row of x^T dy. LayerNorms' gains and offsets
-// belong to the Linear after them, q and the attention to the Linear `fold`: the Python side
-// differentiates that.
+// Idea. The forward keeps the states at the cuts between segments and nothing else: backwards a
+// chunk of 64 queries passes through a segment again, in cache, and at once back. Features lie
+// [query][channel], unlike in cpu.cpp: the three products of a Linear, x W^T, dy W and x^T dy, then
+// all have one operand whose rows are vectors and take scalars of the other, so that nothing is
+// ever turned round. A bias is the weight of one more channel that is always 1, and its gradient
+// one more row of x^T dy. LayerNorms' gains and offsets belong to the Linear after them, q and the
+// attention to the Linear `fold`: the Python side differentiates that.
 //
-// Costs a query at width C with one attention and three levels, multiply-adds: 7 C^2 to find the
-// state and k^T v again, 12 C^2 forwards through both segments, 24 C^2 back.
-// Bytes: the state and its gradient, and 4 C numbers for the neighbours' gradients, twice.
+// Costs a query at width C with one attention and three levels, multiply-adds: 12 C^2 forwards, as
+// many again backwards, and 24 C^2 back. Bytes: the state and its gradient, and 4 C numbers for the
+// neighbours' gradients, each written and read. The tables of cpu.cpp would save nothing: there are
+// seldom more queries than LR pixels.
 //
-// What was measured: two cores of an AMD EPYC (Zen 5, AVX-512) in a shared virtual machine, HIIF-L,
-// float32, 16 images of 64 x 64, 4096 queries each, forward and backward in turns with the
-// reference: 168-179 ms against 356-379 (2.1 times as long); forward 65 against 131 ms, backward
-// 100 against 215. Predicted was 1.7 times. Keeping the state for the backward would spare 15 %
-// and cost the state's memory until then: not done.
+// What was tried, one after the other: HIIF-L, float32, 16 images of 64 x 64, 4096 queries each,
+// processor time of forward and backward as a part of the reference's (Intel, AVX-512, one thread):
+//   forward by cpu.cpp, its tables made twice a pass, and nothing kept        0.93
+//   forward in segments, states kept, positions in one pass: predicted 0.65   0.53
 #include "../common/product.h"
 #include "../common/vector_math.h"
 #include "backward.h"
@@ -77,9 +77,15 @@ inline void normalise_back(int64_t count, const T* normed, T scale, T* grad) {
     }
 }
 
-// GELU in place and its slope.
-template <class T, int lanes>
+// GELU in place and, if there is a way back, its slope.
+template <class T, int lanes, bool back>
 inline void activate(int64_t elements, T* x, T* slope) {
+    if constexpr (!back) {
+        for (int64_t i = 0; i < elements; i += lanes) {
+            store<T, lanes>(x + i, gelu_of(load<T, lanes>(x + i)));
+        }
+        return;
+    }
     constexpr T kRoot = T(0.70710678118654752440), kExponent = T(-0.72134752044448170368);
     constexpr T kDensity = T(0.39894228040143267794);
     for (int64_t i = 0; i < elements; i += lanes) {
@@ -188,7 +194,7 @@ struct Scratch {
 };
 
 // The input of the segment's first MLP.
-template <class T, int lanes>
+template <class T, int lanes, bool back>
 void begin(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk,
            const Scratch<T, lanes>& s) {
     const int64_t C = segment.width;
@@ -211,14 +217,14 @@ void begin(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk,
             __builtin_memcpy(x[q], s.state[q], C * sizeof(T));
         }
         linear<T, lanes>(chunk.fold, chunk.count, s.state, nullptr, s.mixed);
-        activate<T, lanes>(chunk.count * s.mixed.stride, s.mixed.data, s.mixed_slope.data);
+        activate<T, lanes, back>(chunk.count * s.mixed.stride, s.mixed.data, s.mixed_slope.data);
         ones(chunk.count, C, s.mixed);
         linear<T, lanes>(segment.proj2, chunk.count, s.mixed, x.data, x);
     }
 }
 
 // All MLPs of the segment: the last one's result is in s.end.
-template <class T, int lanes>
+template <class T, int lanes, bool back>
 void mlps(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk,
           const Scratch<T, lanes>& s) {
     for (int64_t l = 0; l < segment.levels; ++l) {
@@ -231,7 +237,8 @@ void mlps(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk,
             x[q][inputs] = T(1);
         }
         linear<T, lanes>(segment.fc1[l], chunk.count, x, nullptr, s.hidden[l]);
-        activate<T, lanes>(chunk.count * s.hidden[l].stride, s.hidden[l].data, s.slope[l].data);
+        activate<T, lanes, back>(chunk.count * s.hidden[l].stride, s.hidden[l].data,
+                                 s.slope[l].data);
         ones(chunk.count, segment.width, s.hidden[l]);
         linear<T, lanes>(segment.fc2[l], chunk.count, s.hidden[l], nullptr, out);
     }
@@ -260,18 +267,21 @@ template <class T, int lanes>
 void forward(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk, T* scratch, T* out,
              double* moments) {
     const Scratch<T, lanes> s(segment, scratch);
-    const int64_t C = segment.width, d = segment.head_dim(), row = rounded_up(d, lanes);
-    begin(segment, chunk, s);
-    mlps(segment, chunk, s);
+    const int64_t d = segment.head_dim(), row = rounded_up(d, lanes);
+    const int64_t of_query = segment.sums ? segment.width : 3;
+    begin<T, lanes, false>(segment, chunk, s);
+    mlps<T, lanes, false>(segment, chunk, s);
     for (int64_t q = 0; q < chunk.count; ++q) {
-        __builtin_memcpy(out + q * C, s.end[q], C * sizeof(T));
+        __builtin_memcpy(out + q * of_query, s.end[q], of_query * sizeof(T));
+    }
+    if (!segment.sums) {
+        return;
     }
     keys_and_values(segment, chunk, s);
     for (int64_t head = 0; head < segment.heads; ++head) {
-        const T* const k = s.keys.data + head * d;
+        const T *const k = s.keys.data + head * d, *const v = k + segment.width;
         product<T, lanes>(
-            {chunk.count, k, 1, s.keys.stride, k + C, s.keys.stride, nullptr, s.moment, row}, d,
-            row);
+            {chunk.count, k, 1, s.keys.stride, v, s.keys.stride, nullptr, s.moment, row}, d, row);
         for (int64_t i = 0; i < d; ++i) {
             for (int64_t j = 0; j < d; ++j) {
                 moments[(head * d + i) * d + j] += s.moment[i * row + j];
@@ -334,8 +344,8 @@ void backward(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk, T* s
               const T* grad, T* out, T* gradients) {
     Scratch<T, lanes> s(segment, scratch);
     const int64_t C = segment.width, given = segment.sums ? C : 3;
-    begin(segment, chunk, s);
-    mlps(segment, chunk, s);
+    begin<T, lanes, true>(segment, chunk, s);
+    mlps<T, lanes, true>(segment, chunk, s);
     for (int64_t q = 0; q < chunk.count; ++q) {
         for (int64_t c = 0; c < rounded_up(given, lanes); ++c) {
             s.grad[q][c] = c < given ? grad[q * given + c] : T(0);
