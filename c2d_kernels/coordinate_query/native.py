@@ -19,10 +19,11 @@ from .positions import Axis, Region, axes, cell_in_pixels
 
 MAX_WIDTH, MAX_LEVELS = 256, 16
 
-# Backwards the kernel computes everything again instead of keeping it: five thirds of the products
-# of the reference, which pays while the products are few beside what goes through memory. Measured
-# at 64, 96, 128, 192 and 256 channels, three levels: 2.3, 1.2, 0.96, 0.7 and 0.6 times as fast
-# (HIIF-L's width and HIIF's); at 128, six levels, 1.3.
+# Backwards the kernel computes most of it again instead of keeping it: a quarter more products
+# than the reference, which pays while the products are few beside what goes through memory.
+# Measured at 64, 96, 128, 192 and 256 channels, three levels, four images: 1.5, 1.5, 1.3, 0.9 and
+# 0.9 times as fast (HIIF-L's width and HIIF's); 16 images of 64 channels 2.0; at 128, six levels,
+# 1.2.
 MAX_TRAINING_WIDTH = 128
 
 
@@ -152,21 +153,29 @@ class Decoder:
         return torch.cat([part.flatten() for part in parts])
 
     def folds(self, moments: Sequence[Tensor]) -> Tensor:
-        """proj1 of q M + x as one Linear of x, (attentions done, B, width^2 + width), float64."""
-        batch, width, heads = self.features.shape[0], self.features.shape[-1], self.numbers[1]
-        folds = [self.line.new_empty((0, batch, width * width + width), dtype=torch.float64)]
-        for index, moment in enumerate(moments):
-            name = f"attentions.{index}"
-            query = self.weights[f"{name}.qkv.weight"][:width]
-            offset = self.weights[f"{name}.qkv.bias"][:width, None]
-            proj = self.weights[f"{name}.proj1.weight"]
-            bias = self.weights[f"{name}.proj1.bias"][:, None]
-            # (B, heads, outputs, head_dim): proj1 of each head, and M before it
-            mixed = proj.unflatten(1, (heads, -1)).movedim(1, 0) @ moment.double().mT
-            mixed = mixed.movedim(1, 2).flatten(2)
-            matrix = mixed @ torch.cat([query, offset], dim=1) + torch.cat([proj, bias], dim=1)
-            folds.append(torch.cat([matrix[..., :-1].flatten(1), matrix[..., -1]], dim=1)[None])
-        return torch.cat(folds)
+        """One fold after the other, (attentions done, B, width^2 + width), float64."""
+        batch, width = self.features.shape[0], self.features.shape[-1]
+        if len(moments) == 0:
+            return self.line.new_empty((0, batch, width * width + width), dtype=torch.float64)
+        return torch.stack([self.fold(index, moment) for index, moment in enumerate(moments)])
+
+    def fold(self, index: int, moment: Tensor) -> Tensor:
+        """proj1 of q M + x in attention `index` as one Linear of x, (B, width^2 + width)."""
+        width, heads = self.features.shape[-1], self.numbers[1]
+        query, offset, proj, bias = (self.weights[name] for name in self.folded(index))
+        query, offset, bias = query[:width], offset[:width, None], bias[:, None]
+        # (B, heads, outputs, head_dim): proj1 of each head, and M before it
+        mixed = proj.unflatten(1, (heads, -1)).movedim(1, 0) @ moment.double().mT
+        mixed = mixed.movedim(1, 2).flatten(2)
+        matrix = mixed @ torch.cat([query, offset], dim=1) + torch.cat([proj, bias], dim=1)
+        return torch.cat([matrix[..., :-1].flatten(1), matrix[..., -1]], dim=1)
+
+    def folded(self, index: int) -> list[str]:
+        """The weights in fold number `index`."""
+        name = f"attentions.{index}"
+        return [
+            f"{name}.{layer}.{leaf}" for layer in ("qkv", "proj1") for leaf in ("weight", "bias")
+        ]
 
 
 def _flat(axis: Axis) -> list[Tensor]:

@@ -77,8 +77,8 @@ def backward(
     where = (size, coords, cell)
     with _recording():
         leaves = [weight.detach().requires_grad_() for weight in weights]
-        named = dict(zip(names, leaves, strict=True))
-        decoder = Decoder(features.detach(), named, levels, heads, attentions, *where, None)
+        leaves = dict(zip(names, leaves, strict=True))
+        decoder = Decoder(features.detach(), leaves, levels, heads, attentions, *where, None)
     grad = grad.reshape(features.shape[0], -1, 3).to(decoder.dtype).contiguous()
     found = room.numel() > 0 and room[0] == 0
     if not found:  # nothing was kept, or by another kernel
@@ -86,10 +86,9 @@ def backward(
     segments = _Segments(decoder, where, image, room)
     if not found:
         segments.walk()
-    dfeatures, outputs, gradients = segments.backward(grad)
-    dweights = torch.autograd.grad(outputs, leaves, gradients)
+    dfeatures, dweights = segments.backward(grad, leaves)
     dimage = segments.image_grad(grad).to(image.dtype) if mask[1] else None
-    return [dfeatures.to(features.dtype), dimage, *dweights, None, None]
+    return [dfeatures.to(features.dtype), dimage, *dweights.values(), None, None]
 
 
 class _Segments:
@@ -127,27 +126,28 @@ class _Segments:
         self._forward(self.decoder.numbers[2], self.decoder.folds(self.means), out)
         return out
 
-    def backward(self, grad: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """From RGB's: that of the features, and tensors made of the weights with theirs."""
+    def backward(self, grad: Tensor, leaves: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """From RGB's: that of the features, and those of the weights."""
         op = torch.ops.c2d_native.coordinate_query_segment_backward.default
-        dmoment = grad.new_empty(0)
+        decoder, dmoment, shares, dfolded = self.decoder, grad.new_empty(0), [], {}
         means = [mean.double().requires_grad_() for mean in self.means]
         with _recording():
-            folds = self.decoder.folds(means)
-        dline, dfolds = torch.zeros_like(self.decoder.line), torch.zeros_like(folds)
+            folds = [decoder.fold(index, mean) for index, mean in enumerate(means)]
+        tensor = torch.stack(folds) if folds else decoder.folds([])
         for index in reversed(range(len(means) + 1)):
-            grad, share, dfold = op(grad, dmoment, *self._arguments(index, folds))
-            dline += share
+            grad, dline, dfold = op(grad, dmoment, *self._arguments(index, tensor))
+            shares.append(dline)
             if index > 0:
-                dfolds[index - 1] = dfold
-                # each mean is in its own fold only
-                (dmean,) = torch.autograd.grad(folds, means[index - 1], dfolds, retain_graph=True)
-                dmoment = (dmean / self.decoder.queries).to(grad.dtype).contiguous()
-        outputs, gradients = [self.decoder.line], [dline]
-        if len(dfolds) > 0:
-            outputs.append(folds)
-            gradients.append(dfolds)
-        return grad, outputs, gradients
+                names = decoder.folded(index - 1)
+                through = [means[index - 1], *(leaves[name] for name in names)]
+                found = torch.autograd.grad(folds[index - 1], through, dfold.double())
+                dmoment = (found[0] / decoder.queries).to(grad.dtype).contiguous()
+                dfolded.update(zip(names, found[1:], strict=True))
+        dweights = torch.autograd.grad(
+            decoder.line, list(leaves.values()), sum(shares[1:], shares[0]), materialize_grads=True
+        )
+        dweights = dict(zip(leaves, dweights, strict=True))
+        return grad, {name: x + dfolded.get(name, 0) for name, x in dweights.items()}
 
     def image_grad(self, grad: Tensor) -> Tensor:
         """That of the picture whose bilinear samples are added to the RGB."""

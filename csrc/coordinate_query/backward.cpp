@@ -112,7 +112,8 @@ void backward(const Segment<T>& segment, const T* grad, T* out, T* line_grad, T*
     const int64_t of_task = kRun * 4 * C * static_cast<int64_t>(sizeof(T));
     const int64_t together = std::max<int64_t>(1, kTogetherBytes / of_task);
     const int64_t tasks = segment.tasks(), runs = segment.runs(), Q = segment.queries();
-    std::vector<double> totals(segment.in.batch() * gradients, 0.0);
+    const int64_t shared = segment.shared(), own = segment.own();
+    std::vector<double> totals(shared + segment.in.batch() * own, 0.0);
     const int64_t most = std::min(tasks, together);
     // not cleared: every task writes all of its own
     const std::unique_ptr<T[]> taps(new T[made.first ? most * kRun * 4 * C : 0]);
@@ -123,7 +124,7 @@ void backward(const Segment<T>& segment, const T* grad, T* out, T* line_grad, T*
         torch::stable::parallel_for(from, to, 1, [&](int64_t begin, int64_t end) {
             Aligned<T> scratch(segment.kernel.scratch(made));
             for (int64_t task = begin; task < end; ++task) {
-                const QuerySegment<T> weights = segment.of_image(task / runs);
+                const QuerySegment<T> weights = segment.for_image(task / runs);
                 T* const sums = parts.get() + (task - from) * gradients;
                 std::fill(sums, sums + gradients, T(0));
                 segment.each_chunk(task, [&](const SegmentChunk<T>& chunk, int64_t, int64_t first) {
@@ -137,9 +138,12 @@ void backward(const Segment<T>& segment, const T* grad, T* out, T* line_grad, T*
         torch::stable::parallel_for(0, gradients, kSums, [&](int64_t begin, int64_t end) {
             for (int64_t task = from; task < to; ++task) {
                 const T* const sums = parts.get() + (task - from) * gradients;
-                double* const total = totals.data() + task / runs * gradients;
-                for (int64_t i = begin; i < end; ++i) {
-                    total[i] += sums[i];
+                double* const of_image = totals.data() + task / runs * own;
+                for (int64_t i = begin; i < std::min(end, shared); ++i) {
+                    totals[i] += sums[i];
+                }
+                for (int64_t i = std::max(begin, shared); i < end; ++i) {
+                    of_image[i] += sums[i];
                 }
             }
         });

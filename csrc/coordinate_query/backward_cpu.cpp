@@ -15,9 +15,13 @@
 //
 // What was tried, one after the other: HIIF-L, float32, 16 images of 64 x 64, 4096 queries each,
 // processor time of forward and backward as a part of the reference's (Intel, AVX-512, one thread):
-//   forward by cpu.cpp, its tables made twice a pass, and nothing kept        0.93
-//   forward in segments, states kept, positions in one pass: predicted 0.65   0.53
-//   sums of LayerNorms of 16 rows added over the lanes at once: predicted 0.49  0.50
+//                                                                    predicted  measured
+//   forward by cpu.cpp, its tables made twice a pass, nothing kept                   0.93
+//   forward in segments, their states kept, positions in one pass      0.65          0.53
+//   LayerNorms: the sums of 16 rows added over the lanes at once       0.49          0.50
+//   gradients shared by all images added once, folds taken back once   0.49          0.49
+// Tried and left: weights in panels of a tile's columns, predicted to spare a tenth at width 256,
+// spared 2 %.
 #include "../common/product.h"
 #include "../common/vector_math.h"
 #include "backward.h"

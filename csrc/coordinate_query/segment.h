@@ -56,6 +56,9 @@ class Segment {
         }
         if (!made.first) {
             made.proj2 = layer(line.attention[number - 1].proj2);
+        }
+        shared_ = gradients_;
+        if (!made.first) {
             const int64_t at = places(C, C);
             for (int64_t image = 0; image < in.batch(); ++image) {
                 const T* fold = in.folds.template const_data_ptr<T>() +
@@ -70,6 +73,8 @@ class Segment {
     int64_t runs() const { return (queries() + kRun - 1) / kRun; }  // of an image
     int64_t tasks() const { return in.batch() * runs(); }
     int64_t gradients() const { return gradients_; }
+    int64_t shared() const { return shared_; }  // of these for all images; the others for its own
+    int64_t own() const { return gradients_ - shared_; }
 
     // Calls use(chunk, first query of all images) for every chunk of a task.
     template <class Use>
@@ -91,7 +96,7 @@ class Segment {
     }
 
     // The segment with the table of an image.
-    QuerySegment<T> of_image(int64_t image) const {
+    QuerySegment<T> for_image(int64_t image) const {
         QuerySegment<T> segment = made;
         if (made.sums && made.moment_grad != nullptr) {
             const int64_t d = made.head_dim();
@@ -102,7 +107,8 @@ class Segment {
         return segment;
     }
 
-    // Puts the sums over tasks, `totals` [images][gradients()], where the weights and folds lie.
+    // Puts the sums over tasks, shared() and then [images][own()], where weights and folds
+    // lie.
     void give(const std::vector<double>& totals, T* line_grad, T* fold_grad) const;
 
     const QueryArguments& in;
@@ -154,7 +160,7 @@ class Segment {
     std::vector<std::vector<T>> store;
     std::vector<TwoWays<T>> folds;
     const T* state_ = nullptr;
-    int64_t number_, gradients_ = 0;
+    int64_t number_, gradients_ = 0, shared_ = 0;
 };
 
 template <class T>
@@ -205,10 +211,6 @@ void Segment<T>::each_chunk(int64_t task, const Use& use) const {
 template <class T>
 void Segment<T>::give(const std::vector<double>& totals, T* line_grad, T* fold_grad) const {
     const int64_t C = in.channels();
-    std::vector<double> total(gradients_);
-    for (size_t i = 0; i < totals.size(); ++i) {
-        total[i % gradients_] += totals[i];
-    }
     const auto layer = [&](const TwoWays<T>& of, const double* from, T* matrix, T* bias) {
         const int64_t across = filled_up(of.outputs, kernel.lanes);
         for (int64_t j = 0; j < of.outputs; ++j) {
@@ -219,7 +221,7 @@ void Segment<T>::give(const std::vector<double>& totals, T* line_grad, T* fold_g
         }
     };
     const auto to_line = [&](const TwoWays<T>& of, const QueryLine::Linear& at) {
-        layer(of, total.data(), line_grad + at.at, line_grad + at.bias());
+        layer(of, totals.data(), line_grad + at.at, line_grad + at.bias());
     };
     for (int64_t l = 0; l < made.levels; ++l) {
         to_line(made.fc2[l], line.fc2[number_ + l]);
@@ -228,7 +230,7 @@ void Segment<T>::give(const std::vector<double>& totals, T* line_grad, T* fold_g
             continue;
         }
         std::vector<T> matrix(C * made.fc1[0].inputs);
-        layer(made.fc1[0], total.data(), matrix.data(), line_grad + line.bias);
+        layer(made.fc1[0], totals.data(), matrix.data(), line_grad + line.bias);
         for (int64_t i = 0; i < static_cast<int64_t>(matrix.size()); ++i) {
             line_grad[first_place(i / made.fc1[0].inputs, i % made.fc1[0].inputs)] = matrix[i];
         }
@@ -236,14 +238,15 @@ void Segment<T>::give(const std::vector<double>& totals, T* line_grad, T* fold_g
     if (made.sums) {
         to_line(made.key_value, line.attention[number_].key_value);
         for (int64_t i = 0; i < 4 * made.head_dim(); ++i) {
-            line_grad[line.attention[number_].norms + i] = static_cast<T>(total[made.norms_at + i]);
+            line_grad[line.attention[number_].norms + i] =
+                static_cast<T>(totals[made.norms_at + i]);
         }
     }
     if (!made.first) {
         to_line(made.proj2, line.attention[number_ - 1].proj2);
         for (int64_t image = 0; image < in.batch(); ++image) {
             T* fold = fold_grad + image * (C * C + C);
-            layer(folds[image], totals.data() + image * gradients_, fold, fold + C * C);
+            layer(folds[image], totals.data() + image * own(), fold, fold + C * C);
         }
     }
 }
