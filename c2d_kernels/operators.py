@@ -181,7 +181,8 @@ def define(operator: Operator) -> Operator:
         found = [x if needed else None for x, needed in zip(found, mask, strict=True)]
         found = _regroup(kinds, ctx.inputs, found)
         found = [found[i] if kind in _TENSOR_KINDS else None for i, kind in enumerate(kinds)]
-        return (*found, None) if keeps else tuple(found)
+        # None for `trains`, which torch leaves out where it is False
+        return (*found, *[None] * (len(ctx.needs_input_grad) - count))
 
     def refuse(ctx, *grads):
         raise RuntimeError(

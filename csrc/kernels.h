@@ -53,16 +53,29 @@ Tensor coordinate_query_moments(const Tensor& features, const Tensor& weights, c
                                 const Tensor& x_t, const Tensor& x_digits, const Tensor& rel_cell,
                                 int64_t levels, int64_t heads, int64_t attentions);
 
+// Where free coordinates (B, queries, 2) fall on the map of features (positions.py), for `levels`
+// digits: low, high, t and digits of y, then of x, in the type of features.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+coordinate_query_positions(const Tensor& coords, const Tensor& features, int64_t levels);
+
+// The gradient of the image, (B, height, width, 3), from that of bilinear samples of it at such
+// positions, (B, queries, 3).
+Tensor coordinate_query_image_backward(const Tensor& grad, const Tensor& y_low,
+                                       const Tensor& y_high, const Tensor& y_t, const Tensor& x_low,
+                                       const Tensor& x_high, const Tensor& x_t, int64_t height,
+                                       int64_t width);
+
 // The decoder in segments, cut behind each attention's k^T v, over free positions; `state` is the
-// end of the segment before, (B, queries, C), for the first one anything. Forwards, of all but the
-// last: its own end and the sums of k^T v. Backwards, from the gradients of these (the last: of the
-// RGB): those of features or the state, of `weights` as far as this segment uses them, and of its
-// fold, (B, C^2 + C).
-std::tuple<Tensor, Tensor> coordinate_query_segment(
-    const Tensor& features, const Tensor& weights, const Tensor& folds, const Tensor& y_low,
-    const Tensor& y_high, const Tensor& y_t, const Tensor& y_digits, const Tensor& x_low,
-    const Tensor& x_high, const Tensor& x_t, const Tensor& x_digits, const Tensor& rel_cell,
-    int64_t levels, int64_t heads, int64_t attentions, int64_t segment, const Tensor& state);
+// end of the segment before, (B, queries, C), for the first one anything. Forwards it leaves its
+// own end in `out` and returns the sums of k^T v; the last one leaves the RGB, a bilinear sample of
+// the image added. Backwards, from the gradients of these: those of features or the state, of
+// `weights` as far as this segment uses them, and of its fold, (B, C^2 + C).
+Tensor coordinate_query_segment(const Tensor& features, const Tensor& weights, const Tensor& folds,
+                                const Tensor& y_low, const Tensor& y_high, const Tensor& y_t,
+                                const Tensor& y_digits, const Tensor& x_low, const Tensor& x_high,
+                                const Tensor& x_t, const Tensor& x_digits, const Tensor& rel_cell,
+                                int64_t levels, int64_t heads, int64_t attentions, int64_t segment,
+                                const Tensor& state, const Tensor& image, Tensor out);
 std::tuple<Tensor, Tensor, Tensor> coordinate_query_segment_backward(
     const Tensor& grad, const Tensor& moment_grad, const Tensor& features, const Tensor& weights,
     const Tensor& folds, const Tensor& y_low, const Tensor& y_high, const Tensor& y_t,

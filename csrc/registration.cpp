@@ -82,10 +82,16 @@ STABLE_TORCH_LIBRARY(c2d_native, m) {
         "Tensor y_high, Tensor y_t, Tensor y_digits, Tensor x_low, Tensor x_high, Tensor x_t, "
         "Tensor x_digits, Tensor rel_cell, int levels, int heads, int attentions) -> Tensor");
     m.def(
+        "coordinate_query_positions(Tensor coords, Tensor features, int levels) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+    m.def(
+        "coordinate_query_image_backward(Tensor grad, Tensor y_low, Tensor y_high, Tensor y_t, "
+        "Tensor x_low, Tensor x_high, Tensor x_t, int height, int width) -> Tensor");
+    m.def(
         "coordinate_query_segment(Tensor features, Tensor weights, Tensor folds, "
         "Tensor y_low, Tensor y_high, Tensor y_t, Tensor y_digits, Tensor x_low, Tensor x_high, "
         "Tensor x_t, Tensor x_digits, Tensor rel_cell, int levels, int heads, int attentions, "
-        "int segment, Tensor state) -> (Tensor, Tensor)");
+        "int segment, Tensor state, Tensor image, Tensor(a!) out) -> Tensor");
     m.def(
         "coordinate_query_segment_backward(Tensor grad, Tensor moment_grad, "
         "Tensor features, Tensor weights, Tensor folds, "
@@ -140,6 +146,8 @@ STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
     m.impl("selective_scan_backward", TORCH_BOX(&c2d::selective_scan_backward));
     m.impl("coordinate_query", TORCH_BOX(&c2d::coordinate_query));
     m.impl("coordinate_query_moments", TORCH_BOX(&c2d::coordinate_query_moments));
+    m.impl("coordinate_query_positions", TORCH_BOX(&c2d::coordinate_query_positions));
+    m.impl("coordinate_query_image_backward", TORCH_BOX(&c2d::coordinate_query_image_backward));
     m.impl("coordinate_query_segment", TORCH_BOX(&c2d::coordinate_query_segment));
     m.impl("coordinate_query_segment_backward", TORCH_BOX(&c2d::coordinate_query_segment_backward));
     m.impl("window_attention", TORCH_BOX(&c2d::window_attention));

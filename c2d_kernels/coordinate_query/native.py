@@ -15,14 +15,15 @@ from torch import Tensor
 from .. import native
 from ..dispatch import Kernel
 from . import reference
-from .positions import Axis, Region, axes
+from .positions import Axis, Region, axes, cell_in_pixels
 
 MAX_WIDTH, MAX_LEVELS = 256, 16
 
-# Backwards the kernel computes everything again instead of keeping it: five thirds of the products
-# of the reference, which pays while the products are few beside what goes through memory. Measured
-# at 64, 96, 128, 192 and 256 channels, three levels: 2.3, 1.2, 0.96, 0.7 and 0.6 times as fast
-# (HIIF-L's width and HIIF's); at 128, six levels, 1.3.
+# Backwards the kernel computes most of it again instead of keeping it: a quarter more products
+# than the reference, which pays while the products are few beside what goes through memory.
+# Measured at 64, 96, 128, 192 and 256 channels, three levels, four images: 1.5, 1.5, 1.3, 0.9 and
+# 0.9 times as fast (HIIF-L's width and HIIF's); 16 images of 64 channels 2.0; at 128, six levels,
+# 1.2.
 MAX_TRAINING_WIDTH = 128
 
 
@@ -102,9 +103,16 @@ class Decoder:
         self.features = features.to(self.dtype)
         self.weights = {name: weight.double() for name, weight in weights.items()}
         self.numbers = (levels, heads, attentions)
-        y, x, rel_cell = axes(self.features, levels, size, coords, cell, region)
-        self.queries = y.t.numel() * x.t.numel() if size is not None else y.t.shape[1]
-        self.positions = [*_flat(y), *_flat(x), rel_cell.to(self.dtype)]
+        if size is None:
+            op = torch.ops.c2d_native.coordinate_query_positions.default
+            places = op(coords.detach(), self.features, levels)
+            rel_cell = cell_in_pixels(cell, *features.shape[1:3])
+            self.queries = coords.shape[1]
+        else:
+            y, x, rel_cell = axes(self.features, levels, size, coords, cell, region)
+            places = [*_flat(y), *_flat(x)]
+            self.queries = y.t.numel() * x.t.numel()
+        self.positions = [*places, rel_cell.to(self.dtype)]
         self.line = self._line().to(self.dtype)
 
     def moments(self, before: Sequence[Tensor]) -> Tensor:
@@ -145,23 +153,29 @@ class Decoder:
         return torch.cat([part.flatten() for part in parts])
 
     def folds(self, moments: Sequence[Tensor]) -> Tensor:
-        """proj1 of q M + x as one Linear of x, (attentions done, B, width^2 + width), float64."""
-        batch, width, heads = self.features.shape[0], self.features.shape[-1], self.numbers[1]
-        folds = [self.line.new_empty((0, batch, width * width + width), dtype=torch.float64)]
-        for index, moment in enumerate(moments):
-            name = f"attentions.{index}"
-            query, offset = (
-                self.weights[f"{name}.qkv.{leaf}"][:width].unflatten(0, (heads, -1))
-                for leaf in ("weight", "bias")
-            )
-            proj = self.weights[f"{name}.proj1.weight"]
-            # (B, heads, outputs, head_dim): proj1 of each head, and M before it
-            mixed = proj.unflatten(1, (heads, -1)).movedim(1, 0) @ moment.double().mT
-            matrix = (mixed @ query).sum(1) + proj
-            bias = (mixed @ offset[..., None]).sum(1).squeeze(-1)
-            bias = bias + self.weights[f"{name}.proj1.bias"]
-            folds.append(torch.cat([matrix.flatten(1), bias], dim=1)[None])
-        return torch.cat(folds)
+        """One fold after the other, (attentions done, B, width^2 + width), float64."""
+        batch, width = self.features.shape[0], self.features.shape[-1]
+        if len(moments) == 0:
+            return self.line.new_empty((0, batch, width * width + width), dtype=torch.float64)
+        return torch.stack([self.fold(index, moment) for index, moment in enumerate(moments)])
+
+    def fold(self, index: int, moment: Tensor) -> Tensor:
+        """proj1 of q M + x in attention `index` as one Linear of x, (B, width^2 + width)."""
+        width, heads = self.features.shape[-1], self.numbers[1]
+        query, offset, proj, bias = (self.weights[name] for name in self.folded(index))
+        query, offset, bias = query[:width], offset[:width, None], bias[:, None]
+        # (B, heads, outputs, head_dim): proj1 of each head, and M before it
+        mixed = proj.unflatten(1, (heads, -1)).movedim(1, 0) @ moment.double().mT
+        mixed = mixed.movedim(1, 2).flatten(2)
+        matrix = mixed @ torch.cat([query, offset], dim=1) + torch.cat([proj, bias], dim=1)
+        return torch.cat([matrix[..., :-1].flatten(1), matrix[..., -1]], dim=1)
+
+    def folded(self, index: int) -> list[str]:
+        """The weights in fold number `index`."""
+        name = f"attentions.{index}"
+        return [
+            f"{name}.{layer}.{leaf}" for layer in ("qkv", "proj1") for leaf in ("weight", "bias")
+        ]
 
 
 def _flat(axis: Axis) -> list[Tensor]:
@@ -175,15 +189,26 @@ def _forward(
     levels: int,
     heads: int,
     attentions: int,
-    *where: Sequence[int] | Tensor | None,
-) -> Tensor:
-    names = reference.weight_shapes(features.shape[-1], levels, heads, attentions)
+    size: Sequence[int] | None,
+    coords: Tensor | None,
+    cell: Tensor | None,
+    trains: bool,
+) -> tuple[Tensor, Tensor]:
+    numbers = (levels, heads, attentions)
+    if trains:
+        from .native_training import forward
+
+        out, kept = forward(features, image, weights, *numbers, size, coords, cell)
+        out = out.to(image.dtype)
+        return out if size is None else out.reshape(-1, *size, 3), kept
+    names = reference.weight_shapes(features.shape[-1], *numbers)
     named = dict(zip(names, weights, strict=True))
-    return coordinate_query(features, image, named, levels, heads, attentions, *where)
+    out = coordinate_query(features, image, named, *numbers, size, coords, cell)
+    return out, features.new_empty(0, dtype=torch.promote_types(features.dtype, torch.float32))
 
 
 def _backward(*args: object) -> Sequence[Tensor | None]:
-    from .native_backward import backward
+    from .native_training import backward
 
     return backward(*args)
 
@@ -193,5 +218,11 @@ def _trains_slower(features: Tensor, *_: object) -> bool:
 
 
 kernel = Kernel(
-    "coordinate_query", "cpu", can_run, _forward, _backward, trains_slower=_trains_slower
+    "coordinate_query",
+    "cpu",
+    can_run,
+    _forward,
+    _backward,
+    keeps=True,
+    trains_slower=_trains_slower,
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import checks, dispatch
 from ..operators import Operator, define
-from . import native, reference, triton
+from . import native, native_training, reference, triton
 from .positions import Region, neighbour_range
 
 
@@ -327,6 +327,7 @@ _operator = define(
         fake=_fake,
         flops=_flops,
         example=_example,
+        kept=native_training.kept,
     )
 )
 dispatch.register(triton.kernel)

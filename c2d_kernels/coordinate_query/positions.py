@@ -83,7 +83,7 @@ def axes(
     dtype = features.dtype
     if size is None:
         y, x = coords.detach().unbind(-1)
-        rel_cell = torch.stack([cell[:, 0] * height, cell[:, 1] * width], dim=-1)
+        rel_cell = cell_in_pixels(cell, height, width)
         y, x = free_axis(y, height, levels, dtype), free_axis(x, width, levels, dtype)
         return y, x, rel_cell
     rows, columns = ((0, size[0]), (0, size[1])) if region is None else region[:2]
@@ -95,6 +95,11 @@ def axes(
             for axis, origin in zip((y, x), region.lr_origin, strict=True)
         )
     return y, x, features.new_tensor([[2 * height / size[0], 2 * width / size[1]]])
+
+
+def cell_in_pixels(cell: Tensor, height: int, width: int) -> Tensor:
+    """rel_cell: `cell`, (B, 2), in pixels of a map of this size."""
+    return torch.stack([cell[:, 0] * height, cell[:, 1] * width], dim=-1)
 
 
 def _axis(low: Tensor, t: Tensor, length: int, digits: list[Tensor], dtype: torch.dtype) -> Axis:

@@ -1,4 +1,4 @@
-// What one instruction set offers for the coordinate query's backward: a segment of the decoder
+// What one instruction set offers for the coordinate query in training: a segment of the decoder
 // over a chunk of queries, forwards and backwards. backward_cpu.cpp defines it once per instruction
 // set; the host side in backward.cpp cuts queries into chunks and adds up what chunks give.
 //
@@ -54,7 +54,8 @@ struct SegmentKernels {
     int64_t lanes;
     int64_t (*scratch)(const QuerySegment<T>& segment);
 
-    // Adds k^T v to moments[heads][d][d] and leaves the state, [count][width], in `out`.
+    // Leaves the state, [count][width], in `out` and adds k^T v to moments[heads][d][d]; of the
+    // last segment, RGB [count][3] without the bilinear picture.
     void (*forward)(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk, T* scratch,
                     T* out, double* moments);
 

@@ -1,85 +1,44 @@
-// The coordinate query's backward on the CPU, one instruction set at a time (HIIF, 2412.03748).
+// The coordinate query in training on the CPU, one instruction set at a time (HIIF, 2412.03748).
 //
-// Idea. Nothing is kept from the forward: a chunk of 64 queries passes through a segment again, in
-// cache, and at once back. Features lie [query][channel], unlike in cpu.cpp: the three products of
-// a Linear, x W^T, dy W and x^T dy, then all have one operand whose rows are vectors and take
-// scalars of the other, so that nothing is ever turned round. A bias is the weight of one more
-// channel that is always 1, and its gradient one more row of x^T dy. LayerNorms' gains and offsets
-// belong to the Linear after them, q and the attention to the Linear `fold`: the Python side
-// differentiates that.
+// Idea. The forward keeps the states at the cuts between segments and nothing else: backwards a
+// chunk of 64 queries passes through a segment again, in cache, and at once back. Features lie
+// [query][channel], unlike in cpu.cpp: the three products of a Linear, x W^T, dy W and x^T dy, then
+// all have one operand whose rows are vectors and take scalars of the other, so that nothing is
+// ever turned round. A bias is the weight of one more channel that is always 1, and its gradient
+// one more row of x^T dy. LayerNorms' gains and offsets belong to the Linear after them, q and the
+// attention to the Linear `fold`: the Python side differentiates that.
 //
-// Costs a query at width C with one attention and three levels, multiply-adds: 7 C^2 to find the
-// state and k^T v again, 12 C^2 forwards through both segments, 24 C^2 back.
-// Bytes: the state and its gradient, and 4 C numbers for the neighbours' gradients, twice.
+// Costs a query at width C with one attention and three levels, multiply-adds: 12 C^2 forwards, as
+// many again backwards, and 24 C^2 back. Bytes: the state and its gradient, and 4 C numbers for the
+// neighbours' gradients, each written and read. The tables of cpu.cpp would save nothing: there are
+// seldom more queries than LR pixels.
 //
-// What was measured: two cores of an AMD EPYC (Zen 5, AVX-512) in a shared virtual machine, HIIF-L,
-// float32, 16 images of 64 x 64, 4096 queries each, forward and backward in turns with the
-// reference: 168-179 ms against 356-379 (2.1 times as long); forward 65 against 131 ms, backward
-// 100 against 215. Predicted was 1.7 times. Keeping the state for the backward would spare 15 %
-// and cost the state's memory until then: not done.
+// What was tried, one after the other: HIIF-L, float32, 16 images of 64 x 64, 4096 queries each,
+// processor time of forward and backward as a part of the reference's (Intel, AVX-512, one thread):
+//                                                                    predicted  measured
+//   forward by cpu.cpp, its tables made twice a pass, nothing kept                   0.93
+//   forward in segments, their states kept, positions in one pass      0.65          0.53
+//   LayerNorms: the sums of 16 rows added over the lanes at once       0.49          0.50
+//   gradients shared by all images added once, folds taken back once   0.49          0.49
+// Tried and left: weights in panels of a tile's columns, predicted to spare a tenth at width 256,
+// spared 2 %.
 #include "../common/product.h"
 #include "../common/vector_math.h"
 #include "backward.h"
+#include "norms.h"
 
 namespace c2d::C2D_ISA {
 namespace {
 
-template <class T, int lanes>
-inline T sum_of(int64_t count, const T* x) {
-    Vector<T, lanes> sum{};
-    int64_t c = 0;
-    for (; c + lanes <= count; c += lanes) {
-        sum += load<T, lanes>(x + c);
-    }
-    T rest = 0;
-    for (; c < count; ++c) {
-        rest += x[c];
-    }
-    return rest + sums_over_lanes<T, lanes, 1>(&sum)[0];
-}
-
-template <class T, int lanes>
-inline T dot_of(int64_t count, const T* x, const T* y) {
-    Vector<T, lanes> sum{};
-    int64_t c = 0;
-    for (; c + lanes <= count; c += lanes) {
-        sum += load<T, lanes>(x + c) * load<T, lanes>(y + c);
-    }
-    T rest = 0;
-    for (; c < count; ++c) {
-        rest += x[c] * y[c];
-    }
-    return rest + sums_over_lanes<T, lanes, 1>(&sum)[0];
-}
-
-// LayerNorm of a row without its affine part, in place; returns one over the standard deviation.
-template <class T, int lanes>
-inline T normalise(int64_t count, T* x) {
-    const T mean = sum_of<T, lanes>(count, x) / T(count);
-    for (int64_t c = 0; c < count; ++c) {
-        x[c] -= mean;
-    }
-    const T variance = dot_of<T, lanes>(count, x, x) / T(count) + T(1e-5);
-    const T scale = T(1) / sqrt_of(Vector<T, lanes>{} + variance)[0];
-    for (int64_t c = 0; c < count; ++c) {
-        x[c] *= scale;
-    }
-    return scale;
-}
-
-// The gradient of such a LayerNorm's input in place of that of its result.
-template <class T, int lanes>
-inline void normalise_back(int64_t count, const T* normed, T scale, T* grad) {
-    const T mean = sum_of<T, lanes>(count, grad) / T(count);
-    const T along = dot_of<T, lanes>(count, normed, grad) / T(count);
-    for (int64_t c = 0; c < count; ++c) {
-        grad[c] = scale * (grad[c] - mean - normed[c] * along);
-    }
-}
-
-// GELU in place and its slope.
-template <class T, int lanes>
+// GELU in place and, if there is a way back, its slope.
+template <class T, int lanes, bool back>
 inline void activate(int64_t elements, T* x, T* slope) {
+    if constexpr (!back) {
+        for (int64_t i = 0; i < elements; i += lanes) {
+            store<T, lanes>(x + i, gelu_of(load<T, lanes>(x + i)));
+        }
+        return;
+    }
     for (int64_t i = 0; i < elements; i += lanes) {
         const GeluAndSlope<Vector<T, lanes>> gelu(load<T, lanes>(x + i));
         store<T, lanes>(x + i, gelu.value);
@@ -185,7 +144,7 @@ struct Scratch {
 };
 
 // The input of the segment's first MLP.
-template <class T, int lanes>
+template <class T, int lanes, bool back>
 void begin(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk,
            const Scratch<T, lanes>& s) {
     const int64_t C = segment.width;
@@ -208,14 +167,14 @@ void begin(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk,
             __builtin_memcpy(x[q], s.state[q], C * sizeof(T));
         }
         linear<T, lanes>(chunk.fold, chunk.count, s.state, nullptr, s.mixed);
-        activate<T, lanes>(chunk.count * s.mixed.stride, s.mixed.data, s.mixed_slope.data);
+        activate<T, lanes, back>(chunk.count * s.mixed.stride, s.mixed.data, s.mixed_slope.data);
         ones(chunk.count, C, s.mixed);
         linear<T, lanes>(segment.proj2, chunk.count, s.mixed, x.data, x);
     }
 }
 
 // All MLPs of the segment: the last one's result is in s.end.
-template <class T, int lanes>
+template <class T, int lanes, bool back>
 void mlps(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk,
           const Scratch<T, lanes>& s) {
     for (int64_t l = 0; l < segment.levels; ++l) {
@@ -224,11 +183,12 @@ void mlps(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk,
         for (int64_t q = 0; q < chunk.count; ++q) {
             x[q][inputs - 2] = chunk.digits[2 * l][q];
             x[q][inputs - 1] = chunk.digits[2 * l + 1][q];
-            s.scale[l][q] = normalise<T, lanes>(inputs, x[q]);
-            x[q][inputs] = T(1);
         }
+        normalise<T, lanes>(chunk.count, inputs, x.data, x.stride, s.scale[l]);
+        ones(chunk.count, inputs, x);
         linear<T, lanes>(segment.fc1[l], chunk.count, x, nullptr, s.hidden[l]);
-        activate<T, lanes>(chunk.count * s.hidden[l].stride, s.hidden[l].data, s.slope[l].data);
+        activate<T, lanes, back>(chunk.count * s.hidden[l].stride, s.hidden[l].data,
+                                 s.slope[l].data);
         ones(chunk.count, segment.width, s.hidden[l]);
         linear<T, lanes>(segment.fc2[l], chunk.count, s.hidden[l], nullptr, out);
     }
@@ -241,13 +201,17 @@ void keys_and_values(const QuerySegment<T>& segment, const SegmentChunk<T>& chun
                      const Scratch<T, lanes>& s) {
     const int64_t d = segment.head_dim();
     linear<T, lanes>(segment.key_value, chunk.count, s.end, nullptr, s.plain);
-    for (int64_t q = 0; q < chunk.count; ++q) {
-        for (int64_t part = 0; part < 2 * segment.heads; ++part) {
-            T *const x = s.plain[q] + part * d, *const y = s.keys[q] + part * d;
-            const T* const gain = segment.norms + (part < segment.heads ? 0 : 2 * d);
-            s.key_scale[q * 2 * segment.heads + part] = normalise<T, lanes>(d, x);
-            for (int64_t c = 0; c < d; ++c) {
-                y[c] = x[c] * gain[c] + gain[d + c];
+    for (int64_t part = 0; part < 2 * segment.heads; ++part) {
+        T *const x = s.plain.data + part * d, *const y = s.keys.data + part * d;
+        const T* const norm = segment.norms + (part < segment.heads ? 0 : 2 * d);
+        normalise<T, lanes>(chunk.count, d, x, s.plain.stride, s.key_scale + part * kSegmentChunk);
+        for (int64_t c = 0; c < d; c += lanes) {
+            // what a vector writes behind the part, the next part writes over
+            const Vector<T, lanes> gain = Lanes<T, lanes>::some(norm + c, d - c);
+            const Vector<T, lanes> bias = Lanes<T, lanes>::some(norm + d + c, d - c);
+            for (int64_t q = 0; q < chunk.count; ++q) {
+                store<T, lanes>(y + q * s.keys.stride + c,
+                                load<T, lanes>(x + q * s.plain.stride + c) * gain + bias);
             }
         }
     }
@@ -257,18 +221,21 @@ template <class T, int lanes>
 void forward(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk, T* scratch, T* out,
              double* moments) {
     const Scratch<T, lanes> s(segment, scratch);
-    const int64_t C = segment.width, d = segment.head_dim(), row = rounded_up(d, lanes);
-    begin(segment, chunk, s);
-    mlps(segment, chunk, s);
+    const int64_t d = segment.head_dim(), row = rounded_up(d, lanes);
+    const int64_t of_query = segment.sums ? segment.width : 3;
+    begin<T, lanes, false>(segment, chunk, s);
+    mlps<T, lanes, false>(segment, chunk, s);
     for (int64_t q = 0; q < chunk.count; ++q) {
-        __builtin_memcpy(out + q * C, s.end[q], C * sizeof(T));
+        __builtin_memcpy(out + q * of_query, s.end[q], of_query * sizeof(T));
+    }
+    if (!segment.sums) {
+        return;
     }
     keys_and_values(segment, chunk, s);
     for (int64_t head = 0; head < segment.heads; ++head) {
-        const T* const k = s.keys.data + head * d;
+        const T *const k = s.keys.data + head * d, *const v = k + segment.width;
         product<T, lanes>(
-            {chunk.count, k, 1, s.keys.stride, k + C, s.keys.stride, nullptr, s.moment, row}, d,
-            row);
+            {chunk.count, k, 1, s.keys.stride, v, s.keys.stride, nullptr, s.moment, row}, d, row);
         for (int64_t i = 0; i < d; ++i) {
             for (int64_t j = 0; j < d; ++j) {
                 moments[(head * d + i) * d + j] += s.moment[i * row + j];
@@ -294,19 +261,28 @@ void keys_back(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk,
                            s.grad_keys.data + part * d, stride},
                           chunk.count, row);
     }
-    for (int64_t q = 0; q < chunk.count; ++q) {
-        for (int64_t part = 0; part < 2 * segment.heads; ++part) {
-            const T* const x = s.plain[q] + part * d;
-            T* const dx = s.grad_keys[q] + part * d;
-            const int64_t norm = part < segment.heads ? 0 : 2 * d;
-            T *const dgain = gradients + segment.norms_at + norm, *const dbias = dgain + d;
-            for (int64_t c = 0; c < d; ++c) {
-                dgain[c] += dx[c] * x[c];
-                dbias[c] += dx[c];
-                dx[c] *= segment.norms[norm + c];
+    for (int64_t part = 0; part < 2 * segment.heads; ++part) {
+        const T* const x = s.plain.data + part * d;
+        T* const dx = s.grad_keys.data + part * d;
+        const int64_t norm = part < segment.heads ? 0 : 2 * d;
+        T* const to = gradients + segment.norms_at + norm;
+        each_vector<T, lanes>(d, [&](int64_t c, auto mask) {
+            const Vector<T, lanes> gain = Lanes<T, lanes>::some(segment.norms + norm + c, d - c);
+            Vector<T, lanes> dgain{}, dbias{};
+            for (int64_t q = 0; q < chunk.count; ++q) {
+                T* const at = dx + q * stride + c;
+                const Vector<T, lanes> dy = load<T, lanes>(at);
+                dgain += dy * load<T, lanes>(x + q * s.plain.stride + c);
+                dbias += dy;
+                store<T, lanes>(at, mask ? dy * gain : dy);
             }
-            normalise_back<T, lanes>(d, x, s.key_scale[q * 2 * segment.heads + part], dx);
-        }
+            for (int64_t i = 0; i < lanes && c + i < d; ++i) {
+                to[c + i] += dgain[i];
+                to[d + c + i] += dbias[i];
+            }
+        });
+        normalise_back<T, lanes>(chunk.count, d, x, s.plain.stride,
+                                 s.key_scale + part * kSegmentChunk, dx, stride);
     }
     linear_weights<T, lanes>(segment.key_value, chunk.count, s.end, s.grad_keys, gradients);
     linear_back<T, lanes>(segment.key_value, chunk.count, s.grad_keys, s.grad.data, s.grad);
@@ -331,8 +307,8 @@ void backward(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk, T* s
               const T* grad, T* out, T* gradients) {
     Scratch<T, lanes> s(segment, scratch);
     const int64_t C = segment.width, given = segment.sums ? C : 3;
-    begin(segment, chunk, s);
-    mlps(segment, chunk, s);
+    begin<T, lanes, true>(segment, chunk, s);
+    mlps<T, lanes, true>(segment, chunk, s);
     for (int64_t q = 0; q < chunk.count; ++q) {
         for (int64_t c = 0; c < rounded_up(given, lanes); ++c) {
             s.grad[q][c] = c < given ? grad[q * given + c] : T(0);
@@ -346,10 +322,8 @@ void backward(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk, T* s
                               gradients);
         linear_weights<T, lanes>(segment.fc1[l], chunk.count, s.normed[l], s.inner, gradients);
         linear_back<T, lanes>(segment.fc1[l], chunk.count, s.inner, nullptr, s.grad);
-        for (int64_t q = 0; q < chunk.count; ++q) {
-            normalise_back<T, lanes>(segment.fc1[l].inputs, s.normed[l][q], s.scale[l][q],
-                                     s.grad[q]);
-        }
+        normalise_back<T, lanes>(chunk.count, segment.fc1[l].inputs, s.normed[l].data,
+                                 s.normed[l].stride, s.scale[l], s.grad.data, s.grad.stride);
     }
     if (segment.first) {
         for (int64_t q = 0; q < chunk.count; ++q) {

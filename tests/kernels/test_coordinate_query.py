@@ -20,7 +20,7 @@ from c2d_kernels import (
     native,
 )
 from c2d_kernels.coordinate_query import native as native_query
-from c2d_kernels.coordinate_query.positions import free_axis, grid_axis, neighbour_range
+from c2d_kernels.coordinate_query.positions import axes, free_axis, grid_axis, neighbour_range
 
 HEIGHT, WIDTH, CHANNELS = 7, 9, 8
 SIZES = {
@@ -296,6 +296,48 @@ def test_native_gradients(walk: dict[str, int]) -> None:
     pairs = zip(gradients("cpu", **walk), gradients("reference", **walk), strict=True)
     for actual, expected in pairs:
         assert (actual - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+@needs_native
+@pytest.mark.parametrize("attentions", [0, 1, 2])
+def test_gradients_are_the_same_whatever_was_kept(attentions: int) -> None:
+    """What the forward keeps, and what the backward finds where another kernel kept nothing."""
+    features, image, weights, numbers = inputs(attentions, batch=2)
+    coords, cell = grid_coords((13, 10), torch.float64, 2)
+    arguments = (features, image, list(weights.values()), *numbers.values(), None, coords, cell)
+    with c2d_kernels.backend("cpu"):
+        out, kept = torch.ops.c2d.coordinate_query(*arguments, True)
+        assert torch.ops.c2d.coordinate_query(*arguments, False)[1].numel() == 0
+        found = [
+            torch.ops.c2d.coordinate_query_backward(
+                torch.ones_like(out), state, *arguments, [True] * (len(weights) + 2) + [False] * 2
+            )
+            for state in (kept, torch.full_like(kept, -1), kept.new_empty(0))
+        ]
+    assert kept[0] == 0
+    assert bool(kept.any()) is (attentions > 0)
+    for gradients in zip(*found, strict=True):
+        assert all(torch.equal(gradients[0], other) for other in gradients[1:])
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("coordinates", [torch.float32, torch.float64])
+def test_native_positions_are_those_of_torch(dtype: torch.dtype, coordinates: torch.dtype) -> None:
+    """To the bit: random ones, beyond the border, and grids, where rounding decides on digits."""
+    generator = torch.Generator().manual_seed(6)
+    features, levels = torch.empty(2, 48, 339, 1, dtype=dtype), 6
+    anywhere = 2.2 * torch.rand(2, 9000, 2, generator=generator, dtype=coordinates) - 1.1
+    for coords in (anywhere, grid_coords((96, 1017), coordinates, 2)[0]):
+        found = torch.ops.c2d_native.coordinate_query_positions(coords, features, levels)
+        *pair, _ = axes(features, levels, None, coords, torch.ones(2, 2), None)
+        wanted = [
+            places
+            for axis in pair
+            for places in (axis.low, axis.high, axis.t, torch.stack(axis.digits))
+        ]
+        for got, want in zip(found, wanted, strict=True):
+            assert torch.equal(got, want)
 
 
 @needs_native
