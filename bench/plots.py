@@ -47,7 +47,8 @@ def ratios(figure: plt.Figure, results: Results) -> None:
         ]
         if not rows:
             continue
-        shape = WHOLE if any(row["shape"] == WHOLE for row in rows) else rows[-1]["shape"]
+        largest = max(rows, key=lambda row: row["GFLOP_s"] * row["median_ms"])["shape"]
+        shape = WHOLE if any(row["shape"] == WHOLE for row in rows) else largest
         rows = [row for row in rows if row["shape"] == shape]
         ours = next((row for name in OURS for row in rows if row["backend"] == name), None)
         if ours is None:

@@ -17,19 +17,18 @@
 // backward 5 head_dim (S and dP, dq, dk, dv) and one exponential, dk and dv with head_dim filled
 // up.
 //
-// What was measured: an AMD EPYC core with AVX-512 in a shared virtual machine that had other work
-// to do, float32, least of 10 runs, kernel, reference and torch's scaled_dot_product_attention (on
-// copied windows, with bias and mask as one dense tensor) in turn. Times varied by half between
-// calls and the ratios with them: read them to one digit.
+// What was measured: two threads of a Xeon (family 6, model 207; AVX-512), float32, one run of
+// `pytest bench --benchmark` on a quiet machine (docs/benchmarks.md has it with its quartiles);
+// kernel, reference and torch's scaled_dot_product_attention (windows copied, bias and mask as one
+// dense tensor) in turn.
 //                                                   ms   ratio to reference, to torch's attention
-//   184 x 320 x 180, window 8, 6 heads               58        6;  3
-//     shift 4                                        56       10;  8     (2 threads: 22;  15; 12)
-//   192 x 320 x 144, window 16, 4 heads             106 *     11;  7
+//   184 x 320 x 180, window 8, 6 heads, shift 4     23      5.0;  3.5
+//     forward and backward                          81      3.3;  4.3
+//   192 x 320 x 180, window 16, 6 heads, shift 8    71      5.4;  2.2
+//     forward and backward                         231      3.2;  3.4
 //   192 x 320 x 60, window 16, 6 heads, permuted,
-//     shift 8                                        22       23;  -     (2 threads: 12;  13; -)
-//   8 x 64 x 64 x 180, window 8, 6 heads, shift 4,
-//     forward and backward                           75 *      6;  7
-//   * before sums in parts, below; not timed again.
+//     shift 8                                       21      5.8;  -
+//     forward and backward                          77      3.7;  -
 //
 // What was tried: no prediction was written first.
 //   Starting the sum of scores from the bias, and one long sum over the keys: up to 3 times the
