@@ -13,7 +13,7 @@ from bench.correctness import PEER_SLACK, Outputs, Truth, WrongResult
 from bench.timing import LONG_PAIR_SECONDS, MOST_ROUNDS, clocked, race
 from bench.workloads import Workload
 
-SECONDS_A_ROW = {"quick": 0.45, "full": 0.7}
+SECONDS_A_ROW = {"quick": 0.15, "full": 0.7}
 
 
 @dataclass
