@@ -276,8 +276,8 @@ def workloads(
 def pictures(network: str, continuous: bool, scans: bool) -> list[NetworkWorkload]:
     """Forward to 1280x720: x4, on a GPU also x2, x3 and eight at once; `continuous` also x2.7.
 
-    float32, and but for scans bfloat16 too. On a CPU, where a row takes up to a minute, full runs
-    have bfloat16 for SwinIR-L and x2.7 for HiET-SwinIR. With `scans` full sides are a quarter as
+    float32, and but for scans bfloat16 too. On a CPU, where a row takes up to a minute, x2.7 is for
+    HiET-SwinIR and in full runs bfloat16 for SwinIR-L. With `scans` full sides are a quarter as
     long and quick ones one window: the reference walks every pixel in turn.
     """
     on_gpu = machine.device().type == "cuda"
@@ -296,7 +296,7 @@ def pictures(network: str, continuous: bool, scans: bool) -> list[NetworkWorkloa
             height, width = (round(side / scale / part) for side in (720, 1280))
         outs = [None]
         few = size == "full" and not on_gpu
-        if continuous and (scale, batch) == (4, 1) and not (few and network not in COMPILED):
+        if continuous and (scale, batch) == (4, 1) and (on_gpu or network in COMPILED):
             outs.append((round(height * 2.7), round(width * 2.7)))
         for out in outs:
             to = out or (scale * height, scale * width)
