@@ -1,11 +1,12 @@
 """Fused operators for efficient super-resolution networks.
 
 `selective_scan`, `window_attention`, `permuted_window_attention`, `window_layer`,
-`res_post_norm`, `conv_ffn`, `dual_features`, `channel_correlation`, `spatial_correlation` and
-`coordinate_query` run on any machine: by a native or GPU kernel where one can, else by the short
-PyTorch reference that defines them. Feature maps are channels-last (B, H, W, C). `backend(name)` or
-the environment variable C2D_BACKEND asks for an implementation; `info()` says what is here and why.
-`install_as_mamba_ssm()` lets code that was written for mamba_ssm run on `selective_scan`.
+`attention_branch`, `res_post_norm`, `conv_ffn`, `dual_features`, `channel_correlation`,
+`spatial_correlation` and `coordinate_query` run on any machine: by a native or GPU kernel where one
+can, else by the short PyTorch reference that defines them. Feature maps are channels-last (B, H, W,
+C). `backend(name)` or the environment variable C2D_BACKEND asks for an implementation; `info()`
+says what is here and why. `install_as_mamba_ssm()` lets code that was written for mamba_ssm run on
+`selective_scan`.
 
 Example:
     >>> import torch, c2d_kernels
@@ -14,6 +15,7 @@ Example:
     torch.Size([1, 180, 320, 30])
 """
 
+from .attention_branch.op import attention_branch
 from .conv_ffn.op import conv_ffn
 from .coordinate_query.op import (
     coordinate_query,
@@ -33,6 +35,7 @@ from .window_layer.op import window_layer
 
 __all__ = [
     "Region",
+    "attention_branch",
     "backend",
     "channel_correlation",
     "conv_ffn",

@@ -12,7 +12,13 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from c2d_kernels import conv_ffn, permuted_window_attention, res_post_norm, window_attention
+from c2d_kernels import (
+    attention_branch,
+    conv_ffn,
+    permuted_window_attention,
+    res_post_norm,
+    window_attention,
+)
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 """Mean colour of DIV2K, which the published networks subtract at their entry, add at their end."""
@@ -141,23 +147,66 @@ class ConvFFN(Mlp):
         return x + (self(norm(x)) if norm_first else norm(self(x)))
 
 
-class WindowAttention(nn.Module):
+class Attention(nn.Module):
+    """What the two attentions in windows share: the bias table, `proj`, and the way around them.
+
+    `projections` are the Linears that make the attention's inputs. `keys` is how many keys an axis
+    of a window has.
+    """
+
+    projections: tuple[str, ...]
+
+    def __init__(self, dim: int, window_size: int, num_heads: int, shift: int, keys: int):
+        super().__init__()
+        self.window_size, self.num_heads, self.shift = window_size, num_heads, shift
+        table = torch.empty((2 * keys - 1) ** 2, num_heads)
+        self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+        self.proj = nn.Linear(dim, dim)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """All but the projection."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.attend(x))
+
+    def with_skip(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """x + attention(norm(x)), in one operator if it can be."""
+        done = self.branch(x, norm, {name: getattr(self, name) for name in self.projections})
+        return x + self(norm(x)) if done is None else done
+
+    def branch(
+        self, x: Tensor, norm: nn.Module, projections: Mapping[str, nn.Module]
+    ) -> Tensor | None:
+        """x + attention(norm(x)) in one operator, or None if a module is not as its class says."""
+        weights = weights_of({"norm": norm, **projections, "proj": self.proj}, self)
+        if weights is None:
+            return None
+        return attention_branch(
+            x,
+            self.relative_position_bias_table,
+            weights,
+            window_size=self.window_size,
+            num_heads=self.num_heads,
+            shift=self.shift,
+            eps=norm.eps,
+        )
+
+
+class WindowAttention(Attention):
     """Multi-head self-attention in (shifted) windows with relative position bias (Swin, eq. 4).
 
     (B, H, W, dim) -> (B, H, W, dim); H and W are multiples of `window_size`. Partition, shift, mask
     and bias are the operator's business.
     """
 
+    projections = ("qkv",)
+
     def __init__(self, dim: int, window_size: int, num_heads: int, shift: int = 0):
-        super().__init__()
-        self.window_size, self.num_heads, self.shift = window_size, num_heads, shift
-        table = torch.empty((2 * window_size - 1) ** 2, num_heads)
-        self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+        super().__init__(dim, window_size, num_heads, shift, keys=window_size)
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
 
     def attend(self, x: Tensor) -> Tensor:
-        """All but the projection."""
         return window_attention(
             self.qkv(x),
             self.relative_position_bias_table,
@@ -166,27 +215,21 @@ class WindowAttention(nn.Module):
             shift=self.shift,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self.attend(x))
 
-
-class PermutedWindowAttention(nn.Module):
+class PermutedWindowAttention(Attention):
     """SRFormer's self-attention: keys and values of a quarter of the width, 2x2 tokens a key.
 
     (B, H, W, dim) -> (B, H, W, dim); H and W are multiples of `window_size`, which is even.
     """
 
+    projections = ("q", "kv")
+
     def __init__(self, dim: int, window_size: int, num_heads: int, shift: int = 0):
-        super().__init__()
-        self.window_size, self.num_heads, self.shift = window_size, num_heads, shift
-        table = torch.empty((window_size - 1) ** 2, num_heads)
-        self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+        super().__init__(dim, window_size, num_heads, shift, keys=window_size // 2)
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, dim // 2)
-        self.proj = nn.Linear(dim, dim)
 
     def attend(self, x: Tensor) -> Tensor:
-        """All but the projection."""
         return permuted_window_attention(
             self.q(x),
             self.kv(x),
@@ -195,9 +238,6 @@ class PermutedWindowAttention(nn.Module):
             num_heads=self.num_heads,
             shift=self.shift,
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self.attend(x))
 
 
 class Freezable(nn.Module):

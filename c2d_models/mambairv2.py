@@ -224,10 +224,14 @@ class AttentiveLayer(nn.Module):
         """The mixer, (B, H, W, dim) -> (B, H, W, dim)."""
         raise NotImplementedError
 
+    def mix_with_skip(self, x: Tensor, *place: Tensor) -> Tensor:
+        """The mixer with the norm before it and the way around both."""
+        return x + self.mix(self.norm1(x), *place)
+
     def forward(self, x: Tensor, *place: Tensor) -> Tensor:
         """x (B, H, W, dim); `place` is handed on to the mixer."""
         entry = x
-        x = x + self.mix(self.norm1(x), *place)
+        x = self.mix_with_skip(x, *place)
         x = x + self.convffn1(self.norm2(x)) + entry * self.scale1
         entry = x
         x = x + self.assm(self.norm3(x), self.embeddingA.weight)
@@ -253,6 +257,10 @@ class WindowAttentiveLayer(AttentiveLayer):
 
     def mix(self, x: Tensor) -> Tensor:
         return self.win_mhsa(self.wqkv(x))
+
+    def mix_with_skip(self, x: Tensor) -> Tensor:
+        done = self.win_mhsa.branch(x, self.norm1, {"qkv": self.wqkv})
+        return super().mix_with_skip(x) if done is None else done
 
 
 class LayerStack(nn.Module):

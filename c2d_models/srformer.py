@@ -19,7 +19,8 @@ class SRFormerLayer(TransformerLayer):
     mlp_type = ConvFFN
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp.with_skip(x + self.attn(self.norm1(x)), self.norm2, norm_first=True)
+        x = self.attn.with_skip(x, self.norm1)
+        return self.mlp.with_skip(x, self.norm2, norm_first=True)
 
 
 class SRFormer(SwinIR):

@@ -96,13 +96,15 @@ std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad,
                                                              int64_t window_size, int64_t num_heads,
                                                              int64_t shift, double scale);
 
-// x + attention(LN(x)), then that + MLP(LN(that)), in windows as above; x (B, H, W, C). The rows of
-// qkv (3C, C + 1), proj (C, C + 1), first (hidden, C + 1) and second (C, hidden + 1) are output
-// channels, the last column is the bias; norms and the scale of q are folded into them. For x in
-// bfloat16, see window_layer/window_layer.h.
-Tensor window_layer(const Tensor& x, const Tensor& qkv, const Tensor& proj, const Tensor& first,
-                    const Tensor& second, const Tensor& bias_table, int64_t window_size,
-                    int64_t num_heads, int64_t shift, double eps);
+// x + attention(LN(x)), then, with first and second, that + MLP(LN(that)), in windows as above; x
+// (B, H, W, C). The rows of qkv (3C, C + 1), proj (C, C + 1), first (hidden, C + 1) and second (C,
+// hidden + 1) are output channels, the last column is the bias; norms and the scale of q are folded
+// into them. With qkv (3C / 2, C + 1) keys are stacked as SRFormer's are. For x in bfloat16, see
+// window_layer/window_layer.h.
+Tensor window_layer(const Tensor& x, const Tensor& qkv, const Tensor& proj,
+                    std::optional<Tensor> first, std::optional<Tensor> second,
+                    const Tensor& bias_table, int64_t window_size, int64_t num_heads, int64_t shift,
+                    double eps);
 
 // y = x + LN(proj([parts])), then y + LN(fc2(GELU(fc1(y)))); x (B, H, W, C), parts (B, H, W, any).
 // The rows of proj (C, inputs + 1), first (hidden, C + 1) and second (C, hidden + 1) are output

@@ -105,7 +105,7 @@ STABLE_TORCH_LIBRARY(c2d_native, m) {
         "window_attention_backward(Tensor grad, Tensor q, Tensor? kv, Tensor bias_table, "
         "int window_size, int num_heads, int shift, float scale) -> (Tensor, Tensor, Tensor)");
     m.def(
-        "window_layer(Tensor x, Tensor qkv, Tensor proj, Tensor first, Tensor second, "
+        "window_layer(Tensor x, Tensor qkv, Tensor proj, Tensor? first, Tensor? second, "
         "Tensor bias_table, int window_size, int num_heads, int shift, float eps) -> Tensor");
     m.def(
         "res_post_norm(Tensor x, Tensor[] parts, Tensor proj, Tensor norm1, Tensor first, "

@@ -13,10 +13,12 @@ from bench.contenders import COMPILERS, REFERENCE, Contender, kernels_of
 from bench.workloads import Workload, table
 
 CHANNELS, HIDDEN, LOCAL = 60, 120, 12  # of the light networks; LOCAL in HiT's feature extraction
-SIZES = {
+Sizes = dict[str, dict[str, dict[str, int]]]
+SIZES: Sizes = {
     "quick": {"64x48": {"height": 48, "width": 64}},
     "full": {"320x184": {"height": 184, "width": 320}},
 }
+IN_WINDOWS_OF_16 = {**SIZES, "full": {"320x192": {"height": 192, "width": 320}}}
 MLP = {"fc1": (HIDDEN, CHANNELS), "fc2": (CHANNELS, HIDDEN)}
 SQUARE, NORM = (CHANNELS, CHANNELS), (CHANNELS,)
 
@@ -63,6 +65,10 @@ def window_layer(**tensors: object) -> Tensor:
     return c2d_kernels.window_layer(**tensors, window_size=8, num_heads=6, shift=4)
 
 
+def attention_branch(**tensors: object) -> Tensor:
+    return c2d_kernels.attention_branch(**tensors, window_size=16, num_heads=6, shift=8)
+
+
 def res_post_norm(part: Tensor, **tensors: object) -> Tensor:
     return c2d_kernels.res_post_norm(parts=[part], **tensors)
 
@@ -71,10 +77,10 @@ def conv_ffn(**tensors: object) -> Tensor:
     return c2d_kernels.conv_ffn(**tensors, norm_first=True)
 
 
-def race(operator: str, make: Callable[..., dict[str, object]]):
+def race(operator: str, make: Callable[..., dict[str, object]], sizes: Sizes = SIZES):
     """Forward only: where gradients are wanted these layers are composed of other operators."""
     return pytest.mark.race(
-        workloads=table(operator, SIZES, make, directions=("forward",)),
+        workloads=table(operator, sizes, make, directions=("forward",)),
         contenders=[REFERENCE, *kernels_of(operator), *COMPILERS],
     )
 
@@ -88,6 +94,19 @@ def race(operator: str, make: Callable[..., dict[str, object]]):
     ),
 )
 def test_window_layer(workload: Workload, contender: Contender, fill_row) -> None:
+    fill_row(workload, contender)
+
+
+@race(
+    "attention_branch",
+    layer(
+        attention_branch,
+        {"norm": NORM, "q": SQUARE, "kv": (CHANNELS // 2, CHANNELS), "proj": SQUARE},
+        {"bias_table": (225, 6)},
+    ),
+    IN_WINDOWS_OF_16,
+)
+def test_attention_branch(workload: Workload, contender: Contender, fill_row) -> None:
     fill_row(workload, contender)
 
 

@@ -84,16 +84,9 @@ def permuted_window_attention(
     q, kv = dispatch.autocast(q, kv)
     checks.features(q=q, kv=kv)
     checks.feature_map("q", q)
-    check_windows("q", q, window_size, num_heads, shift)
-    for name, value in (("window_size", window_size), ("shift", shift)):
-        if value % 2 != 0:
-            raise ValueError(f"{name} must be even, since keys are cells of 2x2, got {value}.")
+    _check_attention("q", q, bias_table, window_size, num_heads, shift, permuted=True)
     channels = q.shape[-1]
-    checks.divides("num_heads", num_heads, "the channels of q", channels)
-    checks.divides("4", 4, "the channels of q", channels)
     checks.shape("kv", kv, (*q.shape[:3], channels // 2), "(B, H, W, C/2)")
-    side = window_size - 1
-    checks.shape("bias_table", bias_table, (side * side, num_heads), "((w-1)^2, heads)")
     scale = (channels // num_heads) ** -0.5 if scale is None else float(scale)
     return _permuted(q, kv, bias_table, window_size, num_heads, shift, scale)
 
@@ -118,6 +111,36 @@ def check_windows(name: str, x: Tensor, window_size: int, num_heads: int, shift:
             f"shift must be from 0 to window_size - 1, {window_size - 1}, got {shift}."
         )
     checks.window_multiple(name, x, (window_size, window_size))
+
+
+def check_layer(
+    x: Tensor, bias_table: Tensor, window_size: int, num_heads: int, shift: int, permuted: bool
+) -> None:
+    """A map and a table that fit a layer with window_attention, or the permuted one, in it."""
+    checks.parameters(x, x=x, bias_table=bias_table)
+    checks.feature_map("x", x)
+    _check_attention("x", x, bias_table, window_size, num_heads, shift, permuted)
+
+
+def _check_attention(
+    name: str,
+    x: Tensor,
+    bias_table: Tensor,
+    window_size: int,
+    num_heads: int,
+    shift: int,
+    permuted: bool,
+) -> None:
+    check_windows(name, x, window_size, num_heads, shift)
+    channels, side, meaning = x.shape[-1], 2 * window_size - 1, "((2w-1)^2, heads)"
+    checks.divides("num_heads", num_heads, f"the channels of {name}", channels)
+    if permuted:
+        for what, value in (("window_size", window_size), ("shift", shift)):
+            if value % 2 != 0:
+                raise ValueError(f"{what} must be even, since keys are cells of 2x2, got {value}.")
+        checks.divides("4", 4, f"the channels of {name}", channels)
+        side, meaning = window_size - 1, "((w-1)^2, heads)"
+    checks.shape("bias_table", bias_table, (side * side, num_heads), meaning)
 
 
 def _map(device: torch.device, channels: int) -> Tensor:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import checks, dispatch
+from ..attention_branch.op import ATTENTIONS
+from ..attention_branch.op import flops as branch_flops
 from ..operators import Operator, define
-from ..window_attention.op import check_windows, window_attention
-from ..window_attention.op import flops as attention_flops
+from ..window_attention.op import check_layer
 from . import native, reference
 
 
@@ -53,13 +54,8 @@ def window_layer(
 
     SwinIR (2108.10257), equation 5.
     """
-    checks.parameters(x, x=x, bias_table=bias_table)
-    checks.feature_map("x", x)
-    check_windows("x", x, window_size, num_heads, shift)
+    check_layer(x, bias_table, window_size, num_heads, shift, permuted=False)
     channels = x.shape[-1]
-    checks.divides("num_heads", num_heads, "the channels of x", channels)
-    side = 2 * window_size - 1
-    checks.shape("bias_table", bias_table, (side * side, num_heads), "((2w-1)^2, heads)")
     shapes = {"norm1": (channels,), "norm2": (channels,), "qkv": (3 * channels, channels)}
     shapes |= {"proj": (channels, channels), **checks.mlp_shapes(weights, channels)}
     ordered = checks.layer_weights(x, weights, reference.NAMES, shapes)
@@ -67,19 +63,13 @@ def window_layer(
     if dispatch.in_one_piece("window_layer", x, bias_table, ordered, *numbers):
         return _layer(x, bias_table, ordered, *numbers)
     ordered = [weight.to(x.dtype) for weight in ordered]
-    return reference.composed(x, bias_table, ordered, *numbers, _attention)
+    return reference.composed(x, bias_table, ordered, *numbers, ATTENTIONS)
 
 
 def flops(batch: int, height: int, width: int, channels: int, hidden: int, window: int) -> int:
     """Operations of the definition of window_layer: its four products and the attention's two."""
-    linear = 2 * batch * height * width * channels * (4 * channels + 2 * hidden)
-    return linear + attention_flops(batch, height, width, channels, window)
-
-
-def _attention(qkv, bias_table, window_size, num_heads, shift, scale) -> Tensor:
-    return window_attention(
-        qkv, bias_table, window_size=window_size, num_heads=num_heads, shift=shift, scale=scale
-    )
+    mlp = 4 * batch * height * width * channels * hidden
+    return branch_flops(batch, height, width, channels, window, False) + mlp
 
 
 def _example(device: torch.device) -> tuple:

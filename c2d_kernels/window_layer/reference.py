@@ -12,13 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention_branch import reference as branch
+from ..attention_branch.reference import names
 from ..window_attention import reference
 
-NAMES = tuple(
-    f"{module}.{kind}"
-    for module in ("norm1", "qkv", "proj", "norm2", "fc1", "fc2")
-    for kind in ("weight", "bias")
-)
+NAMES = names("norm1", "qkv", "proj", "norm2", "fc1", "fc2")
 """The weights of a layer, in the order in which the op takes them."""
 
 
@@ -45,7 +43,7 @@ def window_layer(
         num_heads,
         shift,
         eps,
-        reference.window_attention,
+        (reference.window_attention,),
     )
     return out.to(x.dtype)
 
@@ -58,20 +56,10 @@ def composed(
     num_heads: int,
     shift: int,
     eps: float,
-    attention: Callable[..., Tensor],
+    attentions: Sequence[Callable[..., Tensor]],
 ) -> Tensor:
-    """The layer out of torch's operators and an attention with the reference's arguments."""
-    norm1, norm1_bias, qkv, qkv_bias, proj, proj_bias, *rest = weights
-    norm2, norm2_bias, fc1, fc1_bias, fc2, fc2_bias = rest
-    channels = x.shape[-1]
-    attended = attention(
-        F.linear(F.layer_norm(x, [channels], norm1, norm1_bias, eps), qkv, qkv_bias),
-        bias_table,
-        window_size,
-        num_heads,
-        shift,
-        (channels // num_heads) ** -0.5,
-    )
-    x = x + F.linear(attended, proj, proj_bias)
-    hidden = F.linear(F.layer_norm(x, [channels], norm2, norm2_bias, eps), fc1, fc1_bias)
+    """The layer out of torch's operators and attentions as the branch's takes them."""
+    norm2, norm2_bias, fc1, fc1_bias, fc2, fc2_bias = weights[6:]
+    x = branch.composed(x, bias_table, weights[:6], window_size, num_heads, shift, eps, attentions)
+    hidden = F.linear(F.layer_norm(x, x.shape[-1:], norm2, norm2_bias, eps), fc1, fc1_bias)
     return x + F.linear(F.gelu(hidden), fc2, fc2_bias)

@@ -101,6 +101,30 @@ inline __attribute__((always_inline)) V exp2_of(V x) {
     return exponential_series(x - n) * (V)bits;
 }
 
+// 2^x, and 0 where x is under `least`; a NaN stays one. What is not wanted is not computed either:
+// a denormal power would cost a processor a hundred times as much.
+template <class V>
+inline __attribute__((always_inline)) V exp2_from(Element<V> least, V x) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+    if constexpr (sizeof(V) == 64 && sizeof(Element<V>) == 4) {
+        constexpr __mmask16 all = 0xffff;
+        const __mmask16 some = _mm512_cmp_ps_mask(__m512(x), _mm512_set1_ps(least), _CMP_NLT_UQ);
+        const __m512 r = _mm512_maskz_reduce_ps(all, __m512(x), 0);
+        const __m512 n = _mm512_maskz_roundscale_ps(all, __m512(x), 0);
+        return V(_mm512_maskz_scalef_ps(some, __m512(exponential_series(V(r))), n));
+    } else if constexpr (sizeof(V) == 64) {
+        constexpr __mmask8 all = 0xff;
+        const __mmask8 some = _mm512_cmp_pd_mask(__m512d(x), _mm512_set1_pd(least), _CMP_NLT_UQ);
+        const __m512d r = _mm512_maskz_reduce_pd(all, __m512d(x), 0);
+        const __m512d n = _mm512_maskz_roundscale_pd(all, __m512d(x), 0);
+        return V(_mm512_maskz_scalef_pd(some, __m512d(exponential_series(V(r))), n));
+    }
+#endif
+    const auto none = x < least;
+    const V power = exp2_of(none ? V{} : x);
+    return none ? V{} : power;
+}
+
 template <class V>
 inline __attribute__((always_inline)) V sqrt_of(V x) {
     constexpr bool is_float = sizeof(Element<V>) == 4;
@@ -182,10 +206,8 @@ struct GeluAndSlope {
         constexpr T kLeast = sizeof(T) == 4 ? T(-64) : T(-512);
         const V share = T(0.5) * (T(1) + erf_of(x * T(0.70710678118654752440)));
         const V exponent = x * x * kExponent;
-        const auto none = exponent < kLeast;  // false for a NaN, which stays one
-        const V power = exp2_of(none ? V{} : exponent);
         value = x * share;
-        slope = share + x * (kDensity * (none ? V{} : power));
+        slope = share + x * (kDensity * exp2_from(kLeast, exponent));
     }
 };
 

@@ -13,7 +13,6 @@ constexpr double kLog2E = 1.4426950408889634074;
 // Powers of two of less than this are taken for 0, beside a sum of at least 1. Any number of keys
 // with less would not change the sum, and as denormal numbers they, and what they are multiplied
 // with, cost a processor a hundred times as much: the mask's exp(-100) is one of those in float32.
-// Their exponents are replaced first: an exponential that is not used would cost as much.
 template <class T>
 constexpr T kLeastExponent = sizeof(T) == 4 ? T(-64) : T(-512);
 
@@ -22,6 +21,34 @@ template <class T, int lanes>
 struct Inverse {
     T of[2 * lanes];
 };
+
+// The largest score of each of a vector of queries. Four maxima at a time: one would wait for
+// itself.
+template <class T, int lanes>
+inline Vector<T, lanes> largest(const T* scores, int64_t keys, int64_t step) {
+    using V = Vector<T, lanes>;
+    constexpr int chains = 4;
+    V most[chains];
+    for (int i = 0; i < chains; ++i) {
+        most[i] = load<T, lanes>(scores + (i < keys ? i : 0) * step);
+    }
+    int64_t key = chains;
+    for (; key + chains <= keys; key += chains) {
+#pragma GCC unroll 4
+        for (int i = 0; i < chains; ++i) {
+            const V score = load<T, lanes>(scores + (key + i) * step);
+            most[i] = score > most[i] ? score : most[i];
+        }
+    }
+    for (; key < keys; ++key) {
+        const V score = load<T, lanes>(scores + key * step);
+        most[0] = score > most[0] ? score : most[0];
+    }
+    for (int i = 1; i < chains; ++i) {
+        most[0] = most[i] > most[0] ? most[i] : most[0];
+    }
+    return most[0];
+}
 
 // scores[key][query] = exp(score + mask - max over keys) for a block of `step` queries, at most two
 // vectors. The mask is -100 between different regions; none without query_region.
@@ -40,20 +67,14 @@ inline void softmax(T* all, int64_t keys, int64_t step, const T* query_region, c
                 store<T, lanes>(at, load<T, lanes>(at) + (region != other ? masked : kept));
             }
         }
-        V most = load<T, lanes>(scores);
-        for (int64_t m = 1; m < keys; ++m) {
-            const V score = load<T, lanes>(scores + m * step);
-            most = score > most ? score : most;
-        }
+        const V most = largest<T, lanes>(scores, keys, step);
         V sum{};
         for (int64_t m = 0; m < keys; ++m) {
             T* const at = scores + m * step;
             const V exponent = (load<T, lanes>(at) - most) * T(kLog2E);
-            const auto none = exponent < kLeastExponent<T>;  // false for a NaN, which stays one
-            const V power = exp2_of(none ? V{} : exponent);
-            const V kept = none ? V{} : power;
-            sum += kept;
-            store<T, lanes>(at, kept);
+            const V power = exp2_from(kLeastExponent<T>, exponent);
+            sum += power;
+            store<T, lanes>(at, power);
         }
         store<T, lanes>(inverse.of + column, T(1) / sum);
     }

@@ -58,6 +58,16 @@ AttentionSizes<T> sizes_of(const WindowGrid& grid, double scale) {
             T(scale)};
 }
 
+// The queries in the order of their blocks, the last block filled up with the last of them.
+template <class T>
+std::vector<int64_t> queries_of(const AttentionSizes<T>& sizes) {
+    std::vector<int64_t> queries(sizes.block * sizes.blocks);
+    for (int64_t n = 0; n < int64_t(queries.size()); ++n) {
+        queries[n] = std::min(n, sizes.queries - 1);
+    }
+    return queries;
+}
+
 // What a thread keeps of one window: where its tokens are and their regions.
 template <class T>
 struct Window {
@@ -111,7 +121,7 @@ void forward(const WindowGrid& grid, double scale, const Tensor& q, const std::o
     const Inputs<T> inputs(grid, q, kv);
     const int64_t pairs = sizes.blocks * sizes.keys * sizes.block;
     Aligned<T> bias(grid.heads * pairs);
-    expand_bias(grid, sizes, table, bias.data());
+    expand_bias(grid, queries_of(sizes), sizes.block, table, bias.data());
     T* out = out_map.mutable_data_ptr<T>();
     const int64_t work = 2 * pairs * grid.channels;
     torch::stable::parallel_for(
@@ -141,7 +151,7 @@ void backward(const WindowGrid& grid, double scale, const Tensor& grad, const Te
     const int64_t pairs = sizes.blocks * sizes.keys * sizes.block;
     const int64_t entries = grid.side * grid.side;
     Aligned<T> bias(grid.heads * pairs);
-    expand_bias(grid, sizes, table, bias.data());
+    expand_bias(grid, queries_of(sizes), sizes.block, table, bias.data());
     T* dq = dq_map.mutable_data_ptr<T>();
     T* dk = kv ? dkv_map.mutable_data_ptr<T>() : dq + grid.channels;
     T* dv = dk + grid.channels / (grid.cell * grid.cell);

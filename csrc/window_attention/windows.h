@@ -94,6 +94,22 @@ struct WindowGrid {
         }
     }
 
+    // Tokens y * window + x of a window in the order of panels: the first token of each key, then
+    // the second of each, and so on, each time filled up to `length` with repetitions of the last.
+    // With a key for each token that is their own order.
+    std::vector<int64_t> panels(int64_t length) const {
+        const int64_t across_keys = window / cell;
+        std::vector<int64_t> tokens;
+        for (int64_t panel = 0; panel < cell * cell; ++panel) {
+            for (int64_t n = 0; n < length; ++n) {
+                const int64_t m = std::min(n, keys - 1);
+                const int64_t y = m / across_keys * cell + panel / cell;
+                tokens.push_back(y * window + m % across_keys * cell + panel % cell);
+            }
+        }
+        return tokens;
+    }
+
     // The mask separates tokens of some window only in the last row or column of windows.
     bool masked(int64_t index) const {
         return shift > 0 && (index / across % down == down - 1 || index % across == across - 1);
@@ -109,22 +125,23 @@ struct WindowGrid {
     }
 };
 
-// The table for every query and key of a window: [heads][blocks][keys][block], as kernels read it.
+// The table for every key of a window and query[n], n = 0, 1, ..., whose number is a multiple of
+// `block`: [heads][blocks][keys][block], as kernels read it.
 template <class T>
-void expand_bias(const WindowGrid& grid, const AttentionSizes<T>& sizes, const Tensor& table,
-                 T* dense) {
+void expand_bias(const WindowGrid& grid, const std::vector<int64_t>& query, int64_t block,
+                 const Tensor& table, T* dense) {
     const T* from = table.const_data_ptr<T>();
+    const int64_t blocks = int64_t(query.size()) / block;
     torch::stable::parallel_for(
-        0, grid.heads * sizes.blocks, std::max<int64_t>(1, kSmallTask / 64 / sizes.keys),
+        0, grid.heads * blocks, std::max<int64_t>(1, kSmallTask / 64 / grid.keys),
         [&](int64_t begin, int64_t end) {
             for (int64_t task = begin; task < end; ++task) {
-                const int64_t head = task / sizes.blocks, first = task % sizes.blocks * sizes.block;
-                T* to = dense + task * sizes.keys * sizes.block;
-                for (int64_t m = 0; m < sizes.keys; ++m) {
-                    for (int64_t n = first; n < first + sizes.block; ++n) {
-                        *to++ = n < sizes.queries ? from[grid.table_row(n, m) * table.stride(0) +
-                                                         head * table.stride(1)]
-                                                  : T(0);
+                const int64_t head = task / blocks, first = task % blocks * block;
+                T* to = dense + task * grid.keys * block;
+                for (int64_t m = 0; m < grid.keys; ++m) {
+                    for (int64_t n = first; n < first + block; ++n) {
+                        *to++ = from[grid.table_row(query[n], m) * table.stride(0) +
+                                     head * table.stride(1)];
                     }
                 }
             }

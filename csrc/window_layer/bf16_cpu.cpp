@@ -21,6 +21,7 @@
 // and 0.18). Asking for the next window's tokens early gained 3%, in six parts between the heads,
 // and nothing at once: left out.
 #include "../common/pairs.h"
+#include "../window_attention/softmax.h"
 #include "window_layer.h"
 
 namespace c2d::C2D_ISA {
@@ -28,31 +29,34 @@ namespace {
 
 constexpr float kMasked = -100 * 1.44269504f;  // the mask between regions, in powers of two
 
-// Scratch memory of a call, cut up: rows of `length` tokens, of `half` pairs for v.
+// Scratch memory of a call, cut up: rows of `length` tokens, those of a panel, of `half` pairs for
+// v. x and q are of all panels, one behind the other.
 struct Scratch {
     int64_t length, half, head_pairs, elements = 0;
-    float *x, *wide, *scores, *inverse;
+    float *x, *wide, *keys, *values, *scores, *inverse;
     Pair *input, *q, *k, *v, *powers, *hidden;
 
     Scratch(const LayerSizes<float>& sizes, float* memory)
         : length(sizes.block * sizes.blocks),
           half(length / 2),
           head_pairs((sizes.channels / sizes.heads + 1) / 2) {
-        const int64_t C = sizes.channels, wide_rows = 3 * C > sizes.hidden ? 3 * C : sizes.hidden;
+        const int64_t C = sizes.channels, wide_rows = C > sizes.hidden ? C : sizes.hidden;
         const auto cut = [&](auto*& part, int64_t count) {
             static_assert(sizeof(*part) == sizeof(float));
             part = memory == nullptr ? nullptr : (__typeof__(part + 0))(memory + elements);
             elements += rounded_up(count, kLanes);
         };
-        cut(x, C * length);
+        cut(x, sizes.cells * C * length);
         cut(wide, wide_rows * length);
-        cut(scores, sizes.tokens * sizes.block);
+        cut(keys, C * length);
+        cut(values, C * length);
+        cut(scores, sizes.keys * sizes.block);
         cut(inverse, sizes.block);
         cut(input, weight_pairs(C) * length);
-        cut(q, sizes.heads * head_pairs * length);
+        cut(q, sizes.cells * sizes.heads * head_pairs * length);
         cut(k, sizes.heads * head_pairs * length);
         cut(v, C * half);
-        cut(powers, (sizes.tokens + 1) / 2 * sizes.block);
+        cut(powers, (sizes.keys + 1) / 2 * sizes.block);
         cut(hidden, weight_pairs(sizes.hidden) * length);
     }
 };
@@ -65,10 +69,36 @@ inline void round_values(const LayerSizes<float>& sizes, const float* from, cons
             const Halves halves = halves_of(load<float, kLanes>(from + c * s.length + n));
             __builtin_memcpy(row + n / 2, &halves, sizeof(halves));
         }
-        if (sizes.tokens % 2 != 0) {
-            __builtin_memset((char*)row + 2 * sizes.tokens, 0, 2);
+        if (sizes.keys % 2 != 0) {
+            __builtin_memset((char*)row + 2 * sizes.keys, 0, 2);
         }
     }
+}
+
+// Each head's rows in pairs of channels.
+inline void pair_heads(const LayerSizes<float>& sizes, const float* rows, const Scratch& s,
+                       Pair* to) {
+    const int64_t head_dim = sizes.channels / sizes.heads;
+    for (int64_t head = 0; head < sizes.heads; ++head) {
+        pair_all(head_dim, s.length, rows + head * head_dim * s.length, 0.0f,
+                 to + head * s.head_pairs * s.length, unchanged);
+    }
+}
+
+// Reads a panel and writes its x, its q and its share of the channels of keys and values.
+inline void project(const LayerSizes<float>& sizes, const LayerWeights<float, Pair>& weights,
+                    const LayerWindow<float, Bfloat16>& window, const Scratch& s, int64_t panel) {
+    const int64_t C = sizes.channels, length = s.length, share = C / sizes.cells;
+    const int64_t steps = weight_pairs(C), at = panel * share * length;
+    float* const x = s.x + panel * C * length;
+    turn_map_in(length, C, window.x, window.x_token + panel * length, length, s.input, x);
+    normalise_pairs(C, length, sizes.eps, x, s.input);
+    multiply_pairs(C, steps, length, weights.qkv, s.input, false, s.wide);
+    pair_heads(sizes, s.wide, s, s.q + panel * sizes.heads * s.head_pairs * length);
+    const Pair* const key_weights = weights.qkv + C * steps;
+    multiply_pairs(share, steps, length, key_weights, s.input, false, s.keys + at);
+    multiply_pairs(share, steps, length, key_weights + share * steps, s.input, false,
+                   s.values + at);
 }
 
 // powers = 2^(score + mask - max over keys) of a vector of queries, in pairs of keys; returns one
@@ -83,61 +113,43 @@ inline Floats softmax_pairs(float* scores, int64_t keys, int64_t step, const flo
             store<float, kLanes>(at, load<float, kLanes>(at) + (region != other ? masked : kept));
         }
     }
-    // Four maxima at a time: one would wait for itself.
-    constexpr int chains = 4;
-    Floats most[chains];
-    for (int i = 0; i < chains; ++i) {
-        most[i] = load<float, kLanes>(scores + (i < keys ? i : 0) * step);
-    }
-    int64_t key = chains;
-    for (; key + chains <= keys; key += chains) {
-#pragma GCC unroll 4
-        for (int i = 0; i < chains; ++i) {
-            const Floats score = load<float, kLanes>(scores + (key + i) * step);
-            most[i] = score > most[i] ? score : most[i];
-        }
-    }
-    for (; key < keys; ++key) {
-        const Floats score = load<float, kLanes>(scores + key * step);
-        most[0] = score > most[0] ? score : most[0];
-    }
-    for (int i = 1; i < chains; ++i) {
-        most[0] = most[i] > most[0] ? most[i] : most[0];
-    }
+    const Floats most = largest<float, kLanes>(scores, keys, step);
     Floats sum{}, other_sum{};
-    for (key = 0; key + 2 <= keys; key += 2, powers += step) {
-        const Floats a = short_exp2(load<float, kLanes>(scores + key * step) - most[0]);
-        const Floats b = short_exp2(load<float, kLanes>(scores + (key + 1) * step) - most[0]);
+    int64_t key = 0;
+    for (; key + 2 <= keys; key += 2, powers += step) {
+        const Floats a = short_exp2(load<float, kLanes>(scores + key * step) - most);
+        const Floats b = short_exp2(load<float, kLanes>(scores + (key + 1) * step) - most);
         sum += a;
         other_sum += b;
         store<Pair, kLanes>(powers, paired(a, b));
     }
     if (key < keys) {
-        const Floats a = short_exp2(load<float, kLanes>(scores + key * step) - most[0]);
+        const Floats a = short_exp2(load<float, kLanes>(scores + key * step) - most);
         sum += a;
         store<Pair, kLanes>(powers, paired(a, Floats{}));
     }
     return 1.0f / (sum + other_sum);
 }
 
-// Attention of all heads, from s.q, s.k and s.v to the first C rows of s.wide.
+// Attention of a panel, all heads, from s.q, s.k and s.v to the first C rows of s.wide.
 inline void attend(const LayerSizes<float>& sizes, const LayerWeights<float, Pair>& weights,
-                   const LayerWindow<float, Bfloat16>& window, const Scratch& s) {
-    const int64_t step = sizes.block, keys = sizes.tokens, length = s.length;
+                   const LayerWindow<float, Bfloat16>& window, const Scratch& s, int64_t panel) {
+    const int64_t step = sizes.block, keys = sizes.keys, length = s.length;
     const int64_t head_dim = sizes.channels / sizes.heads, key_pairs = (keys + 1) / 2;
+    const float* const region = window.region == nullptr ? nullptr : window.region + panel * length;
     const float* bias = weights.bias;
     for (int64_t head = 0; head < sizes.heads; ++head) {
-        const Pair* const q = s.q + head * s.head_pairs * length;
+        const Pair* const q = s.q + (panel * sizes.heads + head) * s.head_pairs * length;
         const Pair* const k = s.k + head * s.head_pairs * length;
         const Pair* const v = s.v + head * head_dim * s.half;
         for (int64_t first = 0; first < length; first += step, bias += keys * step) {
             product<float, kLanes, Pair>(
                 {s.head_pairs, k, 1, length, q + first, length, bias, s.scores, step}, keys, step);
             for (int64_t column = 0; column < step; column += kLanes) {
-                const Floats inverse = softmax_pairs(
-                    s.scores + column, keys, step,
-                    window.region == nullptr ? nullptr : window.region + first + column,
-                    window.region, s.powers + column);
+                const Floats inverse =
+                    softmax_pairs(s.scores + column, keys, step,
+                                  region == nullptr ? nullptr : region + first + column,
+                                  window.region, s.powers + column);
                 store<float, kLanes>(s.inverse + column, inverse);
             }
             float* const out = s.wide + head * head_dim * length + first;
@@ -158,25 +170,24 @@ void run(const LayerSizes<float>& sizes, const LayerWeights<float, Pair>& weight
          const LayerWindow<float, Bfloat16>& window, float* scratch) {
     const Scratch s(sizes, scratch);
     const int64_t C = sizes.channels, hidden = sizes.hidden, length = s.length;
-    const int64_t head_dim = C / sizes.heads;
-    turn_map_in(sizes.tokens, C, window.x, window.x_token, length, s.input, s.x);
-    normalise_pairs(C, length, sizes.eps, s.x, s.input);
-    multiply_pairs(3 * C, weight_pairs(C), length, weights.qkv, s.input, false, s.wide);
-    for (int64_t head = 0; head < sizes.heads; ++head) {
-        const float* const rows = s.wide + head * head_dim * length;
-        const int64_t to = head * s.head_pairs * length;
-        pair_all(head_dim, length, rows, 0.0f, s.q + to, unchanged);
-        pair_all(head_dim, length, rows + C * length, 0.0f, s.k + to, unchanged);
+    for (int64_t panel = 0; panel < sizes.cells; ++panel) {
+        project(sizes, weights, window, s, panel);
     }
-    round_values(sizes, s.wide + 2 * C * length, s);
-    attend(sizes, weights, window, s);
-    pair_with_ones(C, length, s.wide, s.input, unchanged);
-    multiply_pairs(C, weight_pairs(C), length, weights.proj, s.input, true, s.x);
-    normalise_pairs(C, length, sizes.eps, s.x, s.input);
-    multiply_pairs(hidden, weight_pairs(C), length, weights.first, s.input, false, s.wide);
-    pair_with_ones(hidden, length, s.wide, s.hidden, [](int64_t) { return short_gelu; });
-    multiply_pairs(C, weight_pairs(hidden), length, weights.second, s.hidden, true, s.x);
-    turn_map_out(sizes.tokens, C, s.x, length, s.input, window.out_token, window.out);
+    pair_heads(sizes, s.keys, s, s.k);
+    round_values(sizes, s.values, s);
+    for (int64_t panel = 0; panel < sizes.cells; ++panel) {
+        float* const x = s.x + panel * C * length;
+        attend(sizes, weights, window, s, panel);
+        pair_with_ones(C, length, s.wide, s.input, unchanged);
+        multiply_pairs(C, weight_pairs(C), length, weights.proj, s.input, true, x);
+        if (hidden > 0) {
+            normalise_pairs(C, length, sizes.eps, x, s.input);
+            multiply_pairs(hidden, weight_pairs(C), length, weights.first, s.input, false, s.wide);
+            pair_with_ones(hidden, length, s.wide, s.hidden, [](int64_t) { return short_gelu; });
+            multiply_pairs(C, weight_pairs(hidden), length, weights.second, s.hidden, true, x);
+        }
+        turn_map_out(length, C, x, length, s.input, window.out_token + panel * length, window.out);
+    }
 }
 
 int64_t scratch(const LayerSizes<float>& sizes) { return Scratch(sizes, nullptr).elements; }

@@ -1,6 +1,6 @@
-// What one instruction set offers for a whole layer of a transformer in windows: all the arithmetic
-// of one window. cpu.cpp defines it once per instruction set; the host side in window_layer.cpp
-// folds weights, walks windows and knows where their tokens lie.
+// What one instruction set offers for a layer of a transformer in windows, or for its attention
+// alone: all the arithmetic of one window. cpu.cpp defines it once per instruction set; the host
+// side in window_layer.cpp folds weights, walks windows and knows where their tokens lie.
 #pragma once
 
 #include <stdint.h>
@@ -13,23 +13,27 @@ namespace c2d {
 // products behind them and the scale of q into its rows; a column after the last holds the biases.
 template <class T, class Weight = T>
 struct LayerWeights {
-    const Weight* qkv;     // (3C, C + 1)
+    const Weight* qkv;     // (C + 2 C / cells, C + 1)
     const Weight* proj;    // (C, C + 1)
     const Weight* first;   // (hidden, C + 1)
     const Weight* second;  // (C, hidden + 1)
     const T* bias;         // relative bias, [heads][blocks][keys][block]
 };
 
-// What all windows of a call have in common. Tokens are handled in blocks of `block`, one or two
-// vectors; the last block may be partly empty.
+// What all windows of a call have in common. A key is stacked from `cells` tokens, 1 or SRFormer's
+// 4, so that a window has `cells` panels of tokens: panel p holds the p-th token of every key, in
+// the order of the keys. Panels are handled in blocks of `block` tokens, one or two vectors, and
+// filled up to `blocks` of them with repetitions of their last token.
 template <class T>
 struct LayerSizes {
-    int64_t tokens, channels, hidden, heads;
-    int64_t block, blocks;
+    int64_t keys, cells, channels;
+    int64_t hidden;  // 0: no MLP; it is 0 where cells is not 1
+    int64_t heads, block, blocks;
     T eps;
 };
 
-// Tokens of a window: where each begins in the two maps, and, where windows are masked, its region.
+// Tokens of a window, panel by panel: where each begins in the two maps, and, where windows are
+// masked, its region. A key's region is that of its first token.
 template <class T, class Map = T>
 struct LayerWindow {
     const Map* x;

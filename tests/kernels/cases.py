@@ -222,6 +222,37 @@ def _dual(
     )
 
 
+def _branch(
+    name: str,
+    batch: int,
+    height: int,
+    width: int,
+    channels: int,
+    *,
+    permuted: bool = False,
+    window: int = 4,
+    heads: int = 2,
+    shift: int = 2,
+) -> Case:
+    inputs = {"q": channels, "kv": channels // 2} if permuted else {"qkv": 3 * channels}
+    matrices = {module: (rows, channels) for module, rows in inputs.items()}
+    matrices |= {"proj": (channels, channels), "norm": (channels,)}
+    keys = window // 2 if permuted else window
+    return Case(
+        name,
+        "attention_branch",
+        {
+            "x": (batch, height, width, channels),
+            "bias_table": ((2 * keys - 1) ** 2, heads),
+            **_modules(matrices),
+        },
+        {"window_size": window, "num_heads": heads, "shift": shift},
+        ("x",),
+        prepare=_matrices_that_keep_variance,
+        result="x",
+    )
+
+
 def _modules(matrices: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of modules' weights and biases."""
     both = {f"{module}.weight": shape for module, shape in matrices.items()}
@@ -351,6 +382,8 @@ SMALL = [
     _attention("attention", 1, 4, 6, 2, window=2, shift=1),
     _permuted("permuted", 1, 8, 4, 4),
     _layer("layer", 1, 4, 6, 4, 6, window=2, shift=1),
+    _branch("branch", 1, 4, 6, 4, window=2, shift=1),
+    _branch("branch-permuted", 1, 8, 4, 4, permuted=True),
     _post_norm("post-norm", 1, 2, 3, 4, 5, part=3),
     _conv_ffn("conv-ffn", 1, 3, 4, 4, 5),
     _dual("dual", 1, 3, 4, 4, 3),
@@ -380,6 +413,14 @@ AWKWARD = [
     _layer("layer-three-channels", 1, 4, 8, 3, 7, heads=3),
     _layer("layer-no-batch", 0, 8, 4, 2, 2),
     _layer("layer-1x1", 1, 1, 1, 18, 2, window=1, shift=0),
+    _branch("branch-49-tokens", 2, 14, 7, 12, window=7, shift=3),
+    _branch("branch-no-batch", 0, 8, 4, 2),
+    _branch("branch-1x1", 1, 1, 1, 18, window=1, shift=0),
+    _branch("branch-srformer", 1, 32, 48, 60, permuted=True, window=16, heads=6, shift=8),
+    _branch("branch-permuted-9-keys", 2, 6, 12, 20, permuted=True, window=6, shift=4),
+    _branch("branch-permuted-49-keys", 1, 14, 28, 12, permuted=True, window=14, heads=3, shift=6),
+    _branch("branch-permuted-no-batch", 0, 8, 4, 4, permuted=True),
+    _branch("branch-permuted-2x2", 1, 2, 2, 4, permuted=True, window=2, shift=0),
     _post_norm("post-norm-hiet", 1, 9, 15, 60, 120, part=30),
     _post_norm("post-norm-few-channels", 2, 5, 13, 3, 40, part=1),
     _post_norm("post-norm-no-batch", 0, 2, 3, 4, 5, part=2),

@@ -131,7 +131,9 @@ def test_a_bias_keeps_sixteen_bits(inputs: int) -> None:
     assert ((kept - bias).abs() <= bias.abs() * 2**-16).all()
 
 
-PARTS = [case for case in AWKWARD if case.operator in ("res_post_norm", "conv_ffn")]
+PARTS = [
+    case for case in AWKWARD if case.operator in ("attention_branch", "res_post_norm", "conv_ffn")
+]
 every_part = pytest.mark.parametrize("case", PARTS, ids=[case.name for case in PARTS])
 
 
@@ -193,7 +195,7 @@ def test_tiles_of_a_map_do_not_show() -> None:
 OPERATORS = {
     case.operator: case
     for case in SMALL
-    if case.operator in ("window_layer", "res_post_norm", "conv_ffn")
+    if case.operator in ("window_layer", "attention_branch", "res_post_norm", "conv_ffn")
 }
 
 
@@ -201,7 +203,8 @@ OPERATORS = {
 @pytest.mark.parametrize("case", OPERATORS.values(), ids=list(OPERATORS))
 def test_bfloat16_reaches_the_kernel_as_it_is(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """The map and what is multiplied; of other types only float32 does."""
-    packet, seen = getattr(torch.ops.c2d_native, case.operator), []
+    name = "window_layer" if case.operator == "attention_branch" else case.operator
+    packet, seen = getattr(torch.ops.c2d_native, name), []
     kernel = packet.default
     monkeypatch.setattr(packet, "default", lambda *args: seen.append(args) or kernel(*args))
     for dtype in (torch.bfloat16, torch.float16, torch.float32):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from c2d_kernels.attention_branch import op as attention_branch
 from c2d_kernels.conv_ffn import op as conv_ffn
 from c2d_kernels.coordinate_query import op as coordinate_query
 from c2d_kernels.dual_features import op as dual_features
@@ -24,6 +25,16 @@ FORMULAS = [  # formula, value by hand, what it is
         window_layer.flops(1, 64, 64, 60, 120, 8),
         2 * 4096 * (60 * 180 + 2 * 64 * 60 + 60 * 60 + 2 * 60 * 120),
         "qkv, attention, projection, MLP",
+    ),
+    (
+        attention_branch.flops(1, 64, 64, 60, 8, False),
+        2 * 4096 * (60 * 180 + 2 * 64 * 60 + 60 * 60),
+        "qkv, attention, projection",
+    ),
+    (
+        attention_branch.flops(1, 64, 64, 60, 16, True),
+        2 * 4096 * (60 * 90 + 2 * 64 * 60 + 60 * 60),
+        "q, kv, permuted attention, projection",
     ),
     (
         res_post_norm.flops(1, 64, 64, 60, 60, 120),
@@ -64,6 +75,8 @@ SMALL_FLOPS = {  # the definition's operations in the small cases
     "attention": 4 * 24 * 4 * 4,
     "permuted": 32 * 16 * 4,
     "layer": 2 * 24 * (4 * 12 + 2 * 4 * 4 + 4 * 4 + 2 * 4 * 6),
+    "branch": 2 * 24 * (4 * 12 + 2 * 4 * 4 + 4 * 4),
+    "branch-permuted": 2 * 32 * (4 * 6 + 2 * 4 * 4 + 4 * 4),
     "post-norm": 2 * 6 * 4 * (6 + 2 * 5),
     "conv-ffn": 2 * 12 * 5 * (2 * 4 + 25),
     "dual": 2 * 12 * (4 * 4 + 2 * 4 * 3 + 9 * 9),

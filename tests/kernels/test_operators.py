@@ -114,7 +114,7 @@ def test_compile_inductor(take) -> None:
         assert relative_error(got, want.double()) <= 1e-5
 
 
-LAYERS = ("conv_ffn", "dual_features", "res_post_norm", "window_layer")
+LAYERS = ("attention_branch", "conv_ffn", "dual_features", "res_post_norm", "window_layer")
 
 
 @small

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,7 +157,9 @@ def test_not_a_number_stays_in_its_window() -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("name", ["post-norm-hiet", "conv-ffn-srformer", "dual-hit"])
+@pytest.mark.parametrize(
+    "name", ["post-norm-hiet", "conv-ffn-srformer", "dual-hit", "branch-srformer"]
+)
 def test_other_layers_are_bitwise_the_same_for_any_threads(name: str) -> None:
     case = next(case for case in AWKWARD if case.name == name)
     tensors, before = case.tensors(torch.float32), torch.get_num_threads()
@@ -194,10 +197,15 @@ def test_every_instruction_set(isa: str) -> None:
     tests = ["test_float64_equals_reference", "test_as_exact_as_the_formula"]
     tests = [f"{__file__}::{name}" for name in tests]
     tests += [f"{operators}::test_float64_equals_reference", f"{operators}::test_numerics_rule"]
-    mine = "(test_whole_layers.py or post-norm or conv-ffn or dual) and not w32 and not float16"
+    mine = "(test_whole_layers.py or branch or post-norm or conv-ffn or dual)"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, "-k", f"{mine} and not -op and not reference]", *tests],
+        [
+            *command,
+            "-k",
+            f"{mine} and not w32 and not float16 and not -op and not reference]",
+            *tests,
+        ],
         env={**os.environ, "C2D_ISA": isa},
         capture_output=True,
         text=True,
@@ -247,3 +255,22 @@ def test_refusals() -> None:
             c2d_kernels.window_layer(x, table, wrong, **options)
     with pytest.raises(ValueError, match="x"):
         c2d_kernels.window_layer(x[:, :7], table, weights, **options)
+
+
+def test_refusals_of_the_attention_branch() -> None:
+    case = next(case for case in AWKWARD if case.name == "branch-permuted-9-keys")
+    tensors = case.tensors(torch.float32)
+    refused = [
+        ({"window_size": 3, "shift": 0}, "window_size must be even, since keys are cells of 2x2"),
+        ({"shift": 3}, "shift must be even"),
+        ({"num_heads": 3}, "num_heads must divide the channels of x, 20, got 3"),
+        ({"window_size": 4, "shift": 0}, "multiples of the window 4x4, got 6x12"),
+    ]
+    for options, message in refused:
+        with pytest.raises(ValueError, match=message):
+            replace(case, options={**case.options, **options}).call(tensors)
+    missing = {name: x for name, x in tensors.items() if name != "kv.bias"}
+    both = {**tensors, "qkv.weight": tensors["q.weight"]}
+    for wrong, message in ((missing, "must hold 'kv.bias'"), (both, "weights holds 'qkv.weight'")):
+        with pytest.raises(ValueError, match=message):
+            case.call(wrong)
