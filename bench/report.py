@@ -72,11 +72,16 @@ def exponent(points: Sequence[tuple[float, float]]) -> float | None:
 
 
 def growth_table(results: Results) -> list[str]:
-    """Seconds and MiB by side, and what they grow with."""
+    """Seconds and MiB by side, and what they grow with.
+
+    Processor time in user mode leaves out the kernel's: it clears the pages of each block of more
+    than 32 MiB that glibc maps anew.
+    """
     lines = []
     sides = sorted({int(row["side"]) for row in results.growth})
     for field, unit, divisor in (
         ("median_ms", "time, s", 1e3),
+        ("user_s", "processor time in user mode, s", 1),
         ("peak_MiB", "peak memory, MiB", 1),
     ):
         rows = []
@@ -84,7 +89,7 @@ def growth_table(results: Results) -> list[str]:
             points = {
                 int(row["side"]): row[field] / divisor
                 for row in results.growth
-                if row["network"] == network and row[field] is not None
+                if row["network"] == network and row.get(field) is not None
             }
             large = [(side**2, value) for side, value in points.items() if side >= GROWTH_FROM]
             slope = exponent(large)

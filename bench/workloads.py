@@ -157,6 +157,13 @@ class Workload:
         return tensor.double() if exact else tensor
 
 
+def in_one_row_on_a_cpu() -> dict[str, tuple]:
+    """Arguments of `table` for shapes that take minutes on a CPU: float32, forward only, there."""
+    if machine.device().type == "cuda":
+        return {}
+    return {"dtypes": (torch.float32,), "directions": ("forward",)}
+
+
 def table(
     subject: str,
     shapes: Mapping[Size, Mapping[str, dict[str, object]]],

@@ -19,7 +19,7 @@ from bench.contenders import (
     unless,
     without_package,
 )
-from bench.workloads import Function, Workload, table
+from bench.workloads import Function, Workload, in_one_row_on_a_cpu, table
 
 # MambaIRv2-L: 48 channels, 8 states, one token a pixel of the LR image (x4: 320x180 -> 1280x720),
 # which it hands over channels-last: (B, L, D) in memory.
@@ -39,9 +39,6 @@ WHOLE = {
         "B4 L4096 (B,D,L)": {"batch": 4, "length": 64 * 64},
     }
 }
-ROWS_OF_WHOLE = 1 + (machine.device().type == "cuda")
-DTYPES_OF_WHOLE = (torch.float32, torch.bfloat16)[:ROWS_OF_WHOLE]
-DIRECTIONS_OF_WHOLE = ("forward", "forward+backward")[:ROWS_OF_WHOLE]
 LONGEST_UNROLLED = 64
 
 
@@ -110,7 +107,7 @@ CONTENDERS: list[Contender] = [
 @pytest.mark.race(
     workloads=[
         *table("selective_scan", SHAPES, make),
-        *table("selective_scan", WHOLE, make, DTYPES_OF_WHOLE, DIRECTIONS_OF_WHOLE),
+        *table("selective_scan", WHOLE, make, **in_one_row_on_a_cpu()),
     ],
     contenders=CONTENDERS,
 )

@@ -25,7 +25,7 @@ from bench.contenders import (
     kernels_of,
     peer,
 )
-from bench.workloads import Workload, table
+from bench.workloads import Workload, in_one_row_on_a_cpu, table
 
 SWIN = {
     "quick": {
@@ -34,6 +34,10 @@ SWIN = {
     },
     "full": {
         "320x184 w8 shift 4": {"height": 184, "width": 320, "shift": 4},
+    },
+}
+WIDE = {
+    "full": {
         "320x192 w16 shift 8": {"height": 192, "width": 320, "window": 16, "shift": 8},
     },
 }
@@ -99,7 +103,10 @@ def no_gradients_on_a_cpu(workload: Workload) -> str | None:
 
 
 @pytest.mark.race(
-    workloads=table("window_attention", SWIN, window_attention),
+    workloads=[
+        *table("window_attention", SWIN, window_attention),
+        *table("window_attention", WIDE, window_attention, **in_one_row_on_a_cpu()),
+    ],
     contenders=[
         REFERENCE,
         *kernels_of("window_attention"),
