@@ -16,16 +16,24 @@ from bench.workloads import Workload
 SECONDS_A_ROW = {"quick": 0.15, "full": 0.7}
 
 
+Absences = dict[str, dict[str, dict[str, int]]]  # reason -> contender -> subject -> rows
+
+
 @dataclass
 class Ledger:
     """What a session has to tell at its end."""
 
     rows: list[dict[str, object]] = field(default_factory=list)
     others: dict[str, list[dict[str, object]]] = field(default_factory=dict)  # kind -> its rows
-    absent: dict[str, str] = field(default_factory=dict)  # contender and subject -> reason
+    absent: Absences = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)  # contender and workload -> reason
     reference_seconds: float = 0.0  # of the latest workload, once it was raced
     _latest: tuple[Workload, Truth, Work] | None = None
+
+    def leave_out(self, contender: Contender, workload: Workload, reason: str) -> None:
+        """One row that is not there, and why."""
+        rows = self.absent.setdefault(reason, {}).setdefault(contender.name, {})
+        rows[workload.subject] = rows.get(workload.subject, 0) + 1
 
     def truth_of(self, workload: Workload) -> tuple[Truth, Work]:
         """The float64 outputs and bounds, and what is to be done for them.

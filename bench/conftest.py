@@ -121,7 +121,7 @@ def fill_row(request: pytest.FixtureRequest, benchmark):
     def fill(workload, contender) -> None:
         reason = contender.absent(workload)
         if reason:
-            ledger.absent[f"{contender.name} ({workload.subject})"] = reason
+            ledger.leave_out(contender, workload, reason)
             pytest.skip(f"{contender.name} is absent: {reason}")
         try:
             compare(workload, contender, benchmark, ledger)

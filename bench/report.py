@@ -16,7 +16,7 @@ import numpy as np
 
 from bench import complexity
 from bench.published import PUBLISHED
-from bench.summary import number
+from bench.summary import absences, number
 from c2d_kernels.operators import operators
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,10 +162,7 @@ def about(results: Results) -> list[str]:
 def not_timed(results: Results) -> list[str]:
     """What was refused or absent, by reason."""
     lines = [f"- refused, not timed: {reason}" for reason in results.refused.values()]
-    reasons: dict[str, list[str]] = {}
-    for name, reason in results.absent.items():
-        reasons.setdefault(reason, []).append(name)
-    lines += [f"- absent: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    lines += [f"- {line}" for line in absences(results.absent)]
     others = [name for name in (*operators, *PUBLISHED) if name not in results.subjects()]
     if others:
         lines.append(f"- not in this run, which was stopped or narrowed: {', '.join(others)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.comparison import Ledger
+from bench.comparison import Absences, Ledger
 from bench.correctness import PEER_SLACK
 
 HEADINGS = (
@@ -36,8 +36,7 @@ def lines(ledger: Ledger, machine: dict[str, object], others: float | None) -> l
     if any(map(beyond_the_rule, ledger.rows)):
         text.append(f"*: a peer less exact than our rule allows us (up to {PEER_SLACK} times).")
     text += [f"REFUSED, not timed: {reason}" for reason in ledger.refused.values()]
-    for reason, names in by_reason(ledger.absent).items():
-        text.append(f"absent: {', '.join(names)}: {reason}")
+    text += absences(ledger.absent)
     text.append(
         f"{machine['processor']} ({machine['isa']}), threads {machine['threads']} "
         f"of {machine['cores']} cores, pinned to {machine['pinned_to']}, torch {machine['torch']}"
@@ -109,9 +108,17 @@ def align(rows: Sequence[Sequence[str]], numbers: int = NUMBERS) -> list[str]:
     ]
 
 
-def by_reason(absent: dict[str, str]) -> dict[str, list[str]]:
-    """The absent contenders gathered under the sentence they share."""
-    gathered: dict[str, list[str]] = {}
-    for name, reason in absent.items():
-        gathered.setdefault(reason, []).append(name)
-    return gathered
+def absences(absent: Absences) -> list[str]:
+    """A line a reason: who is absent from how many rows of what."""
+    return [
+        f"absent: {'; '.join(f'{name} from {rows_of(rows)}' for name, rows in names.items())}: "
+        f"{reason}"
+        for reason, names in absent.items()
+    ]
+
+
+def rows_of(rows: dict[str, int]) -> str:
+    """As in "1 row of swinir_l, 2 of hit_sir"."""
+    (first, count), *rest = rows.items()
+    others = "".join(f", {more} of {subject}" for subject, more in rest)
+    return f"{count} row{'s' if count > 1 else ''} of {first}{others}"

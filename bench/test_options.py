@@ -82,11 +82,11 @@ def test_parts(part: str) -> None:
 
 def test_summary_names_what_is_refused_absent_and_busy() -> None:
     ledger = Ledger(
-        absent={"a (x)": "not installed", "b (x)": "not installed"},
+        absent={"not installed": {"a": {"x": 2, "y": 1}, "b": {"x": 1}}},
         refused={"c on x": "c is wrong"},
     )
     text = "\n".join(summary.lines(ledger, machine.describe(), others=0.5))
-    assert "absent: a (x), b (x): not installed" in text
+    assert "absent: a from 2 rows of x, 1 of y; b from 1 row of x: not installed" in text
     assert "REFUSED, not timed: c is wrong" in text
     assert "50% of this machine during the run: do not quote the milliseconds" in text
     assert f"threads {torch.get_num_threads()}" in text

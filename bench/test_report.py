@@ -56,7 +56,7 @@ def stored(path: Path, rows: list[dict], **changes) -> Path:
         "commit_info": {"id": "0123456789abcdef", "dirty": False},
         "size": "full",
         "refused": {},
-        "absent": {"mamba_ssm (selective_scan)": "it is not installed"},
+        "absent": {"it is not installed": {"mamba_ssm": {"selective_scan": 3}}},
         "benchmarks": [{"extra_info": each} for each in rows],
     } | changes
     path.write_text(json.dumps(run))
@@ -103,7 +103,8 @@ def test_document_names_machine_commit_and_what_is_absent(results):
     text = report.document([results])
     for part in (
         *("Some CPU; 2 threads of 4 cores", "commit 0123456789ab, 2026-01-02", "200 GFLOP/s"),
-        *("absent: mamba_ssm (selective_scan): it is not installed", "| `hit_sir` | 4 | 791,540 |"),
+        "absent: mamba_ssm from 3 rows of selective_scan: it is not installed",
+        "| `hit_sir` | 4 | 791,540 |",
         *("not in this run, which was stopped or narrowed: ", ", srformer_l, mambairv2_l, "),
         *("Not measured on a GPU yet", "| 500 | 4.00 | 3.80-4.20 |"),
     ):
