@@ -117,6 +117,7 @@ class Trainer:
         self.shared = self.processes.share(self.net)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr, betas=(0.9, 0.99))
         self.step = 0
+        self.saved_step: int | None = None
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.forward = torch.compile(self._loss) if config.compile else self._loss
@@ -135,8 +136,8 @@ class Trainer:
     def train_step(self, batch: dict[str, Tensor]) -> float:
         """Update once on `batch` (CPU tensors, of this process).
 
-        Returns the L1 loss in image units [0, 1], the mean over all processes. If it is not finite,
-        weights and step stay as they are.
+        Returns the L1 loss in image units [0, 1], the mean over all processes. If it, or else the
+        gradient's norm, is not finite, that is returned, and weights and step stay as they are.
         """
         # The same in all processes: HiET rolls its position encoding by it, once a step.
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)
@@ -152,8 +153,10 @@ class Trainer:
             loss = self.forward(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip)
+        norm = float(nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip))
         value = self.processes.mean(float(loss.detach()))
+        if math.isfinite(value) and not math.isfinite(norm):
+            value = norm
         if math.isfinite(value):  # a broken step must not reach the weights
             self.optimizer.step()
             self.average.update_parameters(self.net)
@@ -210,10 +213,11 @@ class Trainer:
                 self.average.module, self.config.output / "model.safetensors", record=self.record()
             )
         except OSError as error:
+            kept = "" if self.saved_step is None else f"; step {self.saved_step} is still there"
             raise ConfigError(
-                f"step {self.step} cannot be saved in {self.config.output}: {error.strerror}; "
-                "what was saved before is still there"
+                f"step {self.step} cannot be saved in {self.config.output}: {error.strerror}{kept}"
             ) from error
+        self.saved_step = self.step
 
     def resume(self) -> None:
         """Continue from `output/state.pt`; length and learning rate may differ, the task not."""
@@ -236,6 +240,7 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        self.saved_step = self.step
 
     def record(self) -> dict[str, Any]:
         """What it takes to judge or repeat the weights: configuration, data, curve, machine."""
@@ -262,7 +267,7 @@ class Trainer:
     def run(self) -> None:
         """Train to `config.steps`; Ctrl-C and SIGTERM, in any process, save and leave.
 
-        Raises ConfigError, with the state saved, when the loss is not finite any more.
+        Raises ConfigError, with a state saved, when the loss or a gradient is not finite any more.
         """
         config, first = self.config, self.processes.first
         log = TrainingLog(config.output, self.step, config.steps, console, shown=first)
@@ -288,18 +293,23 @@ class Trainer:
                     break
             self.processes.wait()  # for process 0, which may still validate and save
 
-    def _leave_broken(self, loss: float) -> NoReturn:
-        """Save, then ConfigError in process 0 and its exit code, in silence, in the others."""
-        if self.processes.first:
+    def _leave_broken(self, value: float) -> NoReturn:
+        """ConfigError in process 0 and its exit code, in silence, in the others.
+
+        The last saved state is kept: what is reached now would break again at the same batch.
+        """
+        if self.processes.first and self.saved_step is None:
             self.save()
         self.processes.wait()  # torchrun ends all processes as soon as one has failed
         if not self.processes.first:
             raise SystemExit(2)
-        raise ConfigError(
-            f"the loss became {loss} at step {self.step}; "
-            f"the state before it is in {self.state_path}: "
-            "lower 'lr' or 'clip' and resume"
+        way_out = (
+            f"{self.state_path} is of step {self.saved_step}: lower 'lr' or 'clip' and resume"
+            if self.saved_step != self.step
+            else f"{self.state_path} holds the weights that it came from: "
+            "lower 'lr' or 'clip' and start anew"
         )
+        raise ConfigError(f"the loss or a gradient became {value} at step {self.step}; {way_out}")
 
     def _prefetched(self) -> Iterator[dict[str, Tensor]]:
         """Batches from the current step on, the next one made while the current one trains."""

@@ -279,14 +279,48 @@ def test_init_refuses_another_network(tmp_path, photos):
         training.build_network(training.load_config(config))
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_state(tmp_path, photos, monkeypatch):
+def break_at(trainer, monkeypatch, step, change):
+    """`trainer` computes the loss changed by `change` at `step`."""
+    forward = trainer.forward
+
+    def broken(batch):
+        loss = forward(batch)
+        return change(loss) if trainer.step == step else loss
+
+    monkeypatch.setattr(trainer, "forward", broken)
+
+
+def infinite_gradient(loss):
+    loss.register_hook(lambda gradient: gradient * math.inf)
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("change", "value"), [(lambda loss: loss * math.nan, "nan"), (infinite_gradient, "inf|nan")]
+)
+def test_a_loss_or_gradient_that_is_not_finite_stops_and_keeps_the_state(
+    tmp_path, photos, monkeypatch, change, value
+):
     trainer = training.Trainer(training.load_config(write_config(tmp_path, photos)))
-    monkeypatch.setattr(trainer, "forward", lambda batch: trainer._loss(batch) * math.nan)
+    break_at(trainer, monkeypatch, 0, change)
     before = {key: value.clone() for key, value in trainer.net.state_dict().items()}
-    with pytest.raises(training.ConfigError, match="the loss became nan at step 0"):
+    said = rf"a gradient became ({value}) at step 0; .* came from: .* start anew"
+    with pytest.raises(training.ConfigError, match=said):
         trainer.run()
     state = torch.load(trainer.state_path, weights_only=True)
     assert state["step"] == 0 and all(torch.equal(state["net"][key], before[key]) for key in before)
+
+
+def test_a_broken_step_leaves_the_checkpoint_before_it(tmp_path, photos, monkeypatch):
+    """From the very state that broke, a smaller learning rate would lead nowhere."""
+    config = training.load_config(write_config(tmp_path, photos, steps=6))
+    trainer = training.Trainer(config)
+    break_at(trainer, monkeypatch, 3, infinite_gradient)
+    with pytest.raises(training.ConfigError, match=r"at step 3; .* is of step 2: .* and resume"):
+        trainer.run()
+    assert torch.load(trainer.state_path, weights_only=True)["step"] == 2
+    training.train(config, resume=True)
+    assert torch.load(trainer.state_path, weights_only=True)["step"] == 6
 
 
 def test_a_signal_saves_and_leaves(tmp_path, photos, monkeypatch):
@@ -390,7 +424,8 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path, photos, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", no_room)
-    with pytest.raises(training.ConfigError, match=r"step 0 cannot be saved in .*: No space left"):
+    said = r"step 0 cannot be saved in .*: No space left on device; step 0 is still there"
+    with pytest.raises(training.ConfigError, match=said):
         trainer.save()
     assert trainer.state_path.read_bytes() == before
     assert sorted(path.name for path in trainer.config.output.iterdir()) == [
