@@ -1,0 +1,178 @@
+"""Training that is stopped, killed or breaks: what is kept, what is said, and how it goes on."""
+
+import errno
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from test_training import write_config
+
+from c2d_models import checkpoints, training
+
+
+@pytest.mark.parametrize("stage", ["continuous", "discrete"])
+def test_a_resumed_run_equals_the_unbroken_one_bitwise(tmp_path, photos, stage):
+    changes = {"stage": stage}
+    if stage == "continuous":
+        changes |= {"scale": None, "queries": 64}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    unbroken = training.run(write_config(tmp_path / "a", photos, **changes))
+    config = write_config(tmp_path / "b", photos, **changes)
+    trainer = training.Trainer(training.load_config(config))
+    for step in range(2):  # stops without a word after two steps, as a killed run would
+        trainer.train_step(trainer.batches.batch(step))
+    trainer.save()
+    resumed = training.run(config, resume=True)
+    left, right = checkpoints.load(unbroken).state_dict(), checkpoints.load(resumed).state_dict()
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_curves_that_cannot_be_written_do_not_end_the_run(tmp_path, photos, capsys, monkeypatch):
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    training.run(write_config(tmp_path, photos))
+    said = capsys.readouterr().err
+    assert said.count("no more curves for TensorBoard: No space left on device") == 1
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 4
+
+
+def break_at(trainer, monkeypatch, step, change):
+    """`trainer` computes the loss changed by `change` at `step`."""
+    forward = trainer.forward
+
+    def broken(batch):
+        loss = forward(batch)
+        return change(loss) if trainer.step == step else loss
+
+    monkeypatch.setattr(trainer, "forward", broken)
+
+
+def infinite_gradient(loss):
+    loss.register_hook(lambda gradient: gradient * math.inf)
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("change", "value"), [(lambda loss: loss * math.nan, "nan"), (infinite_gradient, "inf|nan")]
+)
+def test_a_loss_or_gradient_that_is_not_finite_stops_and_keeps_the_state(
+    tmp_path, photos, monkeypatch, change, value
+):
+    trainer = training.Trainer(training.load_config(write_config(tmp_path, photos)))
+    break_at(trainer, monkeypatch, 0, change)
+    before = {key: value.clone() for key, value in trainer.net.state_dict().items()}
+    said = rf"a gradient became ({value}) at step 0; .* came from: .* start anew"
+    with pytest.raises(training.ConfigError, match=said):
+        trainer.run()
+    state = torch.load(trainer.state_path, weights_only=True)
+    assert state["step"] == 0 and all(torch.equal(state["net"][key], before[key]) for key in before)
+
+
+def test_a_broken_step_leaves_the_checkpoint_before_it(tmp_path, photos, monkeypatch):
+    """From the very state that broke, a smaller learning rate would lead nowhere."""
+    config = training.load_config(write_config(tmp_path, photos, steps=6))
+    trainer = training.Trainer(config)
+    break_at(trainer, monkeypatch, 3, infinite_gradient)
+    with pytest.raises(training.ConfigError, match=r"at step 3; .* is of step 2: .* and resume"):
+        trainer.run()
+    assert torch.load(trainer.state_path, weights_only=True)["step"] == 2
+    training.train(config, resume=True)
+    assert torch.load(trainer.state_path, weights_only=True)["step"] == 6
+
+
+def test_a_signal_saves_and_leaves(tmp_path, photos, monkeypatch):
+    trainer = training.Trainer(training.load_config(write_config(tmp_path, photos, steps=50)))
+    step = trainer.train_step
+
+    def interrupted(batch):
+        if trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(batch)
+
+    monkeypatch.setattr(trainer, "train_step", interrupted)
+    trainer.run()
+    assert torch.load(trainer.state_path, weights_only=True)["step"] == 3
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path, photos):
+    config = write_config(tmp_path, photos, steps=1)
+    training.run(config)
+    with pytest.raises(training.ConfigError, match="already holds a run"):
+        training.run(config)
+    with pytest.raises(training.ConfigError, match="cannot resume: seed was 0, is now 5"):
+        training.run(config, ["seed=5"], resume=True)
+
+
+@pytest.mark.parametrize("stage", ["continuous", "discrete"])
+def test_a_killed_run_resumes_bitwise(tmp_path, photos, stage):
+    """kill -9 at any time after the first checkpoint, then --resume: as if nothing had been."""
+    changes = {"stage": stage, "steps": 12, "checkpoint_every": 1, "validate_every": 6}
+    if stage == "continuous":
+        changes |= {"scale": None, "queries": 64}
+    for folder in ("unbroken", "killed"):
+        (tmp_path / folder).mkdir()
+    unbroken = training.run(write_config(tmp_path / "unbroken", photos, **changes))
+    config = write_config(tmp_path / "killed", photos, **changes)
+    state = tmp_path / "killed" / "run" / "state.pt"
+    code = f"import torch; torch.set_num_threads({torch.get_num_threads()})\n"
+    code += f"from c2d_models import training; training.run({str(config)!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    step = torch.load(state, weights_only=True)["step"]
+    assert 1 <= step < 12
+    resumed = training.run(config, resume=True)
+    for name in ("net", "average", "optimizer"):
+        left, right = (
+            torch.load(path.parent / "state.pt", weights_only=True)[name]
+            for path in (unbroken, resumed)
+        )
+        torch.testing.assert_close(left, right, rtol=0, atol=0)
+
+
+def test_broken_images_are_left_out_and_named(tmp_path, photos, capsys):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "wave3_1.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    trainer = training.Trainer(training.load_config(write_config(tmp_path, folder)))
+    trainer.run()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 of 7 images are left out" in said and "wave3_1.png" in said
+    assert len(trainer.batches.files) + len(trainer.data.held_out) == 6
+    for file in folder.glob("wave*"):
+        file.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"none of .* images can be read; the first: .*png"):
+        training.Trainer(training.load_config(write_config(tmp_path, folder)))
+
+
+def test_a_full_disk_keeps_what_was_saved(tmp_path, photos, monkeypatch):
+    trainer = training.Trainer(training.load_config(write_config(tmp_path, photos)))
+    trainer.save()
+    before = trainer.state_path.read_bytes()
+
+    def no_room(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", no_room)
+    said = r"step 0 cannot be saved in .*: No space left on device; step 0 is still there"
+    with pytest.raises(training.ConfigError, match=said):
+        trainer.save()
+    assert trainer.state_path.read_bytes() == before
+    assert sorted(path.name for path in trainer.config.output.iterdir()) == [
+        "model.safetensors",
+        "state.pt",
+    ]
