@@ -104,6 +104,12 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(path: Path) -> None:
+    """Remove what `write_whole` left beside `path` when its process was killed in the middle."""
+    for rest in path.parent.glob(f".{path.name}.[0-9]*"):
+        rest.unlink(missing_ok=True)
+
+
 def load(
     name_or_path: str | Path,
     device: str | torch.device = "cpu",

@@ -84,14 +84,21 @@ def join(device: str) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
+@dataclass
+class Stop:
+    """A request to stop: the signal's number, 0 while there is none."""
+
+    number: int = 0
+
+
 @contextmanager
-def stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set instead of ending the process; a second one ends it."""
-    event = threading.Event()
+def stop_signal() -> Iterator[Stop]:
+    """What SIGINT and SIGTERM set instead of ending the process; a second one ends it."""
+    stop = Stop()
     previous = {}
 
     def handle(number: int, frame: object) -> None:
-        event.set()
+        stop.number = number
         signal.signal(number, previous[number])
 
     if threading.current_thread() is threading.main_thread():
@@ -99,7 +106,7 @@ def stop_signal() -> Iterator[threading.Event]:
             number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)
         }
     try:
-        yield event
+        yield stop
     finally:
         for number, old in previous.items():
             signal.signal(number, old)

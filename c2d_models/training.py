@@ -119,6 +119,7 @@ class Trainer:
         self.step = 0
         self.saved_step: int | None = None
         self.seconds = 0.0
+        self.losses = (0, 0.0)  # since the last validation: their number and their sum
         self.history: list[dict[str, float]] = []
         self.forward = torch.compile(self._loss) if config.compile else self._loss
 
@@ -203,6 +204,7 @@ class Trainer:
             "processes": self.processes.count,
             "step": self.step,
             "seconds": self.seconds,
+            "losses": self.losses,
             "history": self.history,
         }
         whole = io.BytesIO()  # torch's own writing to a file does not say that a disk is full
@@ -225,6 +227,8 @@ class Trainer:
             state = torch.load(self.state_path, map_location=self.device, weights_only=True)
         except FileNotFoundError as error:
             raise ConfigError(f"nothing to resume: {self.state_path} does not exist") from error
+        except Exception as error:  # the unpickler answers noise by any error there is
+            raise ConfigError(f"cannot resume: {self.state_path} is no state of a run") from error
         saved, now = {"options": {}, **state["config"]}, self.config.model_dump(mode="json")
         for key in ("network", "options", "stage", "scale", "seed", "patch"):
             if saved[key] != now[key]:
@@ -240,7 +244,7 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
-        self.saved_step = self.step
+        self.saved_step, self.losses = self.step, state.get("losses", self.losses)
 
     def record(self) -> dict[str, Any]:
         """What it takes to judge or repeat the weights: configuration, data, curve, machine."""
@@ -264,13 +268,15 @@ class Trainer:
 
     # ---- the loop
 
-    def run(self) -> None:
+    def run(self) -> int:
         """Train to `config.steps`; Ctrl-C and SIGTERM, in any process, save and leave.
 
-        Raises ConfigError, with a state saved, when the loss or a gradient is not finite any more.
+        Returns the number of the signal that stopped this process, or 0. Raises ConfigError, with
+        a state saved, when the loss or a gradient is not finite any more.
         """
         config, first = self.config, self.processes.first
         log = TrainingLog(config.output, self.step, config.steps, console, shown=first)
+        log.losses, log.loss_sum = self.losses
         log.say(f"{config.network}, {config.stage}: step {self.step} of {config.steps}")
         if left_out := self.data.left_out:
             count = len(left_out) + len(self.batches.files) + len(self.data.held_out)
@@ -282,16 +288,20 @@ class Trainer:
                 if not math.isfinite(loss):
                     self._leave_broken(loss)
                 self.seconds += log.step(self.step, loss, rate)
-                stopped = self.processes.any(stop.is_set())
-                last = self.step == config.steps or stopped
+                last = self.step == config.steps
                 if first and (last or self.step % config.validate_every == 0):
                     self.history.append(log.validation(self.step, self.validate()))
-                if first and (last or self.step % config.checkpoint_every == 0):
+                self.losses = log.losses, log.loss_sum
+                stopped = self.processes.any(bool(stop.number))
+                if first and (last or stopped or self.step % config.checkpoint_every == 0):
                     self.save()
-                if stopped:
+                if stopped and not last:
                     log.say(f"stopped at step {self.step}; continue with --resume")
                     break
+            else:
+                stop.number = 0  # too late: all is done
             self.processes.wait()  # for process 0, which may still validate and save
+        return stop.number
 
     def _leave_broken(self, value: float) -> NoReturn:
         """ConfigError in process 0 and its exit code, in silence, in the others.
@@ -324,7 +334,11 @@ class Trainer:
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
-    """Run one stage; returns the path of its weights, the average `<output>/model.safetensors`."""
+    """Run one stage; returns the path of its weights, the average `<output>/model.safetensors`.
+
+    A process that trains alone and is stopped by a signal ends as those do that the signal ends,
+    after it has saved: by SystemExit(128 + its number), 130 for Ctrl-C. Of several, torchrun says.
+    """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if not resume and (config.output / "state.pt").exists():
@@ -343,7 +357,11 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             (config.output / "config.yaml").write_text(
                 yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
             )
-        trainer.run()
+            for name in ("state.pt", "model.safetensors"):
+                checkpoints.remove_unfinished(config.output / name)
+        stopped = trainer.run()
+        if stopped and processes.count == 1:
+            raise SystemExit(128 + stopped)
     return config.output / "model.safetensors"
 
 

@@ -92,18 +92,62 @@ def test_a_broken_step_leaves_the_checkpoint_before_it(tmp_path, photos, monkeyp
     assert torch.load(trainer.state_path, weights_only=True)["step"] == 6
 
 
-def test_a_signal_saves_and_leaves(tmp_path, photos, monkeypatch):
-    trainer = training.Trainer(training.load_config(write_config(tmp_path, photos, steps=50)))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves(tmp_path, photos, monkeypatch, capsys, number):
+    """At a step that has no validation and none after it: the curve is the unbroken run's."""
+    (tmp_path / "unbroken").mkdir()
+    unbroken = training.run(write_config(tmp_path / "unbroken", photos, steps=8, validate_every=4))
+    config = training.load_config(write_config(tmp_path, photos, steps=8, validate_every=4))
+    step = training.Trainer.train_step
+
+    def interrupted(trainer, batch):
+        if trainer.step == 2:
+            os.kill(os.getpid(), number)
+        return step(trainer, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, "train_step", interrupted)
+        with pytest.raises(SystemExit) as left:
+            training.train(config)
+    assert left.value.code == 128 + number
+    assert "stopped at step 3; continue with --resume" in capsys.readouterr().err
+    state = torch.load(config.output / "state.pt", weights_only=True)
+    assert state["step"] == 3 and state["losses"][0] == 3 and not state["history"]
+    histories = [
+        checkpoints.read_record(path)["curve"]
+        for path in (unbroken, training.train(config, resume=True))
+    ]
+    assert len(histories[0]) == 2 and histories[0] == histories[1]
+
+
+def test_a_signal_in_the_last_step_is_too_late(tmp_path, photos, monkeypatch):
+    trainer = training.Trainer(training.load_config(write_config(tmp_path, photos, steps=1)))
     step = trainer.train_step
 
     def interrupted(batch):
-        if trainer.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
         return step(batch)
 
     monkeypatch.setattr(trainer, "train_step", interrupted)
-    trainer.run()
-    assert torch.load(trainer.state_path, weights_only=True)["step"] == 3
+    assert trainer.run() == 0 and len(trainer.history) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"no state", b"PK\x03\x04"])
+def test_a_state_that_cannot_be_read_is_said(tmp_path, photos, content):
+    config = write_config(tmp_path, photos)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "state.pt").write_bytes(content)
+    with pytest.raises(training.ConfigError, match=r"cannot resume: .*state.pt is no state of a"):
+        training.run(config, resume=True)
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path, photos):
+    config = write_config(tmp_path, photos, steps=2)
+    training.run(config)
+    (tmp_path / "run" / ".state.pt.1234").write_bytes(b"half")
+    (tmp_path / "run" / ".model.safetensors.1234").write_bytes(b"half")
+    training.run(config, resume=True)
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 def test_an_existing_run_is_not_overwritten(tmp_path, photos):
@@ -136,7 +180,7 @@ def test_a_killed_run_resumes_bitwise(tmp_path, photos, stage):
     step = torch.load(state, weights_only=True)["step"]
     assert 1 <= step < 12
     resumed = training.run(config, resume=True)
-    for name in ("net", "average", "optimizer"):
+    for name in ("net", "average", "optimizer", "history"):
         left, right = (
             torch.load(path.parent / "state.pt", weights_only=True)[name]
             for path in (unbroken, resumed)
