@@ -92,7 +92,10 @@ def save(
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:
-    """Write a file that appears whole or not at all; raises OSError, as for a full disk."""
+    """Write a file that appears whole or not at all.
+
+    Raises OSError with the file's name, as for a full disk.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
@@ -100,6 +103,8 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

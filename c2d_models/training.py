@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import math
 import platform
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -250,11 +251,11 @@ class Trainer:
         """What it takes to judge or repeat the weights: configuration, data, curve, machine."""
         return {
             "config": self.config.model_dump(
-                mode="json", exclude={"output", "data", "lr_data", "init", "threads"}
+                mode="json", exclude={"output", "data", "lr_data", "init", "threads", "workers"}
             ),
             "data": [folder.name for folder in self.config.data],
             "lr_data": [folder.name for folder in self.config.lr_data or []],
-            "init": self.config.init.stem if self.config.init else None,
+            "init": _name(self.config.init) if self.config.init else None,
             "training_images": len(self.batches.files),
             "held_out_images": len(self.data.held_out),
             "step": self.step,
@@ -280,7 +281,7 @@ class Trainer:
         log.say(f"{config.network}, {config.stage}: step {self.step} of {config.steps}")
         if left_out := self.data.left_out:
             count = len(left_out) + len(self.batches.files) + len(self.data.held_out)
-            log.say(f"{len(left_out)} of {count} images are left out:", *left_out)
+            log.say(f"{len(left_out)} of {count} images are left out:", *left_out, sep="\n")
         with stop_signal() as stop, log:
             for batch in self._prefetched():
                 rate = learning_rate(config, self.step)
@@ -300,6 +301,7 @@ class Trainer:
                     break
             else:
                 stop.number = 0  # too late: all is done
+                log.say(f"trained: {config.output / checkpoints.FILE_NAME}")
             self.processes.wait()  # for process 0, which may still validate and save
         return stop.number
 
@@ -322,15 +324,24 @@ class Trainer:
         raise ConfigError(f"the loss or a gradient became {value} at step {self.step}; {way_out}")
 
     def _prefetched(self) -> Iterator[dict[str, Tensor]]:
-        """Batches from the current step on, the next one made while the current one trains."""
-        rank = self.processes.rank
-        with ThreadPoolExecutor(1) as worker:
-            future = worker.submit(self.batches.batch, self.step, rank)
-            for step in range(self.step, self.config.steps):
-                batch = future.result()
-                if step + 1 < self.config.steps:
-                    future = worker.submit(self.batches.batch, step + 1, rank)
+        """Batches from the current step on; each of `workers` threads makes one ahead."""
+        first, end, rank = self.step, self.config.steps, self.processes.rank
+        ahead = self.config.workers
+        with ThreadPoolExecutor(ahead) as pool:
+            coming = deque(
+                pool.submit(self.batches.batch, step, rank)
+                for step in range(first, min(first + ahead, end))
+            )
+            for step in range(first, end):
+                batch = coming.popleft().result()
+                if step + ahead < end:
+                    coming.append(pool.submit(self.batches.batch, step + ahead, rank))
                 yield batch
+
+
+def _name(model: Path) -> str:
+    """A model for people: a shipped one's name, a file's, or that of the run's folder."""
+    return model.parent.name if model.name == checkpoints.FILE_NAME else model.stem
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
@@ -346,18 +357,17 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             f"output {config.output} already holds a run: "
             "continue it with --resume or choose another"
         )
-    if torch.device(config.device).type == "cpu":
-        keep_freed_memory()
     with join(config.device) as processes:
+        if processes.device.type == "cpu":
+            keep_freed_memory()
         trainer = Trainer(config, processes)
         if resume:
             trainer.resume()
         if processes.first:
             config.output.mkdir(parents=True, exist_ok=True)
-            (config.output / "config.yaml").write_text(
-                yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-            )
-            for name in ("state.pt", "model.safetensors"):
+            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            checkpoints.write_whole(config.output / "config.yaml", text.encode())
+            for name in ("state.pt", checkpoints.FILE_NAME, "config.yaml"):
                 checkpoints.remove_unfinished(config.output / name)
         stopped = trainer.run()
         if stopped and processes.count == 1:

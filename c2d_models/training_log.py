@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -31,13 +32,15 @@ class TrainingLog:
 
     def __init__(self, folder: Path, step: int, total: int, console: Console, shown: bool = True):
         self.console, self.shown = console, shown
+        whole = Column(no_wrap=True)  # where there is no room, the bar shrinks
         self.progress = Progress(
             BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            MofNCompleteColumn(table_column=whole),
+            TextColumn("ETA"),
+            TimeRemainingColumn(table_column=whole),
             TextColumn(
-                "{task.fields[speed]:.2f} steps/s  loss {task.fields[loss]:.4f}"
-                "  {task.fields[scores]}"
+                "{task.fields[speed]:.3g}/s  loss {task.fields[loss]:.4f}  {task.fields[scores]}",
+                table_column=whole,
             ),
             console=console,
             disable=not shown,
@@ -67,11 +70,11 @@ class TrainingLog:
             except OSError as full:
                 self._give_up(full)
 
-    def say(self, *sentences: str) -> None:
+    def say(self, *sentences: str, sep: str = " ") -> None:
         """Print, above the bar."""
         if self.shown:
             # they may hold file names: no markup, no line ends inside
-            self.console.print(*sentences, markup=False, soft_wrap=True)
+            self.console.print(*sentences, sep=sep, markup=False, soft_wrap=True)
 
     def step(self, step: int, loss: float, lr: float) -> float:
         """Show that step number `step` is done; returns the seconds it took."""
@@ -93,8 +96,8 @@ class TrainingLog:
         entry = {"step": step, "loss": round(self.loss_sum / self.losses, 5)}
         self.losses, self.loss_sum = 0, 0.0
         entry |= {name: round(value, 3) for name, value in scores.items()}
-        text = " ".join(f"{name[5:]} {value:.2f} dB" for name, value in scores.items())
-        self.progress.update(self.task, scores=text)
+        text = " ".join(f"{name[5:]} {value:.2f}" for name, value in scores.items())
+        self.progress.update(self.task, scores=f"{text} dB")
         self.say(json.dumps(entry))
         self._write(step, {f"validation/{name}": value for name, value in scores.items()})
         return entry
@@ -105,7 +108,11 @@ class TrainingLog:
         except ImportError:
             self.say("no curves for TensorBoard: pip install 'c2d-isr[train]' adds them")
             return None
-        return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        try:
+            return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        except OSError as error:
+            self._give_up(error)
+            return None
 
     def _write(self, step: int, scalars: dict[str, float]) -> None:
         if self.writer is None:

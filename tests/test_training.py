@@ -41,8 +41,10 @@ def write_config(folder, photos, **changes):
     ("changes", "sentence"),
     [
         ({"stpes": 3}, "unknown key 'stpes'; did you mean 'steps'"),
+        ({"stpes": 3, "steps": None}, "unknown key 'stpes'; did you mean 'steps'"),
         ({"network": None}, "the key 'network' is missing"),
         ({"lr": -1}, "lr: Input should be greater than 0, got -1"),
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
         ({"scale": None}, "stage 'discrete' needs 'scale'"),
         ({"stage": "continuous"}, "remove 'scale'"),
         ({"schedule": "multistep"}, "schedule 'multistep' needs 'milestones'"),
@@ -55,8 +57,10 @@ def write_config(folder, photos, **changes):
     ],
     ids=[
         "unknown key",
+        "unknown key for a needed one",
         "missing key",
         "bad value",
+        "negative seed",
         "no scale",
         "scale of a continuous stage",
         "no milestones",
@@ -79,6 +83,35 @@ def test_config_overrides_are_typed(tmp_path, photos):
     assert training.load_config(path, ["lr=0.001"]).lr == 0.001
     with pytest.raises(training.ConfigError, match="--set takes key=value, got 'steps'"):
         training.load_config(path, ["steps"])
+    with pytest.raises(training.ConfigError, match=r"--set lr=\[1 is not valid YAML: expected"):
+        training.load_config(path, ["lr=[1"])
+    with pytest.raises(training.ConfigError, match=r"^--set: unknown key 'stpes'; did you mean"):
+        training.load_config(path, ["stpes=3"])
+
+
+def test_one_folder_needs_no_list(tmp_path, photos):
+    config = training.load_config(write_config(tmp_path, photos), [f"data={photos}", "lr_data=x"])
+    assert config.data == [photos] and [str(folder) for folder in config.lr_data] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("device", "sentence"), [("gpu", "use auto, cpu or cuda"), ("cuda:99", "finds no such GPU")]
+)
+def test_a_device_that_is_not_there_is_said(tmp_path, photos, device, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        training.run(write_config(tmp_path, photos, device=device))
+    assert not (tmp_path / "run").exists()
+
+
+def test_workers_make_the_same_batches(tmp_path, photos):
+    states = []
+    for workers in (1, 3, 9):
+        config = write_config(
+            tmp_path, photos, workers=workers, output=str(tmp_path / f"{workers}")
+        )
+        states.append(checkpoints.load(training.run(config)).state_dict())
+    for other in states[1:]:
+        torch.testing.assert_close(other, states[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +160,8 @@ def test_stage_two_takes_the_body_and_leaves_the_upsampler_fresh(tmp_path, photo
     body = [key for key in net.state_dict() if not key.startswith("upsample.")]
     assert len(body) > 20 and all(torch.equal(net.state_dict()[key], source[key]) for key in body)
     assert any(key.startswith("upsample.") for key in net.state_dict())
+    second = training.run(config, ["steps=1"])
+    assert checkpoints.read_record(second)["init"] == "run"  # the folder of model.safetensors
 
 
 def test_fine_tuning_takes_an_authors_whole_file(tmp_path, photos):

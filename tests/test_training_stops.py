@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_training import write_config
 
-from c2d_models import checkpoints, training
+from c2d_models import checkpoints, cli, training
 
 
 @pytest.mark.parametrize("stage", ["continuous", "discrete"])
@@ -148,6 +148,33 @@ def test_what_a_killed_save_left_is_removed(tmp_path, photos):
     (tmp_path / "run" / ".model.safetensors.1234").write_bytes(b"half")
     training.run(config, resume=True)
     assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_a_full_disk_at_the_start_names_the_file(tmp_path, photos, monkeypatch, capsys):
+    """Nothing half-written is left, and a run that is resumed keeps its old configuration."""
+    config = write_config(tmp_path, photos)
+
+    def no_room(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", no_room)
+        assert cli.main(["train", str(config)]) == 2
+    assert "config.yaml: No space left on device." in capsys.readouterr().err
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_curves_that_cannot_be_opened_do_not_end_the_run(tmp_path, photos, capsys, monkeypatch):
+    from torch.utils import tensorboard
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tensorboard, "SummaryWriter", full)
+    path = training.run(write_config(tmp_path, photos))
+    said = capsys.readouterr().err
+    assert said.count("no more curves for TensorBoard: No space left on device") == 1
+    assert f"trained: {path}" in said
 
 
 def test_an_existing_run_is_not_overwritten(tmp_path, photos):
