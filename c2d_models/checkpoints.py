@@ -104,7 +104,7 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -202,7 +202,7 @@ def _read(path: Path) -> tuple[Any, dict[str, str]]:
                 names = list(file.keys())
                 return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
         return torch.load(path, map_location="cpu", weights_only=True), {}
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, LookupError) as error:  # text is taken for opcodes
         raise ModelFileError(
             f"{path} is not a file of weights: it is no pickle, or one that holds more than tensors"
         ) from error
