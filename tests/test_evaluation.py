@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import nn
 
-from c2d_models import checkpoints, cli, complexity, create, evaluation
+from c2d_models import checkpoints, cli, complexity, create, evaluation, scores
 from c2d_models.data import DataError, imresize, lr_pair, read_rgb
 from c2d_models.evaluation import evaluate, run
 from c2d_models.metrics import psnr_liif, psnr_y, ssim_y
@@ -324,6 +324,21 @@ def test_the_first_run_of_a_network_is_not_timed(photos):
 
     result = evaluate(Nearest(2, slow_at_first), photos, 2)
     assert len(calls) == 3 and max(image.seconds for image in result.images) < 0.4
+
+
+def test_the_table_shows_long_names_whole_in_80_columns():
+    image = scores.ImageScore("a", 30.0, 0.9, 12.3)
+    common = {"scale": 2.7, "rule": "papers", "border": 3, "lr": "files", "device": "cpu"}
+    common |= {"dataset": "Set14", "images": (image,), "ensemble": False}
+    name = "hiet_swinir_tiny_continuous"
+    results = [
+        scores.Result(model="bicubic", params=0, gmacs=0.0, **common),
+        scores.Result(model=name, params=136_027, gmacs=29.43, **common),
+    ]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(scores.to_table(results))
+    line = console.file.getvalue().rstrip().splitlines()[-1]
+    assert line.split() == f"Set14 x2.7 {name} 136,027 29.43 30.00 +0.00 0.9000 12.30".split()
 
 
 RUN_REFUSALS = [
