@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +52,8 @@ class TrainingLog:
         self.losses, self.loss_sum = 0, 0.0  # since the last validation
         self.recent, self.recent_sum = 0, 0.0  # since TensorBoard's last point
         self.began = self.recent_began = time.perf_counter()
+        self.report = threading.excepthook
+        threading.excepthook = self._report
         self.writer = self._open(folder, step) if shown else None
 
     def __enter__(self) -> TrainingLog:
@@ -69,6 +72,7 @@ class TrainingLog:
                 self.writer.close()
             except OSError as full:
                 self._give_up(full)
+        threading.excepthook = self.report
 
     def say(self, *sentences: str, sep: str = " ") -> None:
         """Print, above the bar."""
@@ -123,6 +127,12 @@ class TrainingLog:
             self.writer.flush()
         except OSError as error:
             self._give_up(error)
+
+    def _report(self, failure: threading.ExceptHookArgs) -> None:
+        """No traceback of TensorBoard's own thread at a full disk: its next call tells of it."""
+        own = type(failure.thread).__module__.startswith("tensorboard")
+        if not (own and isinstance(failure.exc_value, OSError)):
+            self.report(failure)
 
     def _give_up(self, error: OSError) -> None:
         """Curves are worth less than the run: go on without them."""

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -162,6 +163,23 @@ def test_a_full_disk_at_the_start_names_the_file(tmp_path, photos, monkeypatch, 
         assert cli.main(["train", str(config)]) == 2
     assert "config.yaml: No space left on device." in capsys.readouterr().err
     assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_full_disk_under_tensorboards_own_thread_is_one_line(
+    tmp_path, photos, capsys, monkeypatch
+):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    hook = threading.excepthook
+    monkeypatch.setattr(RecordWriter, "write", full)
+    path = training.run(write_config(tmp_path, photos))
+    said = capsys.readouterr().err
+    assert said.count("no more curves for TensorBoard: No space left on device") == 1
+    assert "Traceback" not in said and f"trained: {path}" in said
+    assert threading.excepthook is hook
 
 
 def test_curves_that_cannot_be_opened_do_not_end_the_run(tmp_path, photos, capsys, monkeypatch):
