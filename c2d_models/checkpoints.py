@@ -92,7 +92,10 @@ def save(
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:
-    """Write a file that appears whole or not at all; raises OSError, as for a full disk."""
+    """Write a file that appears whole or not at all.
+
+    Raises OSError with the file's name, as for a full disk.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
@@ -100,8 +103,16 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what `write_whole` left beside `path` when its process was killed in the middle."""
+    for rest in path.parent.glob(f".{path.name}.[0-9]*"):
+        rest.unlink(missing_ok=True)
 
 
 def load(
@@ -191,7 +202,7 @@ def _read(path: Path) -> tuple[Any, dict[str, str]]:
                 names = list(file.keys())
                 return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
         return torch.load(path, map_location="cpu", weights_only=True), {}
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, LookupError) as error:  # text is taken for opcodes
         raise ModelFileError(
             f"{path} is not a file of weights: it is no pickle, or one that holds more than tensors"
         ) from error

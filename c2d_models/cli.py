@@ -370,15 +370,17 @@ def _sentence(error: Exception) -> str | None:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    ours = module.partition(".")[0] in ("c2d_models", "c2d_kernels")
+    # by __package__, for `python -m c2d_models.cli` has the __name__ "__main__"
+    module = trace.tb_frame.f_globals.get("__package__") if trace is not None else None
+    ours = (module or "").partition(".")[0] in ("c2d_models", "c2d_kernels")
     if ours and isinstance(error, (ValueError, TypeError, RuntimeError, MemoryError)):
         return str(error)
     return None
 
 
 def _complain(sentence: str, code: int) -> int:
-    print(f"c2d: {sentence.rstrip('.')}.", file=sys.stderr)
+    end = "" if sentence.endswith((".", "?")) else "."
+    print(f"c2d: {sentence}{end}", file=sys.stderr)
     return code
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -75,6 +76,8 @@ def evaluate(
         disable=console is None or not console.is_terminal,
     ):
         lr, hr = read_pair(hr_file, lr_file, scale)
+        if net is not None and not scores:  # what is made once is no part of an image's time
+            enlarge(net, lr.to(device), hr.shape[-2:], ensemble=False)
         start = time.perf_counter()
         sr = enlarge(net, lr.to(device), hr.shape[-2:], ensemble)
         if device.type == "cuda":
@@ -140,7 +143,8 @@ def run(
 
     Raises:
         ValueError (DataError, checkpoints.ModelFileError): a folder, model, scale, rule, output
-            or crop that cannot be used. All but the folders are checked before the first score.
+            or crop that cannot be used: told before the first score, but for images inside a
+            folder that are broken or too small. OSError: a file that cannot be written.
     """
     console = console or Console()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -157,6 +161,8 @@ def run(
     for name, net in nets.items():
         for scale in scales:
             check_scale(net, scale, name)
+    for folder, scale in product(folders, scales):
+        pair_files(folder, None, scale)
     if pictures is not None:
         from c2d_models import pictures as drawing  # it needs this module
 
@@ -171,7 +177,7 @@ def run(
     ]
     console.print(to_table(results))
     for file in files:
-        file.write_text(WRITERS[file.suffix](results), encoding="utf-8")
+        checkpoints.write_whole(file, WRITERS[file.suffix](results).encode())
         console.print(f"written: {file}", markup=False, soft_wrap=True)
     if pictures is not None:
         for file in drawing.draw(pictures, regions, results, nets, ensemble=ensemble):

@@ -7,6 +7,7 @@ shows it afterwards. Drawn by matplotlib, which is imported here and by nothing 
 from __future__ import annotations
 
 import importlib.util
+import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from c2d_models import data, evaluation
+from c2d_models import checkpoints, data, evaluation
 from c2d_models.attribution import STEPS, WINDOW, diffusion_index, local_attribution
 from c2d_models.metrics import to_y
 from c2d_models.scores import BICUBIC, Result
@@ -129,7 +130,9 @@ def draw(
     files = []
     for name, figure in figures.items():
         files.append(Path(folder) / f"{name}.png")
-        figure.savefig(files[-1], metadata={"Software": None})
+        whole = io.BytesIO()
+        figure.savefig(whole, metadata={"Software": None}, format="png")
+        checkpoints.write_whole(files[-1], whole.getbuffer())
     return files
 
 

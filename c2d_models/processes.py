@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .upscaling import choose_device
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -67,15 +69,19 @@ def join(device: str) -> Iterator[Processes]:
 
     Args:
         device: of the configuration; "cuda" takes the GPU of the process's own number.
+
+    Raises:
+        UpscaleError: a device that is not there.
     """
-    kind = torch.device(device).type
+    chosen = choose_device(device)
+    kind = chosen.type
     # RANK and WORLD_SIZE alone are set by other programs too: a run would wait for nobody.
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
-        yield Processes(torch.device(device))
+        yield Processes(chosen)
         return
     place = torch.device(kind)
     if kind == "cuda":
-        place = torch.device(kind, int(os.environ["LOCAL_RANK"]))
+        place = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if kind == "cuda" else "gloo")
     try:
@@ -84,14 +90,21 @@ def join(device: str) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
+@dataclass
+class Stop:
+    """A request to stop: the signal's number, 0 while there is none."""
+
+    number: int = 0
+
+
 @contextmanager
-def stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set instead of ending the process; a second one ends it."""
-    event = threading.Event()
+def stop_signal() -> Iterator[Stop]:
+    """What SIGINT and SIGTERM set instead of ending the process; a second one ends it."""
+    stop = Stop()
     previous = {}
 
     def handle(number: int, frame: object) -> None:
-        event.set()
+        stop.number = number
         signal.signal(number, previous[number])
 
     if threading.current_thread() is threading.main_thread():
@@ -99,7 +112,7 @@ def stop_signal() -> Iterator[threading.Event]:
             number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)
         }
     try:
-        yield event
+        yield stop
     finally:
         for number, old in previous.items():
             signal.signal(number, old)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 BICUBIC = "bicubic"
@@ -73,11 +74,13 @@ class Result:
 
 def to_table(results: Sequence[Result]) -> Table:
     """A table of means for the terminal."""
-    table = Table(title=_title(results), padding=(0, 1, 0, 0))  # models have long names
+    # models have long names, and a terminal 80 columns
+    table = Table(title=_title(results), box=SIMPLE_HEAD, show_edge=False, padding=0)
     for column in _TEXT_COLUMNS:
         table.add_column(column, overflow="fold")
     for column in _NUMBER_COLUMNS:
-        table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
+        heading = column.removesuffix("-Y").replace(" ", "\n").replace("/", "/\n")
+        table.add_column(heading, justify="right", no_wrap=True)
     previous = None
     for row, result in zip(_rows(results), results, strict=True):
         group = (result.dataset, result.scale)

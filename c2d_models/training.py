@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import math
 import platform
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -117,7 +118,9 @@ class Trainer:
         self.shared = self.processes.share(self.net)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr, betas=(0.9, 0.99))
         self.step = 0
+        self.saved_step: int | None = None
         self.seconds = 0.0
+        self.losses = (0, 0.0)  # since the last validation: their number and their sum
         self.history: list[dict[str, float]] = []
         self.forward = torch.compile(self._loss) if config.compile else self._loss
 
@@ -135,8 +138,8 @@ class Trainer:
     def train_step(self, batch: dict[str, Tensor]) -> float:
         """Update once on `batch` (CPU tensors, of this process).
 
-        Returns the L1 loss in image units [0, 1], the mean over all processes. If it is not finite,
-        weights and step stay as they are.
+        Returns the L1 loss in image units [0, 1], the mean over all processes. If it, or else the
+        gradient's norm, is not finite, that is returned, and weights and step stay as they are.
         """
         # The same in all processes: HiET rolls its position encoding by it, once a step.
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)
@@ -152,8 +155,10 @@ class Trainer:
             loss = self.forward(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip)
+        norm = float(nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip))
         value = self.processes.mean(float(loss.detach()))
+        if math.isfinite(value) and not math.isfinite(norm):
+            value = norm
         if math.isfinite(value):  # a broken step must not reach the weights
             self.optimizer.step()
             self.average.update_parameters(self.net)
@@ -200,6 +205,7 @@ class Trainer:
             "processes": self.processes.count,
             "step": self.step,
             "seconds": self.seconds,
+            "losses": self.losses,
             "history": self.history,
         }
         whole = io.BytesIO()  # torch's own writing to a file does not say that a disk is full
@@ -210,10 +216,11 @@ class Trainer:
                 self.average.module, self.config.output / "model.safetensors", record=self.record()
             )
         except OSError as error:
+            kept = "" if self.saved_step is None else f"; step {self.saved_step} is still there"
             raise ConfigError(
-                f"step {self.step} cannot be saved in {self.config.output}: {error.strerror}; "
-                "what was saved before is still there"
+                f"step {self.step} cannot be saved in {self.config.output}: {error.strerror}{kept}"
             ) from error
+        self.saved_step = self.step
 
     def resume(self) -> None:
         """Continue from `output/state.pt`; length and learning rate may differ, the task not."""
@@ -221,6 +228,8 @@ class Trainer:
             state = torch.load(self.state_path, map_location=self.device, weights_only=True)
         except FileNotFoundError as error:
             raise ConfigError(f"nothing to resume: {self.state_path} does not exist") from error
+        except Exception as error:  # the unpickler answers noise by any error there is
+            raise ConfigError(f"cannot resume: {self.state_path} is no state of a run") from error
         saved, now = {"options": {}, **state["config"]}, self.config.model_dump(mode="json")
         for key in ("network", "options", "stage", "scale", "seed", "patch"):
             if saved[key] != now[key]:
@@ -236,16 +245,17 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        self.saved_step, self.losses = self.step, state.get("losses", self.losses)
 
     def record(self) -> dict[str, Any]:
         """What it takes to judge or repeat the weights: configuration, data, curve, machine."""
         return {
             "config": self.config.model_dump(
-                mode="json", exclude={"output", "data", "lr_data", "init", "threads"}
+                mode="json", exclude={"output", "data", "lr_data", "init", "threads", "workers"}
             ),
             "data": [folder.name for folder in self.config.data],
             "lr_data": [folder.name for folder in self.config.lr_data or []],
-            "init": self.config.init.stem if self.config.init else None,
+            "init": _name(self.config.init) if self.config.init else None,
             "training_images": len(self.batches.files),
             "held_out_images": len(self.data.held_out),
             "step": self.step,
@@ -259,17 +269,19 @@ class Trainer:
 
     # ---- the loop
 
-    def run(self) -> None:
+    def run(self) -> int:
         """Train to `config.steps`; Ctrl-C and SIGTERM, in any process, save and leave.
 
-        Raises ConfigError, with the state saved, when the loss is not finite any more.
+        Returns the number of the signal that stopped this process, or 0. Raises ConfigError, with
+        a state saved, when the loss or a gradient is not finite any more.
         """
         config, first = self.config, self.processes.first
         log = TrainingLog(config.output, self.step, config.steps, console, shown=first)
+        log.losses, log.loss_sum = self.losses
         log.say(f"{config.network}, {config.stage}: step {self.step} of {config.steps}")
         if left_out := self.data.left_out:
             count = len(left_out) + len(self.batches.files) + len(self.data.held_out)
-            log.say(f"{len(left_out)} of {count} images are left out:", *left_out)
+            log.say(f"{len(left_out)} of {count} images are left out:", *left_out, sep="\n")
         with stop_signal() as stop, log:
             for batch in self._prefetched():
                 rate = learning_rate(config, self.step)
@@ -277,44 +289,67 @@ class Trainer:
                 if not math.isfinite(loss):
                     self._leave_broken(loss)
                 self.seconds += log.step(self.step, loss, rate)
-                stopped = self.processes.any(stop.is_set())
-                last = self.step == config.steps or stopped
+                last = self.step == config.steps
                 if first and (last or self.step % config.validate_every == 0):
                     self.history.append(log.validation(self.step, self.validate()))
-                if first and (last or self.step % config.checkpoint_every == 0):
+                self.losses = log.losses, log.loss_sum
+                stopped = self.processes.any(bool(stop.number))
+                if first and (last or stopped or self.step % config.checkpoint_every == 0):
                     self.save()
-                if stopped:
+                if stopped and not last:
                     log.say(f"stopped at step {self.step}; continue with --resume")
                     break
+            else:
+                stop.number = 0  # too late: all is done
+                log.say(f"trained: {config.output / checkpoints.FILE_NAME}")
             self.processes.wait()  # for process 0, which may still validate and save
+        return stop.number
 
-    def _leave_broken(self, loss: float) -> NoReturn:
-        """Save, then ConfigError in process 0 and its exit code, in silence, in the others."""
-        if self.processes.first:
+    def _leave_broken(self, value: float) -> NoReturn:
+        """ConfigError in process 0 and its exit code, in silence, in the others.
+
+        The last saved state is kept: what is reached now would break again at the same batch.
+        """
+        if self.processes.first and self.saved_step is None:
             self.save()
         self.processes.wait()  # torchrun ends all processes as soon as one has failed
         if not self.processes.first:
             raise SystemExit(2)
-        raise ConfigError(
-            f"the loss became {loss} at step {self.step}; "
-            f"the state before it is in {self.state_path}: "
-            "lower 'lr' or 'clip' and resume"
+        way_out = (
+            f"{self.state_path} is of step {self.saved_step}: lower 'lr' or 'clip' and resume"
+            if self.saved_step != self.step
+            else f"{self.state_path} holds the weights that it came from: "
+            "lower 'lr' or 'clip' and start anew"
         )
+        raise ConfigError(f"the loss or a gradient became {value} at step {self.step}; {way_out}")
 
     def _prefetched(self) -> Iterator[dict[str, Tensor]]:
-        """Batches from the current step on, the next one made while the current one trains."""
-        rank = self.processes.rank
-        with ThreadPoolExecutor(1) as worker:
-            future = worker.submit(self.batches.batch, self.step, rank)
-            for step in range(self.step, self.config.steps):
-                batch = future.result()
-                if step + 1 < self.config.steps:
-                    future = worker.submit(self.batches.batch, step + 1, rank)
+        """Batches from the current step on; each of `workers` threads makes one ahead."""
+        first, end, rank = self.step, self.config.steps, self.processes.rank
+        ahead = self.config.workers
+        with ThreadPoolExecutor(ahead) as pool:
+            coming = deque(
+                pool.submit(self.batches.batch, step, rank)
+                for step in range(first, min(first + ahead, end))
+            )
+            for step in range(first, end):
+                batch = coming.popleft().result()
+                if step + ahead < end:
+                    coming.append(pool.submit(self.batches.batch, step + ahead, rank))
                 yield batch
 
 
+def _name(model: Path) -> str:
+    """A model for people: a shipped one's name, a file's, or that of the run's folder."""
+    return model.parent.name if model.name == checkpoints.FILE_NAME else model.stem
+
+
 def train(config: TrainConfig, resume: bool = False) -> Path:
-    """Run one stage; returns the path of its weights, the average `<output>/model.safetensors`."""
+    """Run one stage; returns the path of its weights, the average `<output>/model.safetensors`.
+
+    A process that trains alone and is stopped by a signal ends as those do that the signal ends,
+    after it has saved: by SystemExit(128 + its number), 130 for Ctrl-C. Of several, torchrun says.
+    """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if not resume and (config.output / "state.pt").exists():
@@ -322,18 +357,21 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             f"output {config.output} already holds a run: "
             "continue it with --resume or choose another"
         )
-    if torch.device(config.device).type == "cpu":
-        keep_freed_memory()
     with join(config.device) as processes:
+        if processes.device.type == "cpu":
+            keep_freed_memory()
         trainer = Trainer(config, processes)
         if resume:
             trainer.resume()
         if processes.first:
             config.output.mkdir(parents=True, exist_ok=True)
-            (config.output / "config.yaml").write_text(
-                yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-            )
-        trainer.run()
+            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            checkpoints.write_whole(config.output / "config.yaml", text.encode())
+            for name in ("state.pt", checkpoints.FILE_NAME, "config.yaml"):
+                checkpoints.remove_unfinished(config.output / name)
+        stopped = trainer.run()
+        if stopped and processes.count == 1:
+            raise SystemExit(128 + stopped)
     return config.output / "model.safetensors"
 
 

@@ -5,14 +5,29 @@ from __future__ import annotations
 import difflib
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 
 class ConfigError(ValueError):
     """A training configuration that cannot be run; the message says what to change."""
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, (str, Path)) else value
+
+
+Folders = Annotated[list[Path], BeforeValidator(_listed)]
+"""One folder or several."""
 
 
 class TrainConfig(BaseModel):
@@ -32,8 +47,8 @@ class TrainConfig(BaseModel):
     init_upsampler: bool = Field(
         False, description="fine-tuning: take init's up-sampler too, which must have this scale"
     )
-    data: list[Path] = Field(min_length=1)
-    lr_data: list[Path] | None = Field(
+    data: Folders = Field(min_length=1)
+    lr_data: Folders | None = Field(
         None,
         description="discrete stage: a folder of LR files, <name>x<scale>.png or <name>.png, for "
         "each folder of `data`; without it, LR is made by bicubic reduction",
@@ -61,8 +76,9 @@ class TrainConfig(BaseModel):
     autocast: Literal["bfloat16"] | None = None
     compile: bool = False
     threads: int | None = Field(None, ge=1)
-    device: str = "cpu"
-    seed: int = 0
+    device: str = Field("cpu", description="cpu, cuda, cuda:1, or auto")
+    seed: int = Field(0, ge=0)
+    workers: int = Field(1, ge=1, description="threads that cut batches ahead of the steps")
 
     validate_every: int = Field(500, ge=1)
     validation_images: int = Field(8, ge=1)
@@ -128,22 +144,38 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{path} is not valid YAML{_fault(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold 'key: value' lines, got {type(values).__name__}")
+    overridden = set()
     for override in overrides or []:
         key, separator, value = override.partition("=")
         if not separator:
             raise ConfigError(f"--set takes key=value, got {override!r}")
-        values[key.strip()] = yaml.safe_load(value)
+        try:
+            values[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override} is not valid YAML{_fault(error)}") from error
+        overridden.add(key.strip())
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_sentence(path, error)) from error
+        raise ConfigError(_sentence(path, overridden, error)) from error
 
 
-def _sentence(path: Path, error: ValidationError) -> str:
-    first = error.errors()[0]
+def _fault(error: Exception) -> str:
+    """What is wrong and where, for the end of a sentence."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        mark = error.problem_mark
+        return f": {error.problem}, line {mark.line + 1}, column {mark.column + 1}"
+    return f": {str(error).splitlines()[0]}"
+
+
+def _sentence(path: Path, overridden: set[str], error: ValidationError) -> str:
+    # a wrong key explains the missing one, not the other way round
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    if first["loc"] and first["loc"][0] in overridden:
+        path = "--set"
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, TrainConfig.model_fields, n=1)

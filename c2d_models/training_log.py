@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -31,13 +33,15 @@ class TrainingLog:
 
     def __init__(self, folder: Path, step: int, total: int, console: Console, shown: bool = True):
         self.console, self.shown = console, shown
+        whole = Column(no_wrap=True)  # where there is no room, the bar shrinks
         self.progress = Progress(
             BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            MofNCompleteColumn(table_column=whole),
+            TextColumn("ETA"),
+            TimeRemainingColumn(table_column=whole),
             TextColumn(
-                "{task.fields[speed]:.2f} steps/s  loss {task.fields[loss]:.4f}"
-                "  {task.fields[scores]}"
+                "{task.fields[speed]:.3g}/s  loss {task.fields[loss]:.4f}  {task.fields[scores]}",
+                table_column=whole,
             ),
             console=console,
             disable=not shown,
@@ -48,6 +52,8 @@ class TrainingLog:
         self.losses, self.loss_sum = 0, 0.0  # since the last validation
         self.recent, self.recent_sum = 0, 0.0  # since TensorBoard's last point
         self.began = self.recent_began = time.perf_counter()
+        self.report = threading.excepthook
+        threading.excepthook = self._report
         self.writer = self._open(folder, step) if shown else None
 
     def __enter__(self) -> TrainingLog:
@@ -66,12 +72,13 @@ class TrainingLog:
                 self.writer.close()
             except OSError as full:
                 self._give_up(full)
+        threading.excepthook = self.report
 
-    def say(self, *sentences: str) -> None:
+    def say(self, *sentences: str, sep: str = " ") -> None:
         """Print, above the bar."""
         if self.shown:
             # they may hold file names: no markup, no line ends inside
-            self.console.print(*sentences, markup=False, soft_wrap=True)
+            self.console.print(*sentences, sep=sep, markup=False, soft_wrap=True)
 
     def step(self, step: int, loss: float, lr: float) -> float:
         """Show that step number `step` is done; returns the seconds it took."""
@@ -93,8 +100,8 @@ class TrainingLog:
         entry = {"step": step, "loss": round(self.loss_sum / self.losses, 5)}
         self.losses, self.loss_sum = 0, 0.0
         entry |= {name: round(value, 3) for name, value in scores.items()}
-        text = " ".join(f"{name[5:]} {value:.2f} dB" for name, value in scores.items())
-        self.progress.update(self.task, scores=text)
+        text = " ".join(f"{name[5:]} {value:.2f}" for name, value in scores.items())
+        self.progress.update(self.task, scores=f"{text} dB")
         self.say(json.dumps(entry))
         self._write(step, {f"validation/{name}": value for name, value in scores.items()})
         return entry
@@ -105,7 +112,11 @@ class TrainingLog:
         except ImportError:
             self.say("no curves for TensorBoard: pip install 'c2d-isr[train]' adds them")
             return None
-        return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        try:
+            return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        except OSError as error:
+            self._give_up(error)
+            return None
 
     def _write(self, step: int, scalars: dict[str, float]) -> None:
         if self.writer is None:
@@ -116,6 +127,12 @@ class TrainingLog:
             self.writer.flush()
         except OSError as error:
             self._give_up(error)
+
+    def _report(self, failure: threading.ExceptHookArgs) -> None:
+        """No traceback of TensorBoard's own thread at a full disk: its next call tells of it."""
+        own = type(failure.thread).__module__.startswith("tensorboard")
+        if not (own and isinstance(failure.exc_value, OSError)):
+            self.report(failure)
 
     def _give_up(self, error: OSError) -> None:
         """Curves are worth less than the run: go on without them."""

@@ -106,8 +106,6 @@ def train(options: argparse.Namespace) -> None:
         for config in stages(name, seed, options):
             if not finished(config):
                 training.train(config, resume=(config.output / "state.pt").exists())
-                if not finished(config):  # interrupted; the state is saved
-                    return
 
 
 def score(name: str, seed: int, options: argparse.Namespace, held_out: list[Path]) -> dict:

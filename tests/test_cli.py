@@ -163,6 +163,22 @@ def test_an_error_of_ours_keeps_its_traceback(here, monkeypatch):
         main(["upscale", "photo.png", "-o", "o.png", "--model", "x2.safetensors"])
 
 
+def test_a_mistake_is_a_sentence_under_python_m_too(here):
+    """As the README starts it by torchrun."""
+    command = [sys.executable, "-m", "c2d_models.cli", "eval", ".", "--crop", "1,2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("c2d: crop is 1,2; write") and done.stderr.count("\n") == 1
+
+
+def test_a_question_ends_without_a_full_stop(here, capsys):
+    (here / "config.yaml").write_text("stpes: 3")
+    code, _, err = run("train config.yaml", capsys)
+    assert code == 2
+    assert err == "c2d: config.yaml: unknown key 'stpes'; did you mean 'steps'?\n"
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
 def test_an_interrupted_run_leaves_nothing(here, number, code):
     Image.fromarray(np.zeros((4000, 4000, 3), np.uint8)).save("large.png")  # takes a minute

@@ -1,9 +1,12 @@
 """Evaluation of folders: which images are compared, with which scores, and what is refused."""
 
 import csv
+import errno
 import io
 import json
 import math
+import os
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import nn
 
-from c2d_models import checkpoints, complexity, create, evaluation
+from c2d_models import checkpoints, cli, complexity, create, evaluation, scores
 from c2d_models.data import DataError, imresize, lr_pair, read_rgb
 from c2d_models.evaluation import evaluate, run
 from c2d_models.metrics import psnr_liif, psnr_y, ssim_y
@@ -294,11 +297,56 @@ def test_run_takes_the_name_of_one_file(photos, tmp_path):
     assert record["ssim_y"] == pytest.approx(1.0) and math.isfinite(record["seconds"])
 
 
+def test_a_full_disk_names_the_file_and_leaves_no_part(photos, tmp_path, monkeypatch, capsys):
+    def no_room(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", no_room)
+    for options in (["--output", "table.md"], ["--pictures", "drawn"]):
+        monkeypatch.chdir(tmp_path)
+        assert cli.main(["eval", str(photos), "--scale", "2", *options]) == 2
+        out, err = capsys.readouterr()
+        assert "bicubic" in out and err.count("\n") == 1
+        assert err.endswith("table.md: No space left on device.\n") or err.endswith(
+            "drawn/crops.png: No space left on device.\n"
+        )
+    assert not list(tmp_path.glob("*.md")) and not list((tmp_path / "drawn").iterdir())
+
+
+def test_the_first_run_of_a_network_is_not_timed(photos):
+    calls = []
+
+    def slow_at_first(y):
+        if not y.is_meta:
+            calls.append(y.shape)
+            time.sleep(0.5 if len(calls) == 1 else 0)
+        return y
+
+    result = evaluate(Nearest(2, slow_at_first), photos, 2)
+    assert len(calls) == 3 and max(image.seconds for image in result.images) < 0.4
+
+
+def test_the_table_shows_long_names_whole_in_80_columns():
+    image = scores.ImageScore("a", 30.0, 0.9, 12.3)
+    common = {"scale": 2.7, "rule": "papers", "border": 3, "lr": "files", "device": "cpu"}
+    common |= {"dataset": "Set14", "images": (image,), "ensemble": False}
+    name = "hiet_swinir_tiny_continuous"
+    results = [
+        scores.Result(model="bicubic", params=0, gmacs=0.0, **common),
+        scores.Result(model=name, params=136_027, gmacs=29.43, **common),
+    ]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(scores.to_table(results))
+    line = console.file.getvalue().rstrip().splitlines()[-1]
+    assert line.split() == f"Set14 x2.7 {name} 136,027 29.43 30.00 +0.00 0.9000 12.30".split()
+
+
 RUN_REFUSALS = [
     pytest.param({"folders": []}, "no image folder is given", id="no-folder"),
     pytest.param({"scales": [2]}, "x4.safetensors enlarges by 4 only, not by 2", id="scale"),
     pytest.param({"scales": [0.5]}, "scale is 0.5; give a number of at least 1", id="small"),
     pytest.param({"rule": "psnr"}, "rule is psnr; give one of: papers, liif", id="rule"),
+    pytest.param({"folders": ["photos", "fotos"]}, "folder fotos does not exist", id="folder"),
     pytest.param({"output": "a.txt"}, "output is .*a.txt; give a file ending in", id="output"),
     pytest.param({"output": "file/a.md"}, "output folder .*file cannot be made", id="unwritable"),
 ]
@@ -307,6 +355,7 @@ RUN_REFUSALS = [
 @pytest.mark.parametrize("arguments, sentence", RUN_REFUSALS)
 def test_run_refuses_before_it_scores(photos, models, tmp_path, arguments, sentence, monkeypatch):
     monkeypatch.setattr(evaluation, "evaluate", lambda *a, **k: pytest.fail("an image was read"))
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     if "output" in arguments:
         arguments = {"output": tmp_path / arguments["output"]}

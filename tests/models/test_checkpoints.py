@@ -144,6 +144,10 @@ BAD_FILES = {
         lambda p: p.with_suffix(".pt").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64)),
         "is not a file of weights",
     ),
+    "text": (
+        lambda p: p.with_suffix(".pth").write_bytes(b"junk\n"),
+        "is not a file of weights",
+    ),
     "no-safetensors": (lambda p: p.write_bytes(b"hello there, this is text"), "cannot be read"),
     "code-in-pickle": (
         lambda p: torch.save({"params": {"w": re.compile("x")}}, p.with_suffix(".pth")),
