@@ -44,20 +44,29 @@ def pad_to_multiple(
 ) -> Tensor:
     """Mirror (B, H, W, C) at its lower and right edge until H and W are multiples of `multiple`.
 
-    `index` says how: mirror_index or symmetric_index.
+    `index` says how: mirror_index or symmetric_index. The result is contiguous. Only what is
+    missing is gathered, but in a compiled or exported program all of it: whether something is
+    missing would be a guard.
     """
     for dim in (1, 2):
         length = x.shape[dim]
         padded = (length + multiple - 1) // multiple * multiple
-        x = x.index_select(dim, index(length, padded, x.device))
-    return x
+        if torch.compiler.is_compiling():
+            x = x.index_select(dim, index(length, padded, x.device))
+        elif padded > length:
+            missing = index(length, padded, x.device)[length:]
+            x = torch.cat([x, x.index_select(dim, missing)], dim)
+    return x.contiguous()
 
 
 def crop(x: Tensor, height: int, width: int) -> Tensor:
-    """First `height` rows and `width` columns of (B, H, W, C).
+    """First `height` rows and `width` columns of (B, H, W, C): a view.
 
-    One gather of pixels: a slice, or a split, would put guards on the sizes into an export.
+    In a compiled or exported program one gather of pixels: a slice, or a split, would put guards on
+    the sizes into it.
     """
+    if not torch.compiler.is_compiling():
+        return x[:, :height, :width]
     rows = torch.arange(height, device=x.device)[:, None] * x.shape[2]
     pixels = rows + torch.arange(width, device=x.device)
     x = rearrange(x, "b h w c -> b (h w) c").index_select(1, pixels.flatten())
