@@ -231,15 +231,18 @@ def post_norm_layer(
 ) -> Tensor:
     """x + LN(mixer(x, *others)), then x + LN(MLP(x)) (HiT-SR).
 
-    A mixer is `proj` of what its `parts` gives. With a plain MLP all that follows the parts is one
-    operator.
+    A mixer is `proj` of what its `parts` gives. What follows the parts is one operator, with the
+    MLP if that is a plain one.
     """
-    if type(mlp) is Mlp:
-        modules = {"proj": mixer.proj, "norm1": norm1, "norm2": norm2}
-        weights = weights_of({**modules, "fc1": mlp.fc1, "fc2": mlp.fc2}, mixer, mlp)
-        if weights is not None:
-            return res_post_norm(x, mixer.parts(x, *others), weights, eps=norm1.eps)
-    x = x + norm1(mixer(x, *others))
+    weights = weights_of({"proj": mixer.proj, "norm1": norm1}, mixer)
+    if weights is None:
+        x = x + norm1(mixer(x, *others))
+    else:
+        rest = {"fc1": mlp.fc1, "fc2": mlp.fc2, "norm2": norm2}
+        plain = weights_of(rest, mlp) if type(mlp) is Mlp else None
+        x = res_post_norm(x, mixer.parts(x, *others), weights | (plain or {}), eps=norm1.eps)
+        if plain is not None:
+            return x
     if type(mlp) is ConvFFN:
         return mlp.with_skip(x, norm2, norm_first=False)
     return x + norm2(mlp(x))

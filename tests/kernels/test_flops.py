@@ -65,6 +65,7 @@ SMALL_FLOPS = {  # the definition's operations in the small cases
     "permuted": 32 * 16 * 4,
     "layer": 2 * 24 * (4 * 12 + 2 * 4 * 4 + 4 * 4 + 2 * 4 * 6),
     "post-norm": 2 * 6 * 4 * (6 + 2 * 5),
+    "post-norm-no-mlp": 2 * 6 * 4 * 6,
     "conv-ffn": 2 * 12 * 5 * (2 * 4 + 25),
     "dual": 2 * 12 * (4 * 4 + 2 * 4 * 3 + 9 * 9),
     "channel": 4 * 2 * 20 * 3 * 3,
