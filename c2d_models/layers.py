@@ -50,20 +50,29 @@ def pad_to_multiple(
 ) -> Tensor:
     """Mirror (B, H, W, C) at its lower and right edge until H and W are multiples of `multiple`.
 
-    `index` says how: mirror_index or symmetric_index.
+    `index` says how: mirror_index or symmetric_index. The result is contiguous. Only what is
+    missing is gathered, but in a compiled or exported program all of it: whether something is
+    missing would be a guard.
     """
     for dim in (1, 2):
         length = x.shape[dim]
         padded = (length + multiple - 1) // multiple * multiple
-        x = x.index_select(dim, index(length, padded, x.device))
-    return x
+        if torch.compiler.is_compiling():
+            x = x.index_select(dim, index(length, padded, x.device))
+        elif padded > length:
+            missing = index(length, padded, x.device)[length:]
+            x = torch.cat([x, x.index_select(dim, missing)], dim)
+    return x.contiguous()
 
 
 def crop(x: Tensor, height: int, width: int) -> Tensor:
-    """First `height` rows and `width` columns of (B, H, W, C).
+    """First `height` rows and `width` columns of (B, H, W, C): a view.
 
-    One gather of pixels: a slice, or a split, would put guards on the sizes into an export.
+    In a compiled or exported program one gather of pixels: a slice, or a split, would put guards on
+    the sizes into it.
     """
+    if not torch.compiler.is_compiling():
+        return x[:, :height, :width]
     rows = torch.arange(height, device=x.device)[:, None] * x.shape[2]
     pixels = rows + torch.arange(width, device=x.device)
     x = rearrange(x, "b h w c -> b (h w) c").index_select(1, pixels.flatten())
@@ -262,15 +271,18 @@ def post_norm_layer(
 ) -> Tensor:
     """x + LN(mixer(x, *others)), then x + LN(MLP(x)) (HiT-SR).
 
-    A mixer is `proj` of what its `parts` gives. With a plain MLP all that follows the parts is one
-    operator.
+    A mixer is `proj` of what its `parts` gives. What follows the parts is one operator, with the
+    MLP if that is a plain one.
     """
-    if type(mlp) is Mlp:
-        modules = {"proj": mixer.proj, "norm1": norm1, "norm2": norm2}
-        weights = weights_of({**modules, "fc1": mlp.fc1, "fc2": mlp.fc2}, mixer, mlp)
-        if weights is not None:
-            return res_post_norm(x, mixer.parts(x, *others), weights, eps=norm1.eps)
-    x = x + norm1(mixer(x, *others))
+    weights = weights_of({"proj": mixer.proj, "norm1": norm1}, mixer)
+    if weights is None:
+        x = x + norm1(mixer(x, *others))
+    else:
+        rest = {"fc1": mlp.fc1, "fc2": mlp.fc2, "norm2": norm2}
+        plain = weights_of(rest, mlp) if type(mlp) is Mlp else None
+        x = res_post_norm(x, mixer.parts(x, *others), weights | (plain or {}), eps=norm1.eps)
+        if plain is not None:
+            return x
     if type(mlp) is ConvFFN:
         return mlp.with_skip(x, norm2, norm_first=False)
     return x + norm2(mlp(x))

@@ -107,17 +107,15 @@ Tensor window_layer(const Tensor& x, const Tensor& qkv, const Tensor& proj,
                     double eps);
 
 // y = x + LN(proj([parts])), then y + LN(fc2(GELU(fc1(y)))); x (B, H, W, C), parts (B, H, W, any).
-// The rows of proj (C, inputs + 1), first (hidden, C + 1) and second (C, hidden + 1) are output
-// channels, the last column is the bias; norms are (2, C).
-Tensor res_post_norm(const Tensor& x, std::vector<Tensor> parts, const Tensor& proj,
-                     const Tensor& norm1, const Tensor& first, const Tensor& second,
-                     const Tensor& norm2, double eps);
+// The weights are proj (C, inputs + 1), norm1 (2, C), first (hidden, C + 1), second (C, hidden + 1)
+// and norm2 (2, C): rows are output channels, the last column is the bias. With the first two alone
+// the result is y.
+Tensor res_post_norm(const Tensor& x, std::vector<Tensor> parts, std::vector<Tensor> weights,
+                     double eps);
 
-// dx, the gradients of the parts, and those of proj, norm1, first, second and norm2; proj's and
-// second's are turned round.
+// dx, the gradients of the parts, and those of the weights; proj's and second's are turned round.
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> res_post_norm_backward(
-    const Tensor& grad, const Tensor& x, std::vector<Tensor> parts, const Tensor& proj,
-    const Tensor& norm1, const Tensor& first, const Tensor& second, const Tensor& norm2,
+    const Tensor& grad, const Tensor& x, std::vector<Tensor> parts, std::vector<Tensor> weights,
     double eps);
 
 // y = x + fc2(h + GELU(depthwise 5x5 of h)), h = GELU(fc1(x)), with a norm before fc1 (folded into

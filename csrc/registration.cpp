@@ -107,12 +107,10 @@ STABLE_TORCH_LIBRARY(c2d_native, m) {
     m.def(
         "window_layer(Tensor x, Tensor qkv, Tensor proj, Tensor? first, Tensor? second, "
         "Tensor bias_table, int window_size, int num_heads, int shift, float eps) -> Tensor");
+    m.def("res_post_norm(Tensor x, Tensor[] parts, Tensor[] weights, float eps) -> Tensor");
     m.def(
-        "res_post_norm(Tensor x, Tensor[] parts, Tensor proj, Tensor norm1, Tensor first, "
-        "Tensor second, Tensor norm2, float eps) -> Tensor");
-    m.def(
-        "res_post_norm_backward(Tensor grad, Tensor x, Tensor[] parts, Tensor proj, Tensor norm1, "
-        "Tensor first, Tensor second, Tensor norm2, float eps) -> (Tensor, Tensor[], Tensor[])");
+        "res_post_norm_backward(Tensor grad, Tensor x, Tensor[] parts, Tensor[] weights, "
+        "float eps) -> (Tensor, Tensor[], Tensor[])");
     m.def(
         "conv_ffn(Tensor x, Tensor first, Tensor conv, Tensor second, Tensor norm, "
         "bool norm_first, float eps) -> Tensor");

@@ -10,6 +10,8 @@ from torch import Tensor
 from .. import native
 from ..dispatch import Kernel
 
+_NORMS = (1, 4)  # where they are in what _matrices returns
+
 
 def _can_run(x: Tensor, parts: Sequence[Tensor], *_: object) -> str | None:
     if len(parts) > 4:
@@ -19,13 +21,16 @@ def _can_run(x: Tensor, parts: Sequence[Tensor], *_: object) -> str | None:
 
 def _forward(x: Tensor, parts: Sequence[Tensor], weights: Sequence[Tensor], eps: float) -> Tensor:
     compute = torch.promote_types(x.dtype, torch.float32)
-    proj, norm1, fc1, fc2, norm2 = _matrices(weights, compute)
+    matrices = _matrices(weights, compute)
     if native.multiplies_bfloat16(x):
         compute = x.dtype
-        proj, fc1, fc2 = map(native.bfloat16_columns, (proj, fc1, fc2))
+        matrices = [
+            matrix if place in _NORMS else native.bfloat16_columns(matrix)
+            for place, matrix in enumerate(matrices)
+        ]
     parts = [part.to(compute) for part in parts]
     op = torch.ops.c2d_native.res_post_norm.default
-    return op(x.to(compute), parts, proj, norm1, fc1, fc2, norm2, eps).to(x.dtype)
+    return op(x.to(compute), parts, matrices, eps).to(x.dtype)
 
 
 def _backward(
@@ -40,14 +45,13 @@ def _backward(
     maps = [part.to(compute) for part in parts]
     op = torch.ops.c2d_native.res_post_norm_backward.default
     dx, dparts, dweights = op(
-        grad.to(compute), x.to(compute), maps, *_matrices(weights, compute), eps
+        grad.to(compute), x.to(compute), maps, _matrices(weights, compute), eps
     )
-    proj, norm1, fc1, fc2, norm2 = dweights
-    found = [
-        *(dx, *dparts),
-        *(proj[:-1].t(), proj[-1], *norm1, fc1[:, :-1], fc1[:, -1]),
-        *(fc2[:-1].t(), fc2[-1], *norm2),
-    ]
+    proj, norm1, *mlp = dweights
+    found = [dx, *dparts, proj[:-1].t(), proj[-1], *norm1]
+    if mlp:
+        fc1, fc2, norm2 = mlp
+        found += [fc1[:, :-1], fc1[:, -1], fc2[:-1].t(), fc2[-1], *norm2]
     return tuple(
         gradient.to(tensor.dtype) if needed else None
         for gradient, tensor, needed in zip(found, (x, *parts, *weights), mask, strict=True)
@@ -55,17 +59,14 @@ def _backward(
 
 
 def _matrices(weights: Sequence[Tensor], compute: torch.dtype) -> list[Tensor]:
-    """proj, the first norm, fc1, fc2 and the second norm as the kernels read them."""
-    proj, proj_bias, *norm1, fc1, fc1_bias, fc2, fc2_bias, norm2, norm2_bias = (
-        weight.to(compute) for weight in weights
-    )
-    return [
-        native.bias_column(proj, proj_bias),
-        torch.stack(norm1),
-        native.bias_column(fc1, fc1_bias),
-        native.bias_column(fc2, fc2_bias),
-        torch.stack([norm2, norm2_bias]),
-    ]
+    """proj, the first norm and, if they are there, fc1, fc2 and the second norm for the kernels."""
+    proj, proj_bias, norm1, norm1_bias, *mlp = (weight.to(compute) for weight in weights)
+    matrices = [native.bias_column(proj, proj_bias), torch.stack([norm1, norm1_bias])]
+    if mlp:
+        fc1, fc1_bias, fc2, fc2_bias, *norm2 = mlp
+        matrices += [native.bias_column(fc1, fc1_bias), native.bias_column(fc2, fc2_bias)]
+        matrices.append(torch.stack(norm2))
+    return matrices
 
 
 res_post_norm = Kernel("res_post_norm", "cpu", _can_run, _forward, _backward)

@@ -17,11 +17,11 @@ def res_post_norm(
 ) -> Tensor:
     """What follows the mixing of tokens in a layer whose norms come last, just before each skip.
 
-    `y = x + LN(proj([parts]))`, then `y + LN(fc2(GELU(fc1(y))))`. On a CPU one kernel does all of
-    it, some tokens at a time in cache, whatever autocast says: in the precision of x, bfloat16 by
-    products of bfloat16 where the CPU has AVX-512 BF16. Another does its backward, in float32 for
-    half x, from x and the parts alone: nothing else is kept. Elsewhere torch's own operators do,
-    which autocast rounds.
+    `y = x + LN(proj([parts]))`, then `y + LN(fc2(GELU(fc1(y))))`, or `y` alone in a layer whose MLP
+    is another operator's. On a CPU one kernel does all of it, some tokens at a time in cache,
+    whatever autocast says: in the precision of x, bfloat16 by products of bfloat16 where the CPU
+    has AVX-512 BF16. Another does its backward, in float32 for half x, from x and the parts alone:
+    nothing else is kept. Elsewhere torch's own operators do, which autocast rounds.
 
     Args:
         x: (B, H, W, C), float32, bfloat16, float16 or float64; any strides.
@@ -30,6 +30,7 @@ def res_post_norm(
         weights: name -> tensor: proj.weight (C, channels of all parts), proj.bias (C,);
             fc1.weight (hidden, C), fc1.bias (hidden,); fc2.weight (C, hidden), fc2.bias (C,);
             norm1.weight, norm1.bias, norm2.weight, norm2.bias (C,). May be float32 beside half x.
+            Without those of fc1, fc2 and norm2 the result is y.
         eps: of both norms.
 
     Returns:
@@ -51,7 +52,7 @@ def res_post_norm(
     channels, inputs = x.shape[-1], sum(part.shape[-1] for part in parts)
     shapes = {"norm1": (channels,), "norm2": (channels,), "proj": (channels, inputs)}
     shapes |= checks.mlp_shapes(weights, channels)
-    ordered = checks.layer_weights(x, weights, reference.NAMES, shapes)
+    ordered = checks.layer_weights(x, weights, reference.NAMES, shapes, reference.MLP)
     parts = [part.to(x.dtype) for part in parts]  # autocast may have rounded them
     if dispatch.in_one_piece("res_post_norm", x, parts, ordered, float(eps)):
         return _res_post_norm(x, parts, ordered, float(eps))
@@ -59,7 +60,7 @@ def res_post_norm(
 
 
 def flops(batch: int, height: int, width: int, channels: int, inputs: int, hidden: int) -> int:
-    """Operations of the definition of res_post_norm: its three products."""
+    """Operations of the definition of res_post_norm: its three products, one if hidden is 0."""
     return 2 * batch * height * width * channels * (inputs + 2 * hidden)
 
 
@@ -77,7 +78,9 @@ _res_post_norm = define(
         outputs=1,
         reference=reference.res_post_norm,
         fake=lambda x, *_: x.new_empty(x.shape),
-        flops=lambda x, parts, weights, eps: flops(*x, weights[0][1], weights[4][0]),
+        flops=lambda x, parts, weights, eps: flops(
+            *x, weights[0][1], weights[4][0] if len(weights) > 4 else 0
+        ),
         example=_example,
     )
 )

@@ -18,12 +18,14 @@ NAMES = tuple(
     for kind in ("weight", "bias")
 )
 """The weights of a layer, in the order in which the op takes them."""
+MLP = ("fc1", "fc2", "norm2")
+"""Modules that a layer may lack, all of them; the others' weights come first in NAMES."""
 
 
 def res_post_norm(
     x: Tensor, parts: Sequence[Tensor], weights: Sequence[Tensor], eps: float
 ) -> Tensor:
-    """`y = x + LN(proj([parts]))`, then `y + LN(fc2(GELU(fc1(y))))`.
+    """`y = x + LN(proj([parts]))`, then `y + LN(fc2(GELU(fc1(y))))` if there are weights for it.
 
     x (B, H, W, C), parts (B, H, W, any), weights as NAMES orders them. Returns (B, H, W, C).
     HiT-SR (2407.05878), whose norms follow Swin V2 (2111.09883), section 3.2.
@@ -35,10 +37,12 @@ def res_post_norm(
 
 def composed(x: Tensor, parts: Sequence[Tensor], weights: Sequence[Tensor], eps: float) -> Tensor:
     """The same out of torch's operators, in the dtype of its arguments."""
-    proj, proj_bias, norm1, norm1_bias, *rest = weights
-    fc1, fc1_bias, fc2, fc2_bias, norm2, norm2_bias = rest
+    proj, proj_bias, norm1, norm1_bias, *mlp = weights
     channels = x.shape[-1]
     mixed = F.linear(torch.cat(list(parts), dim=-1), proj, proj_bias)
     x = x + F.layer_norm(mixed, [channels], norm1, norm1_bias, eps)
+    if not mlp:
+        return x
+    fc1, fc1_bias, fc2, fc2_bias, norm2, norm2_bias = mlp
     hidden = F.gelu(F.linear(x, fc1, fc1_bias))
     return x + F.layer_norm(F.linear(hidden, fc2, fc2_bias), [channels], norm2, norm2_bias, eps)

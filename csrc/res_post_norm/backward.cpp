@@ -57,17 +57,17 @@ void backward(const PostNormSizes<T>& sizes, const PostNormWeights<T>& weights, 
                 all.push_back(&map);
             }
         }
-        std::vector<int64_t> places(all.size() * kTokens);
+        Places places(all);
         PostNormBackwardTokens<T> tokens = {};
         int64_t index = 0;
         const auto next_read = [&] {
-            const TokensOf<const T> of = {numbers<T>(*all[index]), places.data() + index * kTokens};
+            const TokensOf<const T> of = {numbers<T>(*all[index]), places.of(index)};
             ++index;
             return of;
         };
         const auto next_written = [&] {
             const TokensOf<T> of = {static_cast<T*>(all[index]->mutable_data_ptr()),
-                                    places.data() + index * kTokens};
+                                    places.of(index)};
             ++index;
             return of;
         };
@@ -81,12 +81,13 @@ void backward(const PostNormSizes<T>& sizes, const PostNormWeights<T>& weights, 
             for (int64_t run = g * group; run < std::min((g + 1) * group, runs); ++run) {
                 const int64_t start = run * kTokens;
                 tokens.count = std::min(kTokens, pixels - start);
-                find_places(all, start, tokens.count, places.data());
+                places.find(start, tokens.count);
                 kernel.run(sizes, weights, tokens, scratch.data());
             }
-            kernel.finish(
-                sizes, scratch.data(),
-                {sums.of(g, 0), sums.of(g, 1), sums.of(g, 2), sums.of(g, 3), sums.of(g, 4)});
+            const auto of = [&](size_t i) {
+                return i < weight_grads.size() ? sums.of(g, i) : nullptr;
+            };
+            kernel.finish(sizes, scratch.data(), {of(0), of(1), of(2), of(3), of(4)});
         }
     });
     sums.finish();
@@ -95,15 +96,13 @@ void backward(const PostNormSizes<T>& sizes, const PostNormWeights<T>& weights, 
 }  // namespace
 
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> res_post_norm_backward(
-    const Tensor& grad, const Tensor& x, std::vector<Tensor> parts, const Tensor& proj,
-    const Tensor& norm1, const Tensor& first, const Tensor& second, const Tensor& norm2,
+    const Tensor& grad, const Tensor& x, std::vector<Tensor> parts, std::vector<Tensor> weights,
     double eps) {
     check_floating_cpu(x, "x", 4);
     check_floating_cpu(grad, "grad", 4);
     check_same(grad, "grad", x, "x");
-    check_floating_cpu(first, "first", 2);
     check_parts(parts, x);
-    const int64_t C = x.size(3), hidden = first.size(0);
+    const int64_t C = x.size(3), hidden = hidden_channels(weights);
     Maps maps = {{dense_channels(x), dense_channels(grad)},
                  {torch::stable::new_empty(x, x.sizes())}};
     int64_t inputs = 0;
@@ -112,21 +111,22 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> res_post_norm_backw
         maps.read.push_back(dense_channels(part));
         maps.written.push_back(torch::stable::new_empty(part, part.sizes()));
     }
-    check_matrix(proj, "proj", x, C, inputs + 1);
-    check_matrix(norm1, "norm1", x, 2, C);
-    check_matrix(first, "first", x, hidden, C + 1);
-    check_matrix(second, "second", x, C, hidden + 1);
-    check_matrix(norm2, "norm2", x, 2, C);
-    const std::vector<Tensor> weight_grads = {
-        torch::stable::new_empty(x, {inputs + 1, C}), torch::stable::new_empty(x, {2, C}),
-        torch::stable::new_empty(x, {hidden, C + 1}), torch::stable::new_empty(x, {hidden + 1, C}),
-        torch::stable::new_empty(x, {2, C})};
+    check_matrix(weights[0], "proj", x, C, inputs + 1);
+    check_matrix(weights[1], "norm1", x, 2, C);
+    std::vector<Tensor> weight_grads = {torch::stable::new_empty(x, {inputs + 1, C}),
+                                        torch::stable::new_empty(x, {2, C})};
+    if (weights.size() > 2) {
+        check_matrix(weights[2], "first", x, hidden, C + 1);
+        check_matrix(weights[3], "second", x, C, hidden + 1);
+        check_matrix(weights[4], "norm2", x, 2, C);
+        weight_grads.push_back(torch::stable::new_empty(x, {hidden, C + 1}));
+        weight_grads.push_back(torch::stable::new_empty(x, {hidden + 1, C}));
+        weight_grads.push_back(torch::stable::new_empty(x, {2, C}));
+    }
     const auto run_with = [&](auto number) {
         using T = decltype(number);
         const PostNormSizes<T> sizes = post_norm_sizes<T>(x, parts, hidden, eps);
-        const PostNormWeights<T> weights = {numbers<T>(proj), numbers<T>(first), numbers<T>(second),
-                                            numbers<T>(norm1), numbers<T>(norm2)};
-        backward(sizes, weights, maps, weight_grads);
+        backward(sizes, post_norm_weights<T>(weights), maps, weight_grads);
     };
     if (x.numel() == 0) {
         for (const Tensor& weight_grad : weight_grads) {

@@ -5,6 +5,7 @@
 //   do through the second norm, dp = (fc2^T do) GELU'(p), dy = dout + fc1^T dp = dx,
 //   dm through the first norm, dparts = proj^T dm;
 //   dfc2 = do h^T, dfc1 = dp y^T, dproj = dm [parts]^T, summed over tokens.
+// Without an MLP out = y and dy = dout.
 //
 // Idea. Nothing is kept from the forward: 64 tokens go through it again, in the layout of cpu.cpp,
 // and at once back, while they, the weights and the weights' gradients stay in the first two levels
@@ -20,6 +21,9 @@
 // Where the time goes: 72 % to the products, at 61 GMAC/s where a large matrix product has 63 to
 // 75. A third of them is the forward again; to keep it would be 360 numbers a token written and
 // read, predicted to take as long, and was not tried.
+// Without an MLP, two parts of 30, forward and backward: torch's cat, addmm, LayerNorm and add take
+// 1.0 times as long on 8 x 64 x 64 x 60 and 1.4 times on 180 x 320 x 60; 1.3 was predicted. With
+// bfloat16, which is computed in float32 here, they take 1.1 and 0.9 times as long.
 #include "../common/token_gradients.h"
 #include "backward.h"
 
@@ -74,37 +78,28 @@ void start(const PostNormSizes<T>& sizes, T* scratch) {
     }
 }
 
+// The MLP's forward, as in cpu.cpp: y becomes x + LN(m), from x there, then h, GELU'(p) and o.
 template <class T, int lanes>
-void run(const PostNormSizes<T>& sizes, const PostNormWeights<T>& weights,
-         const PostNormBackwardTokens<T>& tokens, T* scratch) {
-    using V = Vector<T, lanes>;
-    const Scratch<T, lanes> s(sizes, scratch);
-    const int64_t C = sizes.channels, inputs = sizes.inputs, hidden = sizes.hidden;
-    const int64_t count = tokens.count, length = rounded_up(count, lanes);
-
-    // Forward, as in cpu.cpp.
-    T* input = s.input;
-    for (int64_t p = 0; p < sizes.parts; ++p) {
-        turn_in<T, lanes>(count, sizes.part_channels[p], tokens.parts[p].map, tokens.parts[p].token,
-                          length, input);
-        input += sizes.part_channels[p] * length;
-    }
-    ones<T, lanes>(length, input);
-    turn_in<T, lanes>(count, C, tokens.x.map, tokens.x.token, length, s.y);
+void mlp_forward(const PostNormSizes<T>& sizes, const PostNormWeights<T>& weights, int64_t length,
+                 const Scratch<T, lanes>& s) {
+    const int64_t C = sizes.channels, hidden = sizes.hidden;
     ones<T, lanes>(length, s.y + C * length);
-    multiply<T, lanes>(C, inputs + 1, length, weights.proj, s.input, false, s.mixed1);
     add_normalised<T, lanes>(C, length, sizes.eps, s.mixed1, weights.norm1, weights.norm1 + C, s.y);
     multiply<T, lanes>(hidden, C + 1, length, weights.first, s.y, false, s.hidden);
     for (int64_t i = 0; i < hidden * length; i += lanes) {
-        const GeluAndSlope<V> gelu(load<T, lanes>(s.hidden + i));
+        const GeluAndSlope<Vector<T, lanes>> gelu(load<T, lanes>(s.hidden + i));
         store<T, lanes>(s.hidden + i, gelu.value);
         store<T, lanes>(s.slope + i, gelu.slope);
     }
     ones<T, lanes>(length, s.hidden + hidden * length);
     multiply<T, lanes>(C, hidden + 1, length, weights.second, s.hidden, false, s.mixed2);
+}
 
-    // And back: the gradients of fc2's result, of fc1's, of y, and of proj's.
-    turn_in<T, lanes>(count, C, tokens.grad.map, tokens.grad.token, length, s.grad);
+// And back: the gradients of fc2's result, of fc1's, and of y in the place of that of the result.
+template <class T, int lanes>
+void mlp_backward(const PostNormSizes<T>& sizes, const PostNormWeights<T>& weights, int64_t count,
+                  int64_t length, const Scratch<T, lanes>& s) {
+    const int64_t C = sizes.channels, hidden = sizes.hidden;
     normalise_back<T, lanes>(C, length, sizes.eps, s.mixed2, weights.norm2, s.grad, s.mixed2,
                              nullptr, s.norm2);
     token_rows<T, lanes>(count, C, s.mixed2, length, s.width, s.rows);
@@ -118,7 +113,31 @@ void run(const PostNormSizes<T>& sizes, const PostNormWeights<T>& weights,
     add_products<T, lanes>(hidden, count, s.wide, length, s.rows, s.wide_width, s.first);
     product<T, lanes>({hidden, weights.first, 1, C + 1, s.wide, length, s.grad, s.grad, length}, C,
                       length);
+}
+
+template <class T, int lanes>
+void run(const PostNormSizes<T>& sizes, const PostNormWeights<T>& weights,
+         const PostNormBackwardTokens<T>& tokens, T* scratch) {
+    const Scratch<T, lanes> s(sizes, scratch);
+    const int64_t C = sizes.channels, inputs = sizes.inputs;
+    const int64_t count = tokens.count, length = rounded_up(count, lanes);
+    T* input = s.input;
+    for (int64_t p = 0; p < sizes.parts; ++p) {
+        turn_in<T, lanes>(count, sizes.part_channels[p], tokens.parts[p].map, tokens.parts[p].token,
+                          length, input);
+        input += sizes.part_channels[p] * length;
+    }
+    ones<T, lanes>(length, input);
+    multiply<T, lanes>(C, inputs + 1, length, weights.proj, s.input, false, s.mixed1);
+    turn_in<T, lanes>(count, C, tokens.grad.map, tokens.grad.token, length, s.grad);
+    if (weights.norm2 != nullptr) {
+        turn_in<T, lanes>(count, C, tokens.x.map, tokens.x.token, length, s.y);
+        mlp_forward<T, lanes>(sizes, weights, length, s);
+        mlp_backward<T, lanes>(sizes, weights, count, length, s);
+    }
     turn_out<T, lanes>(count, C, s.grad, length, tokens.x_grad.token, tokens.x_grad.map);
+
+    // The gradient of proj's result, and of what it takes.
     normalise_back<T, lanes>(C, length, sizes.eps, s.mixed1, weights.norm1, s.grad, s.mixed1,
                              nullptr, s.norm1);
     token_rows<T, lanes>(count, C, s.mixed1, length, s.width, s.rows);
@@ -138,10 +157,12 @@ void finish(const PostNormSizes<T>& sizes, T* scratch, const PostNormGradients<T
     const Scratch<T, lanes> s(sizes, scratch);
     const int64_t C = sizes.channels;
     add_columns(sizes.inputs + 1, C, s.proj, s.width, gradients.proj);
-    add_columns(sizes.hidden, C + 1, s.first, s.wide_width, gradients.first);
-    add_columns(sizes.hidden + 1, C, s.second, s.width, gradients.second);
     add_lanes<T, lanes>(2 * C, s.norm1, gradients.norm1);
-    add_lanes<T, lanes>(2 * C, s.norm2, gradients.norm2);
+    if (gradients.norm2 != nullptr) {
+        add_columns(sizes.hidden, C + 1, s.first, s.wide_width, gradients.first);
+        add_columns(sizes.hidden + 1, C, s.second, s.width, gradients.second);
+        add_lanes<T, lanes>(2 * C, s.norm2, gradients.norm2);
+    }
 }
 
 template <class T, int lanes>

@@ -27,6 +27,18 @@ struct Scratch {
     }
 };
 
+// y, in the place of x, += LN(fc2(GELU(fc1(y)))).
+void add_mlp(const PostNormSizes<float>& sizes, const PostNormWeights<float, Pair>& weights,
+             int64_t length, const Scratch& s) {
+    const int64_t C = sizes.channels;
+    pair_with_ones(C, length, s.x, s.pairs, unchanged);
+    multiply_pairs(sizes.hidden, weight_pairs(C), length, weights.first, s.pairs, false, s.wide);
+    pair_with_ones(sizes.hidden, length, s.wide, s.pairs, [](int64_t) { return short_gelu; });
+    multiply_pairs(C, weight_pairs(sizes.hidden), length, weights.second, s.pairs, false, s.mixed);
+    add_normalised<float, kLanes>(C, length, sizes.eps, s.mixed, weights.norm2, weights.norm2 + C,
+                                  s.x);
+}
+
 void run(const PostNormSizes<float>& sizes, const PostNormWeights<float, Pair>& weights,
          const PostNormTokens<Bfloat16>& tokens, float* scratch) {
     const Scratch s(sizes, scratch);
@@ -43,12 +55,9 @@ void run(const PostNormSizes<float>& sizes, const PostNormWeights<float, Pair>& 
     multiply_pairs(C, weight_pairs(inputs), length, weights.proj, s.pairs, false, s.mixed);
     add_normalised<float, kLanes>(C, length, sizes.eps, s.mixed, weights.norm1, weights.norm1 + C,
                                   s.x);
-    pair_with_ones(C, length, s.x, s.pairs, unchanged);
-    multiply_pairs(sizes.hidden, weight_pairs(C), length, weights.first, s.pairs, false, s.wide);
-    pair_with_ones(sizes.hidden, length, s.wide, s.pairs, [](int64_t) { return short_gelu; });
-    multiply_pairs(C, weight_pairs(sizes.hidden), length, weights.second, s.pairs, false, s.mixed);
-    add_normalised<float, kLanes>(C, length, sizes.eps, s.mixed, weights.norm2, weights.norm2 + C,
-                                  s.x);
+    if (weights.norm2 != nullptr) {
+        add_mlp(sizes, weights, length, s);
+    }
     turn_map_out(count, C, s.x, length, s.pairs, tokens.out_token, tokens.out);
 }
 

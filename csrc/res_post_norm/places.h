@@ -24,6 +24,32 @@ inline void check_parts(const std::vector<Tensor>& parts, const Tensor& x) {
     }
 }
 
+// Hidden channels of the MLP, if `weights` has one: it has proj, norm1 and, with an MLP, first,
+// second and norm2.
+inline int64_t hidden_channels(const std::vector<Tensor>& weights) {
+    STD_TORCH_CHECK(weights.size() == 2 || weights.size() == 5,
+                    "weights must be 2 tensors or, with an MLP, 5.");
+    if (weights.size() == 2) {
+        return 0;
+    }
+    check_floating_cpu(weights[2], "first", 2, true);
+    STD_TORCH_CHECK(weights[2].size(0) > 0, "first must have at least one row.");
+    return weights[2].size(0);
+}
+
+template <class T, class Weight = T>
+PostNormWeights<T, Weight> post_norm_weights(const std::vector<Tensor>& weights) {
+    PostNormWeights<T, Weight> kernel_weights = {};
+    kernel_weights.proj = numbers<Weight>(weights[0]);
+    kernel_weights.norm1 = numbers<T>(weights[1]);
+    if (weights.size() == 5) {
+        kernel_weights.first = numbers<Weight>(weights[2]);
+        kernel_weights.second = numbers<Weight>(weights[3]);
+        kernel_weights.norm2 = numbers<T>(weights[4]);
+    }
+    return kernel_weights;
+}
+
 template <class T>
 PostNormSizes<T> post_norm_sizes(const Tensor& x, const std::vector<Tensor>& parts, int64_t hidden,
                                  double eps) {
@@ -35,23 +61,43 @@ PostNormSizes<T> post_norm_sizes(const Tensor& x, const std::vector<Tensor>& par
     return sizes;
 }
 
-// places[m * kTokens + n] = where token start + n of map m begins, for `count` tokens.
-inline void find_places(const std::vector<const Tensor*>& maps, int64_t start, int64_t count,
-                        int64_t* places) {
-    const int64_t height = maps[0]->size(1), width = maps[0]->size(2);
-    int64_t column = start % width, row = start / width % height;
-    int64_t image = start / width / height;
-    for (int64_t n = 0; n < count; ++n) {
-        for (size_t m = 0; m < maps.size(); ++m) {
-            places[m * kTokens + n] =
-                image * maps[m]->stride(0) + row * maps[m]->stride(1) + column * maps[m]->stride(2);
-        }
-        if (++column == width) {
-            column = 0;
-            row = row + 1 == height ? 0 : row + 1;
-            image += row == 0;
+// Where some tokens begin in each of some maps.
+class Places {
+  public:
+    // Strides are asked for once: to ask at every token took a quarter of a layer without an MLP.
+    explicit Places(const std::vector<const Tensor*>& maps)
+        : height_(maps[0]->size(1)), width_(maps[0]->size(2)), places_(maps.size() * kTokens) {
+        for (const Tensor* map : maps) {
+            strides_.push_back({map->stride(0), map->stride(1), map->stride(2)});
         }
     }
-}
+
+    const int64_t* of(int64_t map) const { return places_.data() + map * kTokens; }
+
+    // Moves to the `count` tokens from `start` on.
+    void find(int64_t start, int64_t count) {
+        int64_t column = start % width_, row = start / width_ % height_;
+        int64_t image = start / width_ / height_;
+        for (int64_t n = 0; n < count; ++n) {
+            for (size_t m = 0; m < strides_.size(); ++m) {
+                const Strides& by = strides_[m];
+                places_[m * kTokens + n] = image * by.image + row * by.row + column * by.column;
+            }
+            if (++column == width_) {
+                column = 0;
+                row = row + 1 == height_ ? 0 : row + 1;
+                image += row == 0;
+            }
+        }
+    }
+
+  private:
+    struct Strides {
+        int64_t image, row, column;
+    };
+    int64_t height_, width_;
+    std::vector<Strides> strides_;
+    std::vector<int64_t> places_;
+};
 
 }  // namespace c2d

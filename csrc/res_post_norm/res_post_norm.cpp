@@ -21,12 +21,9 @@ constexpr int64_t kSmallTask = int64_t{1} << 20;  // multiply-adds not worth ano
 
 template <class T, class Weight, class Map>
 void run(const PostNormKernels<T, Weight, Map>& kernel, double eps, const Tensor& x,
-         const std::vector<Tensor>& parts, const Tensor& proj, const Tensor& norm1,
-         const Tensor& first, const Tensor& second, const Tensor& norm2, const Tensor& out) {
-    const PostNormSizes<T> sizes = post_norm_sizes<T>(x, parts, first.size(0), eps);
-    const PostNormWeights<T, Weight> weights = {numbers<Weight>(proj), numbers<Weight>(first),
-                                                numbers<Weight>(second), numbers<T>(norm1),
-                                                numbers<T>(norm2)};
+         const std::vector<Tensor>& parts, const std::vector<Tensor>& tensors, const Tensor& out) {
+    const PostNormSizes<T> sizes = post_norm_sizes<T>(x, parts, hidden_channels(tensors), eps);
+    const PostNormWeights<T, Weight> weights = post_norm_weights<T, Weight>(tensors);
     const int64_t pixels = x.size(0) * x.size(1) * x.size(2);
     const int64_t work = kTokens * sizes.channels * (sizes.inputs + 2 * sizes.hidden);
     const int64_t tasks = (pixels + kTokens - 1) / kTokens;
@@ -37,20 +34,20 @@ void run(const PostNormKernels<T, Weight, Map>& kernel, double eps, const Tensor
         for (const Tensor& part : parts) {
             maps.push_back(&part);
         }
-        std::vector<int64_t> places(maps.size() * kTokens);
+        Places places(maps);
         PostNormTokens<Map> tokens = {};
         tokens.x = numbers<Map>(x);
         tokens.out = static_cast<Map*>(out.mutable_data_ptr());
-        tokens.x_token = places.data();
-        tokens.out_token = places.data() + kTokens;
+        tokens.x_token = places.of(0);
+        tokens.out_token = places.of(1);
         for (int64_t p = 0; p < sizes.parts; ++p) {
             tokens.parts[p] = numbers<Map>(parts[p]);
-            tokens.part_token[p] = places.data() + (2 + p) * kTokens;
+            tokens.part_token[p] = places.of(2 + p);
         }
         for (int64_t task = begin; task < end; ++task) {
             const int64_t start = task * kTokens;
             tokens.count = std::min(kTokens, pixels - start);
-            find_places(maps, start, tokens.count, places.data());
+            places.find(start, tokens.count);
             kernel.run(sizes, weights, tokens, scratch.data());
         }
     });
@@ -58,13 +55,11 @@ void run(const PostNormKernels<T, Weight, Map>& kernel, double eps, const Tensor
 
 }  // namespace
 
-Tensor res_post_norm(const Tensor& x, std::vector<Tensor> parts, const Tensor& proj,
-                     const Tensor& norm1, const Tensor& first, const Tensor& second,
-                     const Tensor& norm2, double eps) {
+Tensor res_post_norm(const Tensor& x, std::vector<Tensor> parts, std::vector<Tensor> weights,
+                     double eps) {
     check_floating_cpu(x, "x", 4, true);
-    check_floating_cpu(first, "first", 2, true);
     check_parts(parts, x);
-    const int64_t C = x.size(3), hidden = first.size(0);
+    const int64_t C = x.size(3), hidden = hidden_channels(weights);
     int64_t inputs = 0;
     for (Tensor& part : parts) {
         inputs += part.size(3);
@@ -72,17 +67,19 @@ Tensor res_post_norm(const Tensor& x, std::vector<Tensor> parts, const Tensor& p
     }
     const bool bfloat16 = x.scalar_type() == ScalarType::BFloat16;
     const ScalarType wide = bfloat16 ? ScalarType::Float : x.scalar_type();
-    check_weights(proj, "proj", x, C, inputs);
-    check_weights(first, "first", x, hidden, C);
-    check_weights(second, "second", x, C, hidden);
-    check_matrix(norm1, "norm1", wide, 2, C);
-    check_matrix(norm2, "norm2", wide, 2, C);
+    check_weights(weights[0], "proj", x, C, inputs);
+    check_matrix(weights[1], "norm1", wide, 2, C);
+    if (weights.size() > 2) {
+        check_weights(weights[2], "first", x, hidden, C);
+        check_weights(weights[3], "second", x, C, hidden);
+        check_matrix(weights[4], "norm2", wide, 2, C);
+    }
     const Tensor out = torch::stable::new_empty(x, x.sizes());
     if (out.numel() == 0) {
         return out;
     }
     const auto run_by = [&](const auto& kernel) {
-        run(kernel, eps, dense_channels(x), parts, proj, norm1, first, second, norm2, out);
+        run(kernel, eps, dense_channels(x), parts, weights, out);
     };
     if (bfloat16) {
         run_by(check_bfloat16(C2D_FOR_BF16(post_norm_bfloat16)));

@@ -13,11 +13,13 @@ constexpr int64_t kTokens = 64;    // that are handled at a time
 constexpr int64_t kMostParts = 4;  // inputs of the projection
 
 // Weights as kernels read them: matrices have rows of output channels and the bias for a last
-// column; a norm is its weight and its bias, C each.
+// column; a norm is its weight and its bias, C each. Without an MLP the last three are null.
 template <class T, class Weight = T>
 struct PostNormWeights {
-    const Weight *proj, *first, *second;  // (C, inputs + 1), (hidden, C + 1), (C, hidden + 1)
-    const T *norm1, *norm2;               // (2, C)
+    const Weight* proj;            // (C, inputs + 1)
+    const T* norm1;                // (2, C)
+    const Weight *first, *second;  // (hidden, C + 1), (C, hidden + 1)
+    const T* norm2;                // (2, C)
 };
 
 template <class T>

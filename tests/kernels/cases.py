@@ -151,10 +151,12 @@ def _layer(
 
 
 def _post_norm(
-    name: str, batch: int, height: int, width: int, channels: int, hidden: int, part: int
+    name: str, batch: int, height: int, width: int, channels: int, hidden: int | None, part: int
 ) -> Case:
-    modules = {"proj": (channels, 2 * part), "fc1": (hidden, channels), "fc2": (channels, hidden)}
-    modules |= {"norm1": (channels,), "norm2": (channels,)}
+    """Without an MLP if `hidden` is None."""
+    modules = {"proj": (channels, 2 * part), "norm1": (channels,)}
+    if hidden is not None:
+        modules |= {"fc1": (hidden, channels), "fc2": (channels, hidden), "norm2": (channels,)}
     return Case(
         name,
         "res_post_norm",
@@ -376,7 +378,8 @@ def _query(
     )
 
 
-# One small case an operator: gradcheck, opcheck, compile, autocast and the rest of the properties.
+# Small cases, one of each form an operator has: gradcheck, opcheck, compile, autocast and the rest
+# of the properties.
 SMALL = [
     _scan("scan", 2, 3, 5, 2),
     _attention("attention", 1, 4, 6, 2, window=2, shift=1),
@@ -385,6 +388,7 @@ SMALL = [
     _branch("branch", 1, 4, 6, 4, window=2, shift=1),
     _branch("branch-permuted", 1, 8, 4, 4, permuted=True),
     _post_norm("post-norm", 1, 2, 3, 4, 5, part=3),
+    _post_norm("post-norm-no-mlp", 1, 2, 3, 4, None, part=3),
     _conv_ffn("conv-ffn", 1, 3, 4, 4, 5),
     _dual("dual", 1, 3, 4, 4, 3),
     _channel("channel", 2, 5, 4, 3),
@@ -425,6 +429,10 @@ AWKWARD = [
     _post_norm("post-norm-few-channels", 2, 5, 13, 3, 40, part=1),
     _post_norm("post-norm-no-batch", 0, 2, 3, 4, 5, part=2),
     _post_norm("post-norm-1x1", 1, 1, 1, 17, 33, part=19),
+    _post_norm("post-norm-no-mlp-hiet", 1, 9, 15, 60, None, part=30),
+    _post_norm("post-norm-no-mlp-few-channels", 2, 5, 13, 3, None, part=1),
+    _post_norm("post-norm-no-mlp-no-batch", 0, 2, 3, 4, None, part=2),
+    _post_norm("post-norm-no-mlp-1x1", 1, 1, 1, 17, None, part=19),
     _conv_ffn("conv-ffn-srformer", 1, 37, 126, 60, 120),
     _conv_ffn("conv-ffn-norm-last", 2, 9, 7, 18, 36, norm_first=False),
     _conv_ffn("conv-ffn-one-row", 1, 1, 260, 3, 4),

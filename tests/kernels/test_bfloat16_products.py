@@ -193,7 +193,7 @@ def test_tiles_of_a_map_do_not_show() -> None:
 
 
 OPERATORS = {
-    case.operator: case
+    case.name: case
     for case in SMALL
     if case.operator in ("window_layer", "attention_branch", "res_post_norm", "conv_ffn")
 }
@@ -209,9 +209,10 @@ def test_bfloat16_reaches_the_kernel_as_it_is(case: Case, monkeypatch: pytest.Mo
     monkeypatch.setattr(packet, "default", lambda *args: seen.append(args) or kernel(*args))
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         outputs(case, case.tensors(dtype))
-    tensors = [[a.dtype for a in args if isinstance(a, Tensor)] for args in seen]
-    assert tensors[0][0] == torch.bfloat16 and tensors[0].count(torch.bfloat16) >= 3
-    assert {*tensors[1], *tensors[2]} == {torch.float32}
+    lists = [[arg if isinstance(arg, list) else [arg] for arg in args] for args in seen]
+    types = [[a.dtype for one in all_ for a in one if isinstance(a, Tensor)] for all_ in lists]
+    assert types[0][0] == torch.bfloat16 and types[0].count(torch.bfloat16) >= 3
+    assert {*types[1], *types[2]} == {torch.float32}
     with pytest.raises(RuntimeError, match=r"must (be a dense|have the type)"):
         kernel(seen[0][0], *seen[1][1:])
 

@@ -78,6 +78,7 @@ SMALL_FLOPS = {  # the definition's operations in the small cases
     "branch": 2 * 24 * (4 * 12 + 2 * 4 * 4 + 4 * 4),
     "branch-permuted": 2 * 32 * (4 * 6 + 2 * 4 * 4 + 4 * 4),
     "post-norm": 2 * 6 * 4 * (6 + 2 * 5),
+    "post-norm-no-mlp": 2 * 6 * 4 * 6,
     "conv-ffn": 2 * 12 * 5 * (2 * 4 + 25),
     "dual": 2 * 12 * (4 * 4 + 2 * 4 * 3 + 9 * 9),
     "channel": 4 * 2 * 20 * 3 * 3,

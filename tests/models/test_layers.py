@@ -68,6 +68,37 @@ def test_padding_is_reflection(rng):
     assert torch.equal(pad_to_multiple(x, 16), expected)
 
 
+@pytest.mark.parametrize("index", [mirror_index, symmetric_index])
+@pytest.mark.parametrize("size", [(1, 1), (8, 16), (9, 7), (3, 16)], ids=str)
+def test_padding_and_crop_in_a_compiled_program(size, index, rng):
+    """A program gathers all pixels, eager mode what is missing; gradients are added up alike."""
+    x = torch.rand(2, *size, 3, generator=rng, dtype=torch.float64)
+
+    def there_and_back(x):
+        y = pad_to_multiple(x, 8, index)
+        return y, crop(y.square(), *size)
+
+    found = {}
+    for name, function in {
+        "eager": there_and_back,
+        "compiled": torch.compile(there_and_back, backend="eager", fullgraph=True),
+    }.items():
+        leaf = x.clone().requires_grad_()
+        padded, cropped = function(leaf)
+        (padded.square().sum() + cropped.sum()).backward()
+        found[name] = padded, cropped, leaf.grad
+    for got, want in zip(found["eager"][:2], found["compiled"][:2], strict=True):
+        assert torch.equal(got, want)
+    torch.testing.assert_close(found["eager"][2], found["compiled"][2], rtol=1e-14, atol=0)
+
+
+def test_padding_gives_a_contiguous_map(rng):
+    """Of a picture's planes too, with nothing missing: what follows keeps the layout it meets."""
+    planes = torch.rand(2, 3, 8, 16, generator=rng).permute(0, 2, 3, 1)
+    padded = pad_to_multiple(planes, 8)
+    assert padded.is_contiguous() and torch.equal(padded, planes)
+
+
 def test_rgb_mean_is_exact_in_float64():
     assert tuple(rgb_mean(torch.zeros(1, dtype=torch.float64)).tolist()) == RGB_MEAN
 
