@@ -149,6 +149,8 @@ class Doubled(nn.Module):
         ("hit_sir_tiny", "layers.0.residual_group.blocks.2.mlp.fc1"),
         ("hiet_swinir_tiny", "blocks.0.bottom.mlp.fc1"),
         ("hiet_srformer_tiny", "blocks.0.bottom.mlp.dwconv.depthwise_conv.0"),
+        ("hiet_srformer_tiny", "blocks.0.bottom.mixer.proj"),
+        ("hiet_srformer_tiny", "blocks.0.down.0.norm1"),
     ],
 )
 def test_changed_modules_are_not_passed_over(network, module):
