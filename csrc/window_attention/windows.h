@@ -62,14 +62,6 @@ struct WindowGrid {
         return dy * side + dx;
     }
 
-    // Where token (y, x) of a window lies in a map.
-    int64_t token(int64_t index, int64_t y, int64_t x, const Tensor& map) const {
-        const int64_t row = (index / across % down * window + y + shift) % height;
-        const int64_t column = (index % across * window + x + shift) % width;
-        return index / (across * down) * map.stride(0) + row * map.stride(1) +
-               column * map.stride(2);
-    }
-
     void query_tokens(int64_t index, const Tensor& map, std::vector<int64_t>& to) const {
         const int64_t to_row = map.stride(1), to_column = map.stride(2);
         const int64_t image = index / (across * down) * map.stride(0);
@@ -86,10 +78,15 @@ struct WindowGrid {
 
     void key_tokens(int64_t index, const Tensor& map, std::vector<int64_t>& to) const {
         const int64_t across_keys = window / cell, tokens = cell * cell;
+        const int64_t to_row = map.stride(1), to_column = map.stride(2);
+        const int64_t image = index / (across * down) * map.stride(0);
+        const int64_t top = index / across % down * window + shift;
+        const int64_t left = index % across * window + shift;
         for (int64_t m = 0; m < keys; ++m) {
             for (int64_t t = 0; t < tokens; ++t) {
-                to[m * tokens + t] = token(index, m / across_keys * cell + t / cell,
-                                           m % across_keys * cell + t % cell, map);
+                const int64_t row = (top + m / across_keys * cell + t / cell) % height;
+                const int64_t column = (left + m % across_keys * cell + t % cell) % width;
+                to[m * tokens + t] = image + row * to_row + column * to_column;
             }
         }
     }
@@ -132,6 +129,7 @@ void expand_bias(const WindowGrid& grid, const std::vector<int64_t>& query, int6
                  const Tensor& table, T* dense) {
     const T* from = table.const_data_ptr<T>();
     const int64_t blocks = int64_t(query.size()) / block;
+    const int64_t to_row = table.stride(0), to_head = table.stride(1);
     torch::stable::parallel_for(
         0, grid.heads * blocks, std::max<int64_t>(1, kSmallTask / 64 / grid.keys),
         [&](int64_t begin, int64_t end) {
@@ -140,8 +138,7 @@ void expand_bias(const WindowGrid& grid, const std::vector<int64_t>& query, int6
                 T* to = dense + task * grid.keys * block;
                 for (int64_t m = 0; m < grid.keys; ++m) {
                     for (int64_t n = first; n < first + block; ++n) {
-                        *to++ = from[grid.table_row(query[n], m) * table.stride(0) +
-                                     head * table.stride(1)];
+                        *to++ = from[grid.table_row(query[n], m) * to_row + head * to_head];
                     }
                 }
             }
