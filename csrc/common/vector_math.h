@@ -8,6 +8,7 @@
 // linkage.
 #pragma once
 
+#include "normal_share.h"
 #include "simd.h"
 
 #if defined(__x86_64__)
@@ -162,11 +163,22 @@ inline __attribute__((always_inline)) V erf_of(V x) {
     }
 }
 
-// GELU(x) = x Phi(x), the exact one.
+// The share of a normal distribution below x.
+template <class V>
+inline __attribute__((always_inline)) V share_of(V x) {
+    using T = Element<V>;
+#if defined(C2D_NORMAL_TABLE)
+    if constexpr (sizeof(V) == 64 && sizeof(T) == 4) {
+        return normal_share(x);
+    }
+#endif
+    return T(0.5) * (T(1) + erf_of(x * T(0.70710678118654752440)));
+}
+
+// GELU, the exact one.
 template <class V>
 inline __attribute__((always_inline)) V gelu_of(V x) {
-    using T = Element<V>;
-    return x * T(0.5) * (T(1) + erf_of(x * T(0.70710678118654752440)));
+    return x * share_of(x);
 }
 
 // GELU(x) and its slope. A density of less than 2^-64 (2^-512 in double) is 0: times the gradient
@@ -180,7 +192,7 @@ struct GeluAndSlope {
         using T = Element<V>;
         constexpr T kExponent = T(-0.72134752044448170368), kDensity = T(0.39894228040143267794);
         constexpr T kLeast = sizeof(T) == 4 ? T(-64) : T(-512);
-        const V share = T(0.5) * (T(1) + erf_of(x * T(0.70710678118654752440)));
+        const V share = share_of(x);
         const V exponent = x * x * kExponent;
         const auto none = exponent < kLeast;  // false for a NaN, which stays one
         const V power = exp2_of(none ? V{} : exponent);
