@@ -48,6 +48,17 @@ inline __attribute__((always_inline)) void store(T* to, Vector<T, lanes> vector)
     __builtin_memcpy(to, &vector, sizeof(vector));
 }
 
+// A vector that fits a register stays in one: compilers fetch what several multiply-adds share from
+// memory again for each of them.
+template <class V>
+inline __attribute__((always_inline)) void keep_in_register(V& vector) {
+#if defined(__x86_64__)
+    asm("" : "+v"(vector));
+#elif defined(__aarch64__)
+    asm("" : "+w"(vector));
+#endif
+}
+
 template <int... indices>
 struct Indices {};
 template <int count, int... rest>

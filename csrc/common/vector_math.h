@@ -8,6 +8,7 @@
 // linkage.
 #pragma once
 
+#include "normal_share.h"
 #include "simd.h"
 
 #if defined(__x86_64__)
@@ -155,8 +156,9 @@ inline __attribute__((always_inline)) V sqrt_of(V x) {
     return x;
 }
 
-// erf(x): float by x P(x^2) / Q(x^2), fitted to a relative error of 1.9e-8 up to |x| = 3.92, where
-// it is 1 in float; double by the C library, one number at a time.
+// erf(x): float by x P(x^2) / Q(x^2), fitted to a relative error of 1.9e-8 up to |x| = 3.92; double
+// by the C library, one number at a time. At 3.923 the float's is exactly 1 with and without fused
+// multiply-adds; at 3.92 it was 1 + 2^-23 without, and GELU(-1000) not 0.
 template <class V>
 inline __attribute__((always_inline)) V erf_of(V x) {
     if constexpr (sizeof(Element<V>) == 8) {
@@ -173,8 +175,8 @@ inline __attribute__((always_inline)) V erf_of(V x) {
                                  0.014969290238f,
                                  0.0011625449128f,
                                  3.8091735968e-05f};
-        x = x > 3.92f ? filled<V>(3.92f) : x;
-        x = x < -3.92f ? filled<V>(-3.92f) : x;
+        x = x > 3.923f ? filled<V>(3.923f) : x;
+        x = x < -3.923f ? filled<V>(-3.923f) : x;
         const V t = x * x;
         V p = filled<V>(kP[5]), q = filled<V>(kQ[5]);
 #pragma GCC unroll 5
@@ -186,11 +188,22 @@ inline __attribute__((always_inline)) V erf_of(V x) {
     }
 }
 
-// GELU(x) = x Phi(x), the exact one.
+// The share of a normal distribution below x.
+template <class V>
+inline __attribute__((always_inline)) V share_of(V x) {
+    using T = Element<V>;
+#if defined(C2D_NORMAL_TABLE)
+    if constexpr (sizeof(V) == 64 && sizeof(T) == 4) {
+        return normal_share(x);
+    }
+#endif
+    return T(0.5) * (T(1) + erf_of(x * T(0.70710678118654752440)));
+}
+
+// GELU, the exact one.
 template <class V>
 inline __attribute__((always_inline)) V gelu_of(V x) {
-    using T = Element<V>;
-    return x * T(0.5) * (T(1) + erf_of(x * T(0.70710678118654752440)));
+    return x * share_of(x);
 }
 
 // GELU(x) and its slope. A density of less than 2^-64 (2^-512 in double) is 0: times the gradient
@@ -204,7 +217,7 @@ struct GeluAndSlope {
         using T = Element<V>;
         constexpr T kExponent = T(-0.72134752044448170368), kDensity = T(0.39894228040143267794);
         constexpr T kLeast = sizeof(T) == 4 ? T(-64) : T(-512);
-        const V share = T(0.5) * (T(1) + erf_of(x * T(0.70710678118654752440)));
+        const V share = share_of(x);
         const V exponent = x * x * kExponent;
         value = x * share;
         slope = share + x * (kDensity * exp2_from(kLeast, exponent));

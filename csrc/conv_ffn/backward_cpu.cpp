@@ -21,7 +21,7 @@
 // turn, medians of processor time. The reference's over the kernel's:
 //                                              predicted   measured
 //   this walk, with the norm last                    1.9        1.5
-//   and convolve_row, tiles as wide as the map       2.0   2.0; 2.2   (norm first 2.0; 2.1)
+//   and convolve_rows, tiles as wide as the map       2.0   2.0; 2.2   (norm first 2.0; 2.1)
 //   a training step of HiET-SRFormer, from 1.3       1.65  1.65 to 1.7
 // A density of GELU far out, times a gradient of a mean, was a denormal number: the same walk then
 // took six times as long inside of the network as alone. See GeluAndSlope.
@@ -189,9 +189,9 @@ struct Walk {
             const T* const weight = weights.conv + c * (kTaps + 1);
             const int64_t at = c * s.ring_row + begin;
             const T* const centre = rows.row[kReach] + kReach + at;
-            convolve_row<T, lanes>(
-                length, rows.row, at, weight, [&](int64_t) { return V{} + weight[kTaps]; },
-                [&](int64_t n, V sum) {
+            convolve_rows<T, lanes, 1>(
+                length, rows.row, at, weight, [&](int, int64_t) { return V{} + weight[kTaps]; },
+                [&](int, int64_t n, V sum) {
                     const GeluAndSlope<V> gelu(sum);
                     store<T, lanes>(s.wide + c * length + n,
                                     load<T, lanes>(centre + n) + gelu.value);
@@ -273,10 +273,10 @@ struct Walk {
                 turned[i] = weights.conv[c * (kTaps + 1) + kTaps - 1 - i];
             }
             const int64_t at = c * s.ring_row;
-            convolve_row<T, lanes>(
+            convolve_rows<T, lanes, 1>(
                 length, rows.row, at, turned,
-                [&](int64_t n) { return load<T, lanes>(wide_grad + at + n); },
-                [&](int64_t n, V sum) {
+                [&](int, int64_t n) { return load<T, lanes>(wide_grad + at + n); },
+                [&](int, int64_t n, V sum) {
                     store<T, lanes>(s.entry_grad + c * length + n,
                                     sum * load<T, lanes>(slope + at + n));
                 });

@@ -2,12 +2,13 @@
 // bfloat16. How that is done: ../common/pairs.h. The hidden rows and the depthwise convolution,
 // whose factors are no pairs, stay float32.
 //
-// What was measured, in turns with float32 in one process, on the machine and the sizes of cpu.cpp,
-// two threads, medians of 100: 6.6 ms, float32 9.7 ms (1.48 times as long). Predicted were 7.3 ms
-// beside 10.5 ms.
+// What was measured, in turns with float32 in one process: on two cores of an AMD EPYC (Zen 5), 184
+// x 320 x 60, hidden 120, two threads, medians of 100: 6.6 ms, float32 9.7 ms (1.48 times as long).
+// Predicted were 7.3 ms beside 10.5 ms. That was before ring.h, with which it takes 33.5 ms instead
+// of 40.8 on the machine and the sizes that cpu.cpp names now (1.22 times as fast).
 #include "../common/pairs.h"
 #include "conv_ffn.h"
-#include "convolve.h"
+#include "ring.h"
 
 namespace c2d::C2D_ISA {
 namespace {
@@ -16,88 +17,73 @@ struct ShortGelu {
     Floats operator()(Floats x) const { return short_gelu(x); }
 };
 
-// Scratch memory of a call, cut up. Rows of `inner` tokens are the tile's; those of the ring have
-// two pixels more at both ends, and a vector more to read in.
+// Scratch memory of a call, cut up.
 struct Scratch {
-    int64_t inner, outer, ring_row;
-    float *x, *ring, *wide, *mixed;
+    RingSizes<float, kLanes> rows;
+    float *x, *ring, *mixed;
     Pair* pairs;
     int64_t elements = 0;
 
     Scratch(const ConvFfnSizes<float>& sizes, int64_t columns, float* memory)
-        : inner(rounded_up(columns, kLanes)),
-          outer(rounded_up(columns + 2 * kReach, kLanes)),
-          ring_row(outer + kLanes) {
+        : rows(sizes.hidden, columns) {
         const int64_t C = sizes.channels, hidden = sizes.hidden;
-        float** const parts[] = {&x, &ring, &wide, &mixed};
-        const int64_t counts[] = {C * outer, kKernel * hidden * ring_row, hidden * inner,
-                                  C * inner};
-        for (int i = 0; i < 4; ++i) {
+        float** const parts[] = {&x, &ring, &mixed};
+        const int64_t counts[] = {C * rows.outer, rows.elements(), C * rows.inner};
+        for (int i = 0; i < 3; ++i) {
             *parts[i] = memory == nullptr ? nullptr : memory + elements;
             elements += counts[i];
         }
         pairs = memory == nullptr ? nullptr : (Pair*)(memory + elements);
-        elements += weight_pairs(hidden > C ? hidden : C) * outer;
+        elements += weight_pairs(hidden > C ? hidden : C) * rows.row;
     }
 };
 
-// Row y of the hidden features, zero where there is no picture.
-inline void hidden_row(const ConvFfnSizes<float>& sizes, const ConvFfnWeights<float, Pair>& weights,
-                       const RowTile<Bfloat16>& tile, const Scratch& s, int64_t y, float* to) {
+struct Walk {
+    const ConvFfnSizes<float>& sizes;
+    const ConvFfnWeights<float, Pair>& weights;
+    const RowTile<Bfloat16>& tile;
+    const Scratch s;
     const int64_t C = sizes.channels, hidden = sizes.hidden;
-    const int64_t start = tile.left - kReach, end = tile.left + tile.columns + kReach;
-    const int64_t first = start < 0 ? 0 : start, last = end < sizes.width ? end : sizes.width;
-    for (int64_t i = 0; i < hidden * s.ring_row; i += kLanes) {
-        store<float, kLanes>(to + i, Floats{});
-    }
-    if (y < 0 || y >= sizes.height) {
-        return;
-    }
-    const int64_t count = last - first, length = rounded_up(count, kLanes);
-    load_map_row(tile, C, y, first, count, length, s.pairs, s.x);
-    if (sizes.norm_first) {
-        normalise_pairs(C, length, sizes.eps, s.x, s.pairs);
-    } else {
-        pair_with_ones(C, length, s.x, s.pairs, unchanged);
-    }
-    // Placed and cleared as in cpu.cpp.
-    float* const out = to + (first - start);
-    product<float, kLanes, Pair>({weight_pairs(C), weights.first, weight_pairs(C), 1, s.pairs,
-                                  length, nullptr, out, s.ring_row},
-                                 hidden, length);
-    activate_row<float, kLanes>(hidden, count, length, s.ring_row, out, ShortGelu());
-}
+    const Ring<float, kLanes, Bfloat16> ring{sizes, tile, s.rows, s.ring};
 
-void run(const ConvFfnSizes<float>& sizes, const ConvFfnWeights<float, Pair>& weights,
-         const RowTile<Bfloat16>& tile, float* scratch) {
-    const Scratch s(sizes, tile.columns, scratch);
-    const int64_t C = sizes.channels, hidden = sizes.hidden, length = s.inner;
-    const int64_t end = tile.top + tile.rows + kReach;
-    const float* rows[kKernel] = {};
-    int64_t used = 0;
-    for (int64_t y = tile.top - kReach; y < end; ++y, ++used) {
-        float* const row = s.ring + used % kKernel * hidden * s.ring_row;
-        hidden_row(sizes, weights, tile, s, y, row);
-        for (int64_t i = 1; i < kKernel; ++i) {
-            rows[i - 1] = rows[i];
+    // Row y of the hidden features.
+    void hidden_row(int64_t y, float* to) const {
+        const int64_t length = rounded_up(ring.count, kLanes), pairs = weight_pairs(C);
+        load_map_row(tile, C, y, ring.first, ring.count, length, s.pairs, s.x);
+        if (sizes.norm_first) {
+            normalise_pairs(C, length, sizes.eps, s.x, s.pairs);
+        } else {
+            pair_with_ones(C, length, s.x, s.pairs, unchanged);
         }
-        rows[kKernel - 1] = row;
-        const int64_t target = y - kReach;
-        if (target < tile.top) {
-            continue;
-        }
-        load_map_row(tile, C, target, tile.left, tile.columns, length, s.pairs, s.x);
-        convolve<float, kLanes>(hidden, length, s.ring_row, rows, weights.conv, s.wide,
-                                ShortGelu());
-        pair_with_ones(hidden, length, s.wide, s.pairs, unchanged);
-        multiply_pairs(C, weight_pairs(hidden), length, weights.second, s.pairs, sizes.norm_first,
-                       sizes.norm_first ? s.x : s.mixed);
+        product<float, kLanes, Pair>(
+            {pairs, weights.first, pairs, 1, s.pairs, length, nullptr, to, s.rows.row}, hidden,
+            length);
+        activate_row<float, kLanes>(hidden, length, s.rows.row, to, ShortGelu());
+    }
+
+    // Row y of the result.
+    void out_row(int64_t y) const {
+        const int64_t length = s.rows.inner, row = s.rows.row, pairs = weight_pairs(hidden);
+        float* const out = sizes.norm_first ? s.x : s.mixed;
+        load_map_row(tile, C, y, tile.left, tile.columns, length, s.pairs, s.x);
+        pair_with_ones(hidden, row, ring.wide(y), s.pairs, unchanged);
+        product<float, kLanes, Pair>({pairs, weights.second, pairs, 1, s.pairs, row,
+                                      sizes.norm_first ? out : nullptr, out, length},
+                                     C, length);
         if (!sizes.norm_first) {
             add_normalised<float, kLanes>(C, length, sizes.eps, s.mixed, weights.norm,
                                           weights.norm + C, s.x);
         }
-        store_map_row(tile, C, target, s.x, length, s.pairs);
+        store_map_row(tile, C, y, s.x, length, s.pairs);
     }
+};
+
+void run(const ConvFfnSizes<float>& sizes, const ConvFfnWeights<float, Pair>& weights,
+         const RowTile<Bfloat16>& tile, float* scratch) {
+    const Walk walk{sizes, weights, tile, {sizes, tile.columns, scratch}};
+    walk.ring.walk(
+        weights.conv, ShortGelu(), [&](int64_t y, float* to) { walk.hidden_row(y, to); },
+        [&](int64_t y) { walk.out_row(y); });
 }
 
 int64_t scratch(const ConvFfnSizes<float>& sizes, int64_t columns) {

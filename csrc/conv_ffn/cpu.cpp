@@ -2,43 +2,54 @@
 // the skip around it: h = GELU(fc1(x)), y = x + fc2(h + GELU(depthwise(h))), and LN before fc1 or
 // after fc2.
 //
-// Idea. A tile is walked row by row. Of the hidden features, the widest map there is, only the five
-// rows that the convolution sees exist, in a ring that stays in the second level of cache; each row
-// goes on to the result at once. How features lie and why: ../common/tokens.h. In that layout a tap
-// of the depthwise convolution is a scalar times the row's tokens, read so many places further on.
+// Idea. A tile is walked some rows at a time. Of the hidden features, the widest map there is, only
+// the rows that the convolution sees exist, in a ring that stays in the second level of cache
+// (ring.h); they go on to the result at once. How features lie and why: ../common/tokens.h. In that
+// layout a tap of the depthwise convolution is a scalar times the row's tokens, read so many places
+// further on.
 //
 // Costs, multiply-adds a pixel: 2 C hidden + 25 hidden, and h again for two pixels around a tile.
 // Bytes: 2 C.
 //
-// What was measured: two cores of an AMD EPYC (Zen 5, AVX-512) in a shared virtual machine,
-// float32, 184 x 320 x 60, hidden 120, by the benchmarks: 10.5 ms, the reference 26.5 ms (2.4 times
-// as long), torch.compile of it 51 ms. Predicted for the convolution alone: 3.3 ms, of the 13.8 ms
-// that it takes in torch; not timed alone. With convolve_row, which fetches a weight once for four
-// vectors, and on one thread of a Xeon (family 6, model 207), 64 x 64 patches: 1.7 to 1.9 times as
-// fast as the reference, 1.5 before; 1.8 was predicted.
+// What was measured: one thread of a Xeon (family 6, model 207; AVX-512) in a shared virtual
+// machine, float32, 192 x 320 x 60, hidden 120, old and new kernel in turn in one process, least
+// times. First 32.7 ms; parts left out in turn: products 11.6, convolution 7.3 without its GELU,
+// GELU 5.7, writing the result 3.0, zeros in the ring 0.7, reading x again 0.4, the norm 0.4.
+//                                                     predicted   measured (ms)
+//   GELU without a division (normal_share.h)             29.8     30.7
+//   four rows at once, no `wide`, zeros at edges only    25.5     27.7
+//   rows spread over the sets of the cache                        27.2
+//   vectors of taps kept in registers                             26.4
+//   x and the result fetched ahead, channel by channel   22.5     23.6
+//   tiles as tall as the threads allow (row_tiles.h)     22.7     22.1
+// That is 1.46 times as fast, with the norm last 1.49 times; 64 x 64 patches through the operator
+// 1.7 times. gcc read a vector from memory again for each row until it was kept: the convolution
+// then takes about 3.3 ms, where its multiply-adds alone are 2.2. Products run at 83 % of the
+// machine's 176 GFLOP/s. AVX2 1.18 times (patches 1.05), baseline 1.07 times (1.01); there two rows
+// of three vectors at once were better than two of four (1.10; 0.97) and four of two (1.11; 1.0).
+// Without effect: fetching ahead within the ring (2 % slower), fetching x all in one go (0 %; the
+// result: 2 %), other distances between the ring's rows. Not tried: keeping x for the skip, at most
+// 2 %.
 #include "conv_ffn.h"
-#include "convolve.h"
+#include "ring.h"
 
 namespace c2d::C2D_ISA {
 namespace {
 
-// Scratch memory of a call, cut up. Rows of `inner` tokens are the tile's; those of the ring have
-// two pixels more at both ends, and a vector more to read in.
+// Scratch memory of a call, cut up.
 template <class T, int lanes>
 struct Scratch {
-    int64_t inner, outer, ring_row;
-    T *x, *norm, *ring, *wide, *mixed;
+    RingSizes<T, lanes> rows;
+    T *x, *norm, *ring, *mixed;
     int64_t elements = 0;
 
     Scratch(const ConvFfnSizes<T>& sizes, int64_t columns, T* memory)
-        : inner(rounded_up(columns, lanes)),
-          outer(rounded_up(columns + 2 * kReach, lanes)),
-          ring_row(outer + lanes) {
-        const int64_t C = sizes.channels, hidden = sizes.hidden;
-        T** const parts[] = {&x, &norm, &ring, &wide, &mixed};
-        const int64_t counts[] = {(C + 1) * outer, (C + 1) * outer, kKernel * hidden * ring_row,
-                                  (hidden + 1) * inner, C * inner};
-        for (int i = 0; i < 5; ++i) {
+        : rows(sizes.hidden, columns) {
+        const int64_t C = sizes.channels;
+        T** const parts[] = {&x, &norm, &ring, &mixed};
+        const int64_t counts[] = {(C + 1) * rows.outer, (C + 1) * rows.outer, rows.elements(),
+                                  C * rows.inner};
+        for (int i = 0; i < 4; ++i) {
             *parts[i] = memory == nullptr ? nullptr : memory + elements;
             elements += counts[i];
         }
@@ -47,70 +58,58 @@ struct Scratch {
 
 struct Gelu {
     template <class V>
-    V operator()(V x) const {
+    inline __attribute__((always_inline)) V operator()(V x) const {
         return gelu_of(x);
     }
 };
 
-// Row y of the hidden features, zero where there is no picture.
 template <class T, int lanes>
-inline void hidden_row(const ConvFfnSizes<T>& sizes, const ConvFfnWeights<T>& weights,
-                       const RowTile<T>& tile, const Scratch<T, lanes>& s, int64_t y, T* to) {
+struct Walk {
+    const ConvFfnSizes<T>& sizes;
+    const ConvFfnWeights<T>& weights;
+    const RowTile<T>& tile;
+    const Scratch<T, lanes> s;
     const int64_t C = sizes.channels, hidden = sizes.hidden;
-    const int64_t start = tile.left - kReach, end = tile.left + tile.columns + kReach;
-    const int64_t first = start < 0 ? 0 : start, last = end < sizes.width ? end : sizes.width;
-    for (int64_t i = 0; i < hidden * s.ring_row; i += lanes) {
-        store<T, lanes>(to + i, Vector<T, lanes>{});
-    }
-    if (y < 0 || y >= sizes.height) {
-        return;
-    }
-    const int64_t count = last - first, length = rounded_up(count, lanes);
-    load_row<T, lanes>(tile, C, y, first, count, length, s.x);
-    T* input = s.x;
-    if (sizes.norm_first) {
-        input = s.norm;
-        normalise<T, lanes>(C, length, sizes.eps, s.x, input);
-    }
-    ones<T, lanes>(length, input + C * length);
-    // Where the picture begins inside the row, the product is written that much further on; what it
-    // computes past the picture's end is cleared again.
-    T* const out = to + (first - start);
-    product<T, lanes>({C + 1, weights.first, C + 1, 1, input, length, nullptr, out, s.ring_row},
-                      hidden, length);
-    activate_row<T, lanes>(hidden, count, length, s.ring_row, out, Gelu());
-}
+    const Ring<T, lanes, T> ring{sizes, tile, s.rows, s.ring};
 
-template <class T, int lanes>
-void run(const ConvFfnSizes<T>& sizes, const ConvFfnWeights<T>& weights, const RowTile<T>& tile,
-         T* scratch) {
-    const Scratch<T, lanes> s(sizes, tile.columns, scratch);
-    const int64_t C = sizes.channels, hidden = sizes.hidden, length = s.inner;
-    const int64_t end = tile.top + tile.rows + kReach;
-    const T* rows[kKernel] = {};
-    int64_t used = 0;
-    for (int64_t y = tile.top - kReach; y < end; ++y, ++used) {
-        T* const row = s.ring + used % kKernel * hidden * s.ring_row;
-        hidden_row<T, lanes>(sizes, weights, tile, s, y, row);
-        for (int64_t i = 1; i < kKernel; ++i) {
-            rows[i - 1] = rows[i];
+    // Row y of the hidden features.
+    void hidden_row(int64_t y, T* to) const {
+        const int64_t length = rounded_up(ring.count, lanes), row = s.rows.row;
+        load_row<T, lanes>(tile, C, y, ring.first, ring.count, length, s.x);
+        T* input = s.x;
+        if (sizes.norm_first) {
+            input = s.norm;
+            normalise<T, lanes>(C, length, sizes.eps, s.x, input);
         }
-        rows[kKernel - 1] = row;
-        const int64_t target = y - kReach;
-        if (target < tile.top) {
-            continue;
-        }
-        convolve<T, lanes>(hidden, length, s.ring_row, rows, weights.conv, s.wide, Gelu());
-        ones<T, lanes>(length, s.wide + hidden * length);
-        load_row<T, lanes>(tile, C, target, tile.left, tile.columns, length, s.x);
-        multiply<T, lanes>(C, hidden + 1, length, weights.second, s.wide, sizes.norm_first,
-                           sizes.norm_first ? s.x : s.mixed);
+        ones<T, lanes>(length, input + C * length);
+        product<T, lanes>({C + 1, weights.first, C + 1, 1, input, length, nullptr, to, row}, hidden,
+                          length);
+        activate_row<T, lanes>(hidden, length, row, to, Gelu());
+    }
+
+    // Row y of the result.
+    void out_row(int64_t y) const {
+        const int64_t length = s.rows.inner;
+        T* const out = sizes.norm_first ? s.x : s.mixed;
+        load_row<T, lanes>(tile, C, y, tile.left, tile.columns, length, s.x);
+        product<T, lanes>({hidden + 1, weights.second, hidden + 1, 1, ring.wide(y), s.rows.row,
+                           sizes.norm_first ? out : nullptr, out, length},
+                          C, length);
         if (!sizes.norm_first) {
             add_normalised<T, lanes>(C, length, sizes.eps, s.mixed, weights.norm, weights.norm + C,
                                      s.x);
         }
-        store_row<T, lanes>(tile, C, target, s.x, length);
+        store_row<T, lanes>(tile, C, y, s.x, length);
     }
+};
+
+template <class T, int lanes>
+void run(const ConvFfnSizes<T>& sizes, const ConvFfnWeights<T>& weights, const RowTile<T>& tile,
+         T* scratch) {
+    const Walk<T, lanes> walk{sizes, weights, tile, {sizes, tile.columns, scratch}};
+    walk.ring.walk(
+        weights.conv, Gelu(), [&](int64_t y, T* to) { walk.hidden_row(y, to); },
+        [&](int64_t y) { walk.out_row(y); });
 }
 
 template <class T, int lanes>
