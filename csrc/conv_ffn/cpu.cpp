@@ -21,12 +21,13 @@
 //   rows spread over the sets of the cache                        27.2
 //   vectors of taps kept in registers                             26.4
 //   x and the result fetched ahead, channel by channel   22.5     23.6
-//   tiles as tall as the threads allow (row_tiles.h)     22.7     22.1
-// That is 1.46 times as fast, with the norm last 1.49 times; 64 x 64 patches through the operator
-// 1.7 times. gcc read a vector from memory again for each row until it was kept: the convolution
-// then takes about 3.3 ms, where its multiply-adds alone are 2.2. Products run at 83 % of the
-// machine's 176 GFLOP/s. AVX2 1.18 times (patches 1.05), baseline 1.07 times (1.01); there two rows
-// of three vectors at once were better than two of four (1.10; 0.97) and four of two (1.11; 1.0).
+//   tiles as tall as the threads allow (row_tiles.h)     22.7     22.3
+// That is 1.47 times as fast, through the operator too (33.2 and 22.7 ms; on two threads 17.0 and
+// 11.6), and 4 x 64 x 64 patches 1.34 times. gcc read a vector from memory again for each row until
+// it was kept in a register: the convolution then takes about 3.3 ms, where its multiply-adds alone
+// are 2.2. Products run at 83 % of the machine's 176 GFLOP/s. AVX2 1.19 times (patches 1.09),
+// baseline 1.07 times (1.03); there two rows of three vectors at once were better than two of four
+// (1.09; 0.98) and four of two (1.11; 1.0).
 // Without effect: fetching ahead within the ring (2 % slower), fetching x all in one go (0 %; the
 // result: 2 %), other distances between the ring's rows. Not tried: keeping x for the skip, at most
 // 2 %.
