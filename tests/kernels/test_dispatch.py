@@ -214,7 +214,7 @@ def test_a_library_that_does_not_load_is_a_reason() -> None:
 def test_info_names_every_operator_and_its_backend() -> None:
     info = c2d_kernels.info()
     here = {choice.operator: choice for choice in info.choices if choice.device == "cpu"}
-    assert set(here) == set(operators) and len(here) == 10
+    assert set(here) == set(operators) and len(here) == 11
     expected = "reference" if native.missing else "cpu"
     assert here["channel_correlation"].backend == expected
     assert here["spatial_correlation"].backend == expected
