@@ -78,11 +78,9 @@ def evaluate(
         lr, hr = read_pair(hr_file, lr_file, scale)
         if net is not None and not scores:  # what is made once is no part of an image's time
             enlarge(net, lr.to(device), hr.shape[-2:], ensemble=False)
-        start = time.perf_counter()
+        start = _clock(device)
         sr = enlarge(net, lr.to(device), hr.shape[-2:], ensemble)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - start
+        seconds = _clock(device) - start
         if sr.shape != hr.shape or not torch.isfinite(sr).all():
             raise DataError(
                 f"{name} made an image of shape {tuple(sr.shape)} from {hr_file.name}, or one "
@@ -195,6 +193,13 @@ def check_scale(net: nn.Module | None, scale: float, name: str | None = None) ->
             f"{name or net.name} enlarges by {own} only, not by {scale:g}; "
             f"give scale {own} or a continuous model"
         )
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds, read when the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _psnr_by(rule: str) -> Callable[[Tensor, Tensor, int], float]:

@@ -146,14 +146,16 @@ class ConvFFN(Mlp):
         hidden = F.gelu(self.fc1(x))
         return self.fc2(hidden + self.dwconv(hidden))
 
-    def with_skip(self, x: Tensor, norm: nn.Module, *, norm_first: bool) -> Tensor:
-        """x + FFN(norm(x)) or, the norm last, x + norm(FFN(x)), in one operator if it can be."""
+    def branch(self, x: Tensor, norm: nn.Module, *, norm_first: bool) -> Tensor | None:
+        """What feed_forward gives, in one operator; None if a module is not as its class says."""
+        if type(self.dwconv) is not DepthwiseBranch:
+            return None
         conv, activation = self.dwconv.depthwise_conv
         modules = {"norm": norm, "fc1": self.fc1, "dwconv": conv, "fc2": self.fc2}
         weights = weights_of(modules, self, self.dwconv, self.dwconv.depthwise_conv, activation)
-        if weights is not None and type(activation) is nn.GELU:
-            return conv_ffn(x, weights, norm_first=norm_first, eps=norm.eps)
-        return x + (self(norm(x)) if norm_first else norm(self(x)))
+        if weights is None or type(activation) is not nn.GELU:
+            return None
+        return conv_ffn(x, weights, norm_first=norm_first, eps=norm.eps)
 
 
 class Attention(nn.Module):
@@ -179,16 +181,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.attend(x))
 
-    def with_skip(self, x: Tensor, norm: nn.Module) -> Tensor:
-        """x + attention(norm(x)), in one operator if it can be."""
-        done = self.branch(x, norm, {name: getattr(self, name) for name in self.projections})
-        return x + self(norm(x)) if done is None else done
-
     def branch(
-        self, x: Tensor, norm: nn.Module, projections: Mapping[str, nn.Module]
+        self, x: Tensor, norm: nn.Module, projections: Mapping[str, nn.Module], *around: nn.Module
     ) -> Tensor | None:
-        """x + attention(norm(x)) in one operator, or None if a module is not as its class says."""
-        weights = weights_of({"norm": norm, **projections, "proj": self.proj}, self)
+        """x + attention(norm(x)) in one operator; None if a module is not as its class says.
+
+        `around` are modules that a call also passes through.
+        """
+        weights = weights_of({"norm": norm, **projections, "proj": self.proj}, self, *around)
         if weights is None:
             return None
         return attention_branch(
@@ -261,6 +261,23 @@ class Freezable(nn.Module):
         raise NotImplementedError
 
 
+def self_attention(x: Tensor, norm: nn.Module, attention: nn.Module) -> Tensor:
+    """x + attention(norm(x)), in one operator if it can be."""
+    done = None
+    if isinstance(attention, Attention):
+        projections = {name: getattr(attention, name) for name in attention.projections}
+        done = attention.branch(x, norm, projections)
+    return x + attention(norm(x)) if done is None else done
+
+
+def feed_forward(x: Tensor, norm: nn.Module, mlp: nn.Module, *, norm_first: bool) -> Tensor:
+    """x + MLP(norm(x)) or, the norm last, x + norm(MLP(x)), in one operator if it can be."""
+    done = mlp.branch(x, norm, norm_first=norm_first) if type(mlp) is ConvFFN else None
+    if done is not None:
+        return done
+    return x + (mlp(norm(x)) if norm_first else norm(mlp(x)))
+
+
 def post_norm_layer(
     x: Tensor,
     mixer: nn.Module,
@@ -274,25 +291,27 @@ def post_norm_layer(
     A mixer is `proj` of what its `parts` gives. What follows the parts is one operator, with the
     MLP if that is a plain one.
     """
-    weights = weights_of({"proj": mixer.proj, "norm1": norm1}, mixer)
+    weights = None
+    if hasattr(mixer, "parts"):
+        weights = weights_of({"proj": mixer.proj, "norm1": norm1}, mixer)
     if weights is None:
         x = x + norm1(mixer(x, *others))
     else:
-        rest = {"fc1": mlp.fc1, "fc2": mlp.fc2, "norm2": norm2}
-        plain = weights_of(rest, mlp) if type(mlp) is Mlp else None
+        plain = None
+        if type(mlp) is Mlp:
+            plain = weights_of({"fc1": mlp.fc1, "fc2": mlp.fc2, "norm2": norm2}, mlp)
         x = res_post_norm(x, mixer.parts(x, *others), weights | (plain or {}), eps=norm1.eps)
         if plain is not None:
             return x
-    if type(mlp) is ConvFFN:
-        return mlp.with_skip(x, norm2, norm_first=False)
-    return x + norm2(mlp(x))
+    return feed_forward(x, norm2, mlp, norm_first=False)
 
 
 def weights_of(modules: Mapping[str, nn.Module], *around: nn.Module) -> dict[str, Tensor] | None:
-    """The modules' parameters for an operator that does their work, named as in `modules`.
+    """The modules' weights and biases for an operator that does their work, named as in `modules`.
 
-    None if a call of one of them, or of a module `around` them, does more than its class says: an
-    adapter, a parametrization, quantisation or a hook must not be passed over.
+    None if one has no bias, or if a call of one of them, or of a module `around` them, does more
+    than its class says: an adapter, a parametrization, quantisation, a hook or an exchanged
+    `forward` must not be passed over.
     """
     known = (nn.Linear, nn.LayerNorm, PointwiseConv, Conv3x3, DepthwiseConv)
     if not all(type(module) in known for module in modules.values()):
@@ -300,9 +319,15 @@ def weights_of(modules: Mapping[str, nn.Module], *around: nn.Module) -> dict[str
     for module in (*modules.values(), *around):
         ours = type(module).__module__.startswith(("c2d_models.", "torch.nn.modules."))
         hooks = module._forward_hooks or module._forward_pre_hooks
-        if not ours or hooks or module._backward_hooks or module._backward_pre_hooks:
+        hooks = hooks or module._backward_hooks or module._backward_pre_hooks
+        if not ours or hooks or "forward" in vars(module):
             return None
-    return {f"{name}.{key}": p for name, m in modules.items() for key, p in m.named_parameters()}
+    weights = {
+        f"{name}.{kind}": getattr(module, kind)
+        for name, module in modules.items()
+        for kind in ("weight", "bias")
+    }
+    return None if any(weight is None for weight in weights.values()) else weights
 
 
 def is_leaky(module: nn.Module) -> bool:

@@ -259,7 +259,9 @@ class WindowAttentiveLayer(AttentiveLayer):
         return self.win_mhsa(self.wqkv(x))
 
     def mix_with_skip(self, x: Tensor) -> Tensor:
-        done = self.win_mhsa.branch(x, self.norm1, {"qkv": self.wqkv})
+        attention, done = self.win_mhsa, None
+        if type(attention) is WindowAttention and type(attention.qkv) is nn.Identity:
+            done = attention.branch(x, self.norm1, {"qkv": self.wqkv}, attention.qkv)
         return super().mix_with_skip(x) if done is None else done
 
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .upscaling import choose_device
+from .upscaling import UpscaleError, choose_device
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def join(device: str) -> Iterator[Processes]:
         device: of the configuration; "cuda" takes the GPU of the process's own number.
 
     Raises:
-        UpscaleError: a device that is not there.
+        UpscaleError: a device that is not there, or one GPU for several processes.
     """
     chosen = choose_device(device)
     kind = chosen.type
@@ -81,6 +81,11 @@ def join(device: str) -> Iterator[Processes]:
         return
     place = torch.device(kind)
     if kind == "cuda":
+        if chosen.index is not None:
+            raise UpscaleError(
+                f"device is {device}, but each of several processes takes a GPU of its own; "
+                "use cuda."
+            )
         place = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if kind == "cuda" else "gloo")

@@ -8,7 +8,7 @@ so are the names in the authors' files.
 
 from torch import Tensor
 
-from .layers import ConvFFN, PermutedWindowAttention
+from .layers import ConvFFN, PermutedWindowAttention, feed_forward, self_attention
 from .swinir import SwinIR, TransformerLayer
 
 
@@ -19,8 +19,8 @@ class SRFormerLayer(TransformerLayer):
     mlp_type = ConvFFN
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.attn.with_skip(x, self.norm1)
-        return self.mlp.with_skip(x, self.norm2, norm_first=True)
+        x = self_attention(x, self.norm1, self.attn)
+        return feed_forward(x, self.norm2, self.mlp, norm_first=True)
 
 
 class SRFormer(SwinIR):

@@ -31,8 +31,17 @@ from .allocator import keep_freed_memory
 from .processes import Processes, join, stop_signal
 from .training_config import ConfigError, TrainConfig, load_config
 from .training_log import TrainingLog
+from .upscaling import choose_device
 
 console = Console(stderr=True)
+
+STATE = {
+    *("config", "net", "average", "optimizer", "processes"),
+    *("step", "seconds", "losses", "history"),
+}
+"""What a state.pt holds."""
+SAME = ("network", "options", "stage", "scale", "seed", "patch", "queries", "max_scale")
+"""The keys of a configuration that a resumed run keeps."""
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -111,7 +120,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, processes: Processes | None = None):
         self.config = config
-        self.processes = processes or Processes(torch.device(config.device))
+        self.processes = processes or Processes(choose_device(config.device))
         self.device = self.processes.device
         self.net = build_network(config).to(self.device)
         self.average = AveragedModel(self.net, multi_avg_fn=warmed_average(config.ema))
@@ -192,9 +201,11 @@ class Trainer:
         return self.config.output / "state.pt"
 
     def save(self) -> None:
-        """Write the resumable state and the averaged weights, each whole or not at all.
+        """Write the averaged weights and then the resumable state, each whole or not at all.
 
-        Raises ConfigError if there is no room for them; those written before remain.
+        In this order a state on disk says that its weights are there too, so a run that is killed
+        between the two goes on from the state before. Raises ConfigError if there is no room for
+        them; those written before remain.
         """
         self.config.output.mkdir(parents=True, exist_ok=True)
         state = {
@@ -211,10 +222,12 @@ class Trainer:
         whole = io.BytesIO()  # torch's own writing to a file does not say that a disk is full
         torch.save(state, whole)
         try:
-            checkpoints.write_whole(self.state_path, whole.getbuffer())
             checkpoints.save(
-                self.average.module, self.config.output / "model.safetensors", record=self.record()
+                self.average.module,
+                self.config.output / checkpoints.FILE_NAME,
+                record=self.record(),
             )
+            checkpoints.write_whole(self.state_path, whole.getbuffer())
         except OSError as error:
             kept = "" if self.saved_step is None else f"; step {self.saved_step} is still there"
             raise ConfigError(
@@ -223,18 +236,28 @@ class Trainer:
         self.saved_step = self.step
 
     def resume(self) -> None:
-        """Continue from `output/state.pt`; length and learning rate may differ, the task not."""
+        """Continue from `output/state.pt`; length, learning rate and place may differ, the task not.
+
+        The task is all of `SAME`, and the number of samples in a step of all processes.
+        """
         try:
             state = torch.load(self.state_path, map_location=self.device, weights_only=True)
         except FileNotFoundError as error:
             raise ConfigError(f"nothing to resume: {self.state_path} does not exist") from error
         except Exception as error:  # the unpickler answers noise by any error there is
             raise ConfigError(f"cannot resume: {self.state_path} is no state of a run") from error
-        saved, now = {"options": {}, **state["config"]}, self.config.model_dump(mode="json")
-        for key in ("network", "options", "stage", "scale", "seed", "patch"):
+        if not isinstance(state, dict) or not STATE <= state.keys():
+            raise ConfigError(f"cannot resume: {self.state_path} is no state of a run")
+        saved, now = state["config"], self.config.model_dump(mode="json")
+        for key in SAME:
             if saved[key] != now[key]:
                 raise ConfigError(f"cannot resume: {key} was {saved[key]!r}, is now {now[key]!r}")
-        before = (saved["batch"], state.get("processes", 1))
+        if state["step"] > self.config.steps:
+            raise ConfigError(
+                f"cannot resume: the run is at step {state['step']}, past 'steps', "
+                f"{self.config.steps}"
+            )
+        before = (saved["batch"], state["processes"])
         after = (self.config.batch, self.processes.count)
         if math.prod(before) != math.prod(after):
             raise ConfigError(
@@ -245,7 +268,7 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
-        self.saved_step, self.losses = self.step, state.get("losses", self.losses)
+        self.saved_step, self.losses = self.step, state["losses"]
 
     def record(self) -> dict[str, Any]:
         """What it takes to judge or repeat the weights: configuration, data, curve, machine."""
@@ -372,7 +395,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
         stopped = trainer.run()
         if stopped and processes.count == 1:
             raise SystemExit(128 + stopped)
-    return config.output / "model.safetensors"
+    return config.output / checkpoints.FILE_NAME
 
 
 def run(config_path: str | Path, overrides: list[str] | None = None, resume: bool = False) -> Path:

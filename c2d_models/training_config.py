@@ -77,7 +77,7 @@ class TrainConfig(BaseModel):
     compile: bool = False
     threads: int | None = Field(None, ge=1)
     device: str = Field("cpu", description="cpu, cuda, cuda:1, or auto")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     workers: int = Field(1, ge=1, description="threads that cut batches ahead of the steps")
 
     validate_every: int = Field(500, ge=1)
@@ -143,7 +143,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: bytes or a date that are none
         raise ConfigError(f"{path} is not valid YAML{_fault(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold 'key: value' lines, got {type(values).__name__}")
@@ -154,7 +154,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
             raise ConfigError(f"--set takes key=value, got {override!r}")
         try:
             values[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # such as a date that is none
             raise ConfigError(f"--set {override} is not valid YAML{_fault(error)}") from error
         overridden.add(key.strip())
     try:

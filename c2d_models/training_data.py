@@ -20,6 +20,9 @@ from .training_config import ConfigError, TrainConfig
 Pair = tuple[Tensor, Tensor]
 """LR and HR, uint8 (3, H, W)."""
 
+SMALLEST_HELD_OUT = 24
+"""HR pixels: at x8, where 8 pixels at each side are not scored, 8 remain."""
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -50,12 +53,14 @@ def read(config: TrainConfig) -> TrainingData:
     batches = _batches(config, training, lr_files)
     if lr_files is None:
         held_out, photos, unread = data.read_all(held_out)
+        _check_sizes(held_out, photos)
         photos = [centre_crop(photo, config.validation_crop) for photo in photos]
         photos = [photo.clone() for photo in photos[: config.validation_images]]
         scales = (2.0, 3.0, 4.0) if config.scale is None else (config.scale,)
         validation = {scale: [data.lr_pair(photo, scale) for photo in photos] for scale in scales}
     else:
         held_out, pairs, unread = data.read_all(held_out, partial(_read_pair, config, lr_files))
+        _check_sizes(held_out, [hr for _, hr in pairs])
         crops = [
             centre_crops(pair, config.scale, config.validation_crop)
             for pair in pairs[: config.validation_images]
@@ -89,6 +94,16 @@ def _batches(
 
 def _read_pair(config: TrainConfig, lr_files: Mapping[Path, Path], file: Path) -> Pair:
     return data.read_pair(file, lr_files[file], config.scale)
+
+
+def _check_sizes(files: list[Path], photos: list[Tensor]) -> None:
+    for file, photo in zip(files, photos, strict=True):
+        height, width = photo.shape[-2:]
+        if min(height, width) < SMALLEST_HELD_OUT:
+            raise data.DataError(
+                f"{file} is {width}x{height}; a held-out photograph needs at least "
+                f"{SMALLEST_HELD_OUT}x{SMALLEST_HELD_OUT}: remove it"
+            )
 
 
 def centre_crop(image: Tensor, side: int) -> Tensor:

@@ -238,7 +238,9 @@ def choose_device(device: str | torch.device) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise UpscaleError(f"device is {device}; use auto, cpu or cuda.") from None
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise UpscaleError(f"device is {device}; use auto, cpu or cuda.")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise UpscaleError(
             f"device is {device}, but torch finds no such GPU here; use cpu or auto."

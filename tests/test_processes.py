@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_training import write_config
 
-from c2d_models import training
+from c2d_models import processes, training
 from c2d_models.processes import Processes
 
 STEPS = """
@@ -185,3 +185,12 @@ def test_a_process_alone_has_nobody_to_wait_for():
     net = torch.nn.Linear(1, 1)
     assert alone.first and alone.share(net) is net
     assert alone.mean(0.1) == 0.1 and alone.any(True) and not alone.any(False)
+
+
+def test_several_processes_do_not_share_a_named_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = "device is cuda:1, but each of several processes takes a GPU of its own; use cuda"
+    with pytest.raises(ValueError, match=said), processes.join("cuda:1"):
+        pass

@@ -45,6 +45,7 @@ def write_config(folder, photos, **changes):
         ({"network": None}, "the key 'network' is missing"),
         ({"lr": -1}, "lr: Input should be greater than 0, got -1"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
+        ({"seed": 2**32}, "seed: Input should be less than 4294967296"),
         ({"scale": None}, "stage 'discrete' needs 'scale'"),
         ({"stage": "continuous"}, "remove 'scale'"),
         ({"schedule": "multistep"}, "schedule 'multistep' needs 'milestones'"),
@@ -61,6 +62,7 @@ def write_config(folder, photos, **changes):
         "missing key",
         "bad value",
         "negative seed",
+        "large seed",
         "no scale",
         "scale of a continuous stage",
         "no milestones",
@@ -85,6 +87,8 @@ def test_config_overrides_are_typed(tmp_path, photos):
         training.load_config(path, ["steps"])
     with pytest.raises(training.ConfigError, match=r"--set lr=\[1 is not valid YAML: expected"):
         training.load_config(path, ["lr=[1"])
+    with pytest.raises(training.ConfigError, match="--set output=2024-13-45 is not valid YAML"):
+        training.load_config(path, ["output=2024-13-45"])
     with pytest.raises(training.ConfigError, match=r"^--set: unknown key 'stpes'; did you mean"):
         training.load_config(path, ["stpes=3"])
 
@@ -95,7 +99,12 @@ def test_one_folder_needs_no_list(tmp_path, photos):
 
 
 @pytest.mark.parametrize(
-    ("device", "sentence"), [("gpu", "use auto, cpu or cuda"), ("cuda:99", "finds no such GPU")]
+    ("device", "sentence"),
+    [
+        ("gpu", "use auto, cpu or cuda"),
+        ("meta", "use auto, cpu or cuda"),
+        ("cuda:99", "finds no such GPU"),
+    ],
 )
 def test_a_device_that_is_not_there_is_said(tmp_path, photos, device, sentence):
     with pytest.raises(ValueError, match=sentence):
@@ -116,8 +125,13 @@ def test_workers_make_the_same_batches(tmp_path, photos):
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(None, "cannot read the configuration"), ("a: [", "not valid YAML"), ("- 1", "got list")],
-    ids=["no file", "broken YAML", "a list"],
+    [
+        (None, "cannot read the configuration"),
+        ("a: [", "not valid YAML"),
+        ("output: 2024-13-45", "not valid YAML: month must be in 1..12"),
+        ("- 1", "got list"),
+    ],
+    ids=["no file", "broken YAML", "no date", "a list"],
 )
 def test_config_file_refusals(tmp_path, content, sentence):
     path = tmp_path / "config.yaml"
@@ -219,6 +233,16 @@ def test_training_on_pairs_scores_their_own_lr_files(tmp_path, photos):
     trainer.run()
     record = checkpoints.read_record(tmp_path / "run" / "model.safetensors")
     assert record["lr_data"] == [tmp_path.name] and record["processes"] == 1
+
+
+def test_a_small_held_out_photo_is_named(tmp_path, photos):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    _, held_out = data.split(sorted(folder.iterdir()))
+    pyvips.Image.black(10, 60, bands=3).write_to_file(str(held_out[0]))
+    said = f"{held_out[0].name} is 10x60; a held-out photograph needs at least 24x24: remove it"
+    with pytest.raises(data.DataError, match=said):
+        training.run(write_config(tmp_path, folder))
 
 
 def curves(folder):

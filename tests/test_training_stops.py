@@ -1,6 +1,7 @@
 """Training that is stopped, killed or breaks: what is kept, what is said, and how it goes on."""
 
 import errno
+import io
 import math
 import os
 import shutil
@@ -133,7 +134,14 @@ def test_a_signal_in_the_last_step_is_too_late(tmp_path, photos, monkeypatch):
     assert trainer.run() == 0 and len(trainer.history) == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"no state", b"PK\x03\x04"])
+def weights_alone() -> bytes:
+    """What torch can read, but no run has written."""
+    file = io.BytesIO()
+    torch.save({"net": {}}, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"", b"no state", b"PK\x03\x04", weights_alone()])
 def test_a_state_that_cannot_be_read_is_said(tmp_path, photos, content):
     config = write_config(tmp_path, photos)
     (tmp_path / "run").mkdir()
@@ -202,6 +210,9 @@ def test_an_existing_run_is_not_overwritten(tmp_path, photos):
         training.run(config)
     with pytest.raises(training.ConfigError, match="cannot resume: seed was 0, is now 5"):
         training.run(config, ["seed=5"], resume=True)
+    training.run(config, ["steps=2"], resume=True)
+    with pytest.raises(training.ConfigError, match="the run is at step 2, past 'steps', 1"):
+        training.run(config, resume=True)
 
 
 @pytest.mark.parametrize("stage", ["continuous", "discrete"])
@@ -246,6 +257,32 @@ def test_broken_images_are_left_out_and_named(tmp_path, photos, capsys):
         file.write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"none of .* images can be read; the first: .*png"):
         training.Trainer(training.load_config(write_config(tmp_path, folder)))
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_last_save_that_fails_halfway_is_made_up_for(tmp_path, photos, monkeypatch, fails):
+    """The last state is never there without its weights, whichever of the two writes fails."""
+    config = write_config(tmp_path, photos)
+    left = [2 + fails]  # two writes at step 2; those of step 4 follow
+    write = checkpoints.write_whole
+
+    def runs_out(path, content):
+        if path.name in ("state.pt", checkpoints.FILE_NAME):
+            left[0] -= 1
+            if left[0] == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, content)
+
+    monkeypatch.setattr(checkpoints, "write_whole", runs_out)
+    with pytest.raises(training.ConfigError, match="step 4 cannot be saved .*; step 2 is still"):
+        training.run(config)
+    monkeypatch.undo()
+    weights = training.run(config, resume=True)
+    assert checkpoints.read_record(weights)["step"] == 4
+    state = torch.load(weights.parent / "state.pt", weights_only=True)
+    saved = checkpoints.load(weights).state_dict()
+    for name, value in saved.items():
+        torch.testing.assert_close(value, state["average"][f"module.{name}"], rtol=0, atol=0)
 
 
 def test_a_full_disk_keeps_what_was_saved(tmp_path, photos, monkeypatch):

@@ -48,7 +48,7 @@ def conv_ffn(
     options = (bool(norm_first), float(eps))
     if dispatch.in_one_piece("conv_ffn", x, ordered, *options):
         return _conv_ffn(x, ordered, *options)
-    return reference.composed(x, [weight.to(x.dtype) for weight in ordered], *options)
+    return reference.composed(x, [weight.to(x.dtype) for weight in ordered], *options).to(x.dtype)
 
 
 def flops(batch: int, height: int, width: int, channels: int, hidden: int) -> int:

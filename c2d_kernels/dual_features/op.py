@@ -62,7 +62,8 @@ def dual_features(
         return _dual_features(x, rows, columns, ordered)
     if encoding:
         rows, columns = rows.to(x.dtype), columns.to(x.dtype)
-    return reference.composed(x, rows, columns, [weight.to(x.dtype) for weight in ordered])
+    ordered = [weight.to(x.dtype) for weight in ordered]
+    return reference.composed(x, rows, columns, ordered).to(x.dtype)
 
 
 def flops(batch: int, height: int, width: int, channels: int, hidden: int) -> int:

@@ -56,7 +56,7 @@ def res_post_norm(
     parts = [part.to(x.dtype) for part in parts]  # autocast may have rounded them
     if dispatch.in_one_piece("res_post_norm", x, parts, ordered, float(eps)):
         return _res_post_norm(x, parts, ordered, float(eps))
-    return reference.composed(x, parts, [weight.to(x.dtype) for weight in ordered], eps)
+    return reference.composed(x, parts, [weight.to(x.dtype) for weight in ordered], eps).to(x.dtype)
 
 
 def flops(batch: int, height: int, width: int, channels: int, inputs: int, hidden: int) -> int:

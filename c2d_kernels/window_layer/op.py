@@ -63,7 +63,7 @@ def window_layer(
     if dispatch.in_one_piece("window_layer", x, bias_table, ordered, *numbers):
         return _layer(x, bias_table, ordered, *numbers)
     ordered = [weight.to(x.dtype) for weight in ordered]
-    return reference.composed(x, bias_table, ordered, *numbers, ATTENTIONS)
+    return reference.composed(x, bias_table, ordered, *numbers, ATTENTIONS).to(x.dtype)
 
 
 def flops(batch: int, height: int, width: int, channels: int, hidden: int, window: int) -> int:
