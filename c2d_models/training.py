@@ -236,7 +236,7 @@ class Trainer:
         self.saved_step = self.step
 
     def resume(self) -> None:
-        """Continue from `output/state.pt`; length, learning rate and place may differ, the task not.
+        """Continue from `output/state.pt`; length and learning rate may differ, the task not.
 
         The task is all of `SAME`, and the number of samples in a step of all processes.
         """
@@ -246,7 +246,7 @@ class Trainer:
             raise ConfigError(f"nothing to resume: {self.state_path} does not exist") from error
         except Exception as error:  # the unpickler answers noise by any error there is
             raise ConfigError(f"cannot resume: {self.state_path} is no state of a run") from error
-        if not isinstance(state, dict) or not STATE <= state.keys():
+        if not isinstance(state, dict) or STATE - state.keys():
             raise ConfigError(f"cannot resume: {self.state_path} is no state of a run")
         saved, now = state["config"], self.config.model_dump(mode="json")
         for key in SAME:

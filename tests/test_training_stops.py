@@ -274,7 +274,7 @@ def test_a_last_save_that_fails_halfway_is_made_up_for(tmp_path, photos, monkeyp
         write(path, content)
 
     monkeypatch.setattr(checkpoints, "write_whole", runs_out)
-    with pytest.raises(training.ConfigError, match="step 4 cannot be saved .*; step 2 is still"):
+    with pytest.raises(training.ConfigError, match=r"step 4 cannot be saved .*; step 2 is still"):
         training.run(config)
     monkeypatch.undo()
     weights = training.run(config, resume=True)

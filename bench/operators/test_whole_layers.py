@@ -78,7 +78,7 @@ def conv_ffn(**tensors: object) -> Tensor:
 
 
 def race(operator: str, make: Callable[..., dict[str, object]], sizes: Sizes = SIZES):
-    """Forward only: where gradients are wanted these layers are composed of other operators."""
+    """Forward only: the backwards of two of them are timed in the networks' training steps."""
     return pytest.mark.race(
         workloads=table(operator, sizes, make, directions=("forward",)),
         contenders=[REFERENCE, *kernels_of(operator), *COMPILERS],

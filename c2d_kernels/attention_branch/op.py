@@ -63,7 +63,7 @@ def attention_branch(
     if dispatch.in_one_piece("attention_branch", x, bias_table, ordered, *numbers):
         return _branch(x, bias_table, ordered, *numbers)
     ordered = [weight.to(x.dtype) for weight in ordered]
-    return reference.composed(x, bias_table, ordered, *numbers, ATTENTIONS).to(x.dtype)
+    return reference.composed(x, bias_table, ordered, *numbers, ATTENTIONS)
 
 
 def flops(batch: int, height: int, width: int, channels: int, window: int, permuted: bool) -> int:

@@ -65,4 +65,4 @@ def composed(
     scale = (channels // num_heads) ** -0.5
     attend = attentions[len(maps) - 1]
     attended = attend(*maps, bias_table, window_size, num_heads, shift, scale)
-    return x + F.linear(attended, proj, proj_bias)
+    return (x + F.linear(attended, proj, proj_bias)).to(x.dtype)  # autocast may have widened it

@@ -296,6 +296,22 @@ def test_gradients_of_the_composed_layer() -> None:
         assert error(got, want) <= 1e-12
 
 
+COMPOSED = ("conv_ffn", "dual_features", "attention_branch", "res_post_norm", "window_layer")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("operator", COMPOSED)
+def test_a_composed_layer_keeps_the_dtype_under_autocast(operator: str, dtype) -> None:
+    if operator == "dual_features" and dtype == torch.float16:
+        pytest.skip("autocast to bfloat16 has no torch.cat of float16 on a CPU")
+    case = next(c for c in AWKWARD if c.operator == operator and c.shapes["x"][0])
+    tensors = case.tensors(dtype)
+    for x in tensors.values():
+        x.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert case.call(tensors).dtype == dtype
+
+
 def test_refusals() -> None:
     x, table, weights, options = inputs(SHAPES["w4-d16"], torch.float32)
     refused = [

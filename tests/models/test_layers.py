@@ -130,6 +130,15 @@ def test_shifted_attention_keeps_to_its_windows(rng):
     assert torch.equal(moved, expected)
 
 
+def lively(network: str) -> nn.Module:
+    """In float64, with weights by which every module matters: fresh ones give the bilinear."""
+    net = c2d_models.create(network).eval().double()
+    for name, parameter in net.named_parameters():
+        spread = 1 / parameter[0].numel() ** 0.5 if parameter.dim() > 1 else 0.1
+        nn.init.normal_(parameter, float(parameter.dim() == 1 and name.endswith("weight")), spread)
+    return net
+
+
 class Doubled(nn.Module):
     """Stands for an adapter: twice what the module it wraps gives."""
 
@@ -155,10 +164,7 @@ class Doubled(nn.Module):
 )
 def test_changed_modules_are_not_passed_over(network, module):
     """A layer that runs as one operator takes weights: a module that does more must still run."""
-    net = c2d_models.create(network).eval().double()
-    for name, parameter in net.named_parameters():  # a fresh network returns the bilinear picture
-        spread = 1 / parameter[0].numel() ** 0.5 if parameter.dim() > 1 else 0.1
-        nn.init.normal_(parameter, float(parameter.dim() == 1 and name.endswith("weight")), spread)
+    net = lively(network)
     x = torch.rand(1, 3, 16, 16, dtype=torch.float64)
     with torch.no_grad():
         plain, calls = net(x), []
@@ -173,3 +179,63 @@ def test_changed_modules_are_not_passed_over(network, module):
         setattr(net.get_submodule(parent), leaf, net.get_submodule(module).inner)
         assert torch.allclose(adapted, net(x), rtol=1e-9)
         assert not torch.allclose(adapted, plain, rtol=1e-6)
+
+
+class Counted(nn.Module):
+    """Stands for a layer of someone else's: it has no attribute that ours have."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.calls = inner, 0
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.inner(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("network", "module"),
+    [
+        ("swinir_l_tiny", "layers.0.residual_group.blocks.0.attn"),
+        ("swinir_l_tiny", "layers.0.residual_group.blocks.0.mlp"),
+        ("srformer_l", "layers.0.residual_group.blocks.1.attn"),
+        ("srformer_l", "layers.0.residual_group.blocks.0.mlp"),
+        ("hit_sir_tiny", "layers.0.residual_group.blocks.0.correlation"),
+        ("hit_sir_tiny", "layers.0.residual_group.blocks.1.mlp"),
+        ("hiet_swinir_tiny", "blocks.0.bottom.mixer"),
+        ("hiet_srformer_tiny", "blocks.0.bottom.mlp"),
+        ("hiet_srformer_tiny", "blocks.0.bottom.mlp.dwconv"),
+        ("mambairv2_l", "layers.0.residual_group.layers.0.win_mhsa"),
+        ("mambairv2_l", "layers.0.residual_group.layers.0.win_mhsa.qkv"),
+    ],
+)
+def test_exchanged_modules_run(network, module):
+    """Where a whole module is exchanged for one that gives the same, or its `forward` is."""
+    net, x = lively(network), torch.rand(1, 3, 16, 16, dtype=torch.float64)
+    parent, leaf = module.rsplit(".", 1)
+    ours = net.get_submodule(module)
+    with torch.no_grad():
+        plain, counted = net(x), Counted(ours)
+        setattr(net.get_submodule(parent), leaf, counted)
+        assert torch.allclose(net(x), plain, rtol=1e-9) and counted.calls
+        setattr(net.get_submodule(parent), leaf, ours)
+        forward, calls = ours.forward, []
+        ours.forward = lambda *inputs: calls.append(1) or forward(*inputs)
+        assert torch.allclose(net(x), plain, rtol=1e-9) and calls
+
+
+@pytest.mark.parametrize(
+    ("network", "module"),
+    [
+        ("swinir_l_tiny", "layers.0.residual_group.blocks.0.attn.proj"),
+        ("srformer_l", "layers.0.residual_group.blocks.0.norm1"),
+        ("hiet_swinir_tiny", "blocks.0.bottom.norm1"),
+    ],
+)
+def test_modules_may_lack_a_bias(network, module):
+    net, x = lively(network), torch.rand(1, 3, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        net.get_submodule(module).bias.zero_()
+        zero = net(x)
+        net.get_submodule(module).bias = None
+        assert torch.allclose(net(x), zero, rtol=1e-9)
