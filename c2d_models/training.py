@@ -35,12 +35,7 @@ from .upscaling import choose_device
 
 console = Console(stderr=True)
 
-STATE = {
-    *("config", "net", "average", "optimizer", "processes"),
-    *("step", "seconds", "losses", "history"),
-}
-"""What a state.pt holds."""
-SAME = ("network", "options", "stage", "scale", "seed", "patch", "queries", "max_scale")
+TASK = ("network", "options", "stage", "scale", "seed", "patch", "queries", "max_scale")
 """The keys of a configuration that a resumed run keeps."""
 
 
@@ -200,15 +195,8 @@ class Trainer:
     def state_path(self) -> Path:
         return self.config.output / "state.pt"
 
-    def save(self) -> None:
-        """Write the averaged weights and then the resumable state, each whole or not at all.
-
-        In this order a state on disk says that its weights are there too, so a run that is killed
-        between the two goes on from the state before. Raises ConfigError if there is no room for
-        them; those written before remain.
-        """
-        self.config.output.mkdir(parents=True, exist_ok=True)
-        state = {
+    def _state(self) -> dict[str, Any]:
+        return {
             "config": self.config.model_dump(mode="json"),
             "net": self.net.state_dict(),
             "average": self.average.state_dict(),
@@ -219,8 +207,17 @@ class Trainer:
             "losses": self.losses,
             "history": self.history,
         }
+
+    def save(self) -> None:
+        """Write the averaged weights and then the resumable state, each whole or not at all.
+
+        In this order a state on disk says that its weights are there too, so a run that is killed
+        between the two goes on from the state before. Raises ConfigError if there is no room for
+        them; those written before remain.
+        """
+        self.config.output.mkdir(parents=True, exist_ok=True)
         whole = io.BytesIO()  # torch's own writing to a file does not say that a disk is full
-        torch.save(state, whole)
+        torch.save(self._state(), whole)
         try:
             checkpoints.save(
                 self.average.module,
@@ -238,7 +235,7 @@ class Trainer:
     def resume(self) -> None:
         """Continue from `output/state.pt`; length and learning rate may differ, the task not.
 
-        The task is all of `SAME`, and the number of samples in a step of all processes.
+        The task is all of `TASK`, and the number of samples in a step of all processes.
         """
         try:
             state = torch.load(self.state_path, map_location=self.device, weights_only=True)
@@ -246,10 +243,10 @@ class Trainer:
             raise ConfigError(f"nothing to resume: {self.state_path} does not exist") from error
         except Exception as error:  # the unpickler answers noise by any error there is
             raise ConfigError(f"cannot resume: {self.state_path} is no state of a run") from error
-        if not isinstance(state, dict) or STATE - state.keys():
+        if not isinstance(state, dict) or state.keys() != self._state().keys():
             raise ConfigError(f"cannot resume: {self.state_path} is no state of a run")
         saved, now = state["config"], self.config.model_dump(mode="json")
-        for key in SAME:
+        for key in TASK:
             if saved[key] != now[key]:
                 raise ConfigError(f"cannot resume: {key} was {saved[key]!r}, is now {now[key]!r}")
         if state["step"] > self.config.steps:
