@@ -6,7 +6,7 @@ import torch
 
 import c2d_models
 from bench.published import PUBLISHED
-from c2d_models.complexity import gmacs, parameters
+from c2d_models.networks.complexity import gmacs, parameters
 
 SCALES = (2, 3, 4)
 

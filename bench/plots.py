@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from bench.published import PUBLISHED
 
 if TYPE_CHECKING:
-    from bench.report import Results
+    from bench.stored import Results
 
 MARKS = "osD^vP*X<>hd"
 WHOLE = "320x180 to 1280x720"
@@ -143,7 +143,7 @@ def quality(figure: plt.Figure, results: Results) -> None:
 
 def growth(figure: plt.Figure, results: Results) -> None:
     """Seconds and MiB over the pixels of the image, both logarithmic."""
-    from bench.report import GROWTH_FROM, exponent
+    from bench.stored import GROWTH_FROM, exponent
 
     panels: list[Axes] = list(figure.subplots(1, 2))
     fields = (("median_ms", 1e3, "seconds"), ("peak_MiB", 1, "peak MiB"))

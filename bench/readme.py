@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench import complexity
-from bench.report import Results, markdown
-from c2d_models import scores
-from c2d_models.checkpoints import WEIGHTS
+from bench.stored import Results, markdown
+from c2d_models.evaluation import results as scores
+from c2d_models.pretrained.loading import WEIGHTS
 
 OF_AUTHORS = "its authors' files load as they are"
 OF_OURS = "from a training of one's own"

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.report import ROOT
-from c2d_models import checkpoints, evaluation, scores
+from c2d_models.evaluation import results as scores
+from c2d_models.evaluation import run as evaluation
+from c2d_models.pretrained import loading
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, help="benchmarks: HR and LR_bicubic below")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="its table's file")
     options = parser.parse_args(arguments)
-    for info in checkpoints.list_models():
+    for info in loading.list_models():
         try:
             results = evaluation.run([info.name], options.folders)
         except ValueError as error:
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"written: {scores.keep(results, info.path)}")
     from bench import readme
 
-    readme.fill(options.readme, {"scores": readme.scores_table(checkpoints.WEIGHTS)})
+    readme.fill(options.readme, {"scores": readme.scores_table(loading.WEIGHTS)})
     print(f"written: the table of scores in {options.readme}")
     return 0
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from bench import readme, report, scores
-from c2d_models import checkpoints, create
-from c2d_models.evaluation import evaluate
+from c2d_models import create
+from c2d_models.evaluation.scoring import evaluate
+from c2d_models.networks import checkpoint
+from c2d_models.pretrained import loading
 
 MACHINE = {
     "processor": "Some CPU",
@@ -181,8 +183,8 @@ def test_scoring_writes_beside_the_weights_and_into_the_readme(tmp_path, monkeyp
     weights = tmp_path / "weights"
     weights.mkdir()
     config = {"depths": [1], "dim": 8, "num_heads": 2}
-    checkpoints.save(create("swinir_l_tiny", 3, config=config), weights / "small.safetensors")
-    monkeypatch.setattr(checkpoints, "WEIGHTS", weights)
+    checkpoint.save(create("swinir_l_tiny", 3, config=config), weights / "small.safetensors")
+    monkeypatch.setattr(loading, "WEIGHTS", weights)
     (tmp_path / "R.md").write_text("<!-- scores: begin -->\nold\n<!-- scores: end -->\n")
     assert scores.main([str(tmp_path / "Set5"), "--readme", str(tmp_path / "R.md")]) == 0
     stored = (weights / "small.scores.json").read_text()

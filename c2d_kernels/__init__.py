@@ -15,23 +15,24 @@ Example:
     torch.Size([1, 180, 320, 30])
 """
 
-from .attention_branch.op import attention_branch
-from .conv_ffn.op import conv_ffn
-from .coordinate_query.op import (
+from .dispatch import backend
+from .mamba_ssm_drop_in import install_as_mamba_ssm
+from .ops.attention_branch.op import attention_branch
+from .ops.channel_correlation.op import channel_correlation
+from .ops.conv_ffn.op import conv_ffn
+from .ops.coordinate_query.op import (
     coordinate_query,
     coordinate_query_moments,
     coordinate_query_weight_shapes,
 )
-from .coordinate_query.positions import Region
-from .dispatch import backend
-from .dual_features.op import dual_features
-from .mamba_ssm_drop_in import install_as_mamba_ssm
+from .ops.coordinate_query.positions import Region
+from .ops.dual_features.op import dual_features
+from .ops.res_post_norm.op import res_post_norm
+from .ops.selective_scan.op import selective_scan
+from .ops.spatial_correlation.op import spatial_correlation
+from .ops.window_attention.op import permuted_window_attention, window_attention
+from .ops.window_layer.op import window_layer
 from .report import info
-from .res_post_norm.op import res_post_norm
-from .selective_scan.op import selective_scan
-from .window_attention.op import permuted_window_attention, window_attention
-from .window_correlation.op import channel_correlation, spatial_correlation
-from .window_layer.op import window_layer
 
 __all__ = [
     "Region",

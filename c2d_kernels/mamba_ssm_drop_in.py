@@ -10,7 +10,7 @@ from types import ModuleType
 from torch import Tensor
 
 from .dispatch import backend
-from .selective_scan.op import selective_scan
+from .ops.selective_scan.op import selective_scan
 
 _NAMES = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface")
 _OFFERED = ("selective_scan_fn", "selective_scan_ref")

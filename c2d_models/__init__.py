@@ -4,18 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoints import list_models, load
-    from .registry import create
-    from .upscaling import upscale
+    from .networks.registry import create
+    from .pretrained.loading import list_models, load
+    from .upscaling.upscaler import upscale
 
 __all__ = ["create", "list_models", "load", "upscale"]
 
 # Loaded when first asked for: `c2d --help` need not wait for torch, nor a network for libvips.
 _HOMES = {
-    "create": "registry",
-    "list_models": "checkpoints",
-    "load": "checkpoints",
-    "upscale": "upscaling",
+    "create": "networks",
+    "list_models": "pretrained.loading",
+    "load": "pretrained.loading",
+    "upscale": "upscaling.upscaler",
 }
 
 

@@ -27,9 +27,9 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from .checkpoints import ModelInfo
-    from .folders import Job, Report
-    from .upscaling import Upscaler
+    from .pretrained.loading import ModelInfo
+    from .upscaling.folders import Job, Report
+    from .upscaling.upscaler import Upscaler
 
 MISTAKE, INTERRUPTED, TERMINATED = 2, 130, 143
 
@@ -117,7 +117,8 @@ def upscale(
     pixels = None if size is None else _parse_size(size)
     signal.signal(signal.SIGTERM, _terminate)
 
-    from . import folders, upscaling
+    from .upscaling import folders
+    from .upscaling import upscaler as upscaling
 
     jobs = folders.plan_jobs(inputs, output, format)
     upscaler = upscaling.Upscaler.load(scale, pixels, model, device, dtype, tile)
@@ -170,9 +171,10 @@ def evaluate(
     """Score models against bicubic: PSNR and SSIM of luma, as the papers report them."""
     square = None if crop is None else _parse_crop(crop)
 
-    from . import evaluation, upscaling
+    from . import devices
+    from .evaluation import run as evaluation
 
-    place = upscaling.choose_device(device)
+    place = devices.choose_device(device)
     evaluation.run(
         model or [],
         folders,
@@ -199,9 +201,9 @@ def train(
     ] = None,
 ) -> None:
     """Train a network as a configuration says."""
-    from . import training
+    from .training import trainer
 
-    training.run(config, override or [], resume)
+    trainer.run(config, override or [], resume)
 
 
 @app.command()
@@ -211,12 +213,12 @@ def models(
     ] = None,
 ) -> None:
     """List the models that come with the package, with their sizes and scores."""
-    from . import checkpoints
+    from .pretrained import loading
 
     if name is not None:
-        Console().print_json(data=checkpoints.read_record(name))
+        Console().print_json(data=loading.read_record(name))
         return
-    shipped = checkpoints.list_models()
+    shipped = loading.list_models()
     if not shipped:
         _refuse("no model comes with this installation: train one with c2d train.")
     Console().print(_models_table(shipped))
@@ -229,7 +231,7 @@ def info() -> None:
 
     import c2d_kernels
 
-    from .tiling import available_memory
+    from .devices import available_memory
 
     libvips = ".".join(str(pyvips.version(part)) for part in range(3))
     typer.echo(f"c2d        {_version()}, Python {sys.version.split()[0]}, libvips {libvips}")
@@ -239,7 +241,7 @@ def info() -> None:
 
 def _models_table(shipped: list[ModelInfo]) -> Table:
     """The models, a row for each scale at which one was scored, then bicubic."""
-    from . import scores
+    from .evaluation import results as scores
 
     psnr: dict[str, dict[float, dict[str, float]]] = {info.name: {} for info in shipped}
     bicubic = psnr.setdefault(scores.BICUBIC, {})
@@ -279,7 +281,7 @@ def _models_table(shipped: list[ModelInfo]) -> Table:
 
 def _run_jobs(jobs: list[Job], upscaler: Upscaler, quality: int, overwrite: bool) -> Report:
     """Do the jobs under a progress bar; each result is printed as it comes."""
-    from . import folders
+    from .upscaling import folders
 
     screen = Console(stderr=True)
     bar = Progress(

@@ -9,7 +9,8 @@ import numpy as np
 import pyvips
 
 from c2d_models import upscale
-from c2d_models.data import imresize, read_rgb
+from c2d_models.images.resize import imresize
+from c2d_models.images.sets import read_rgb
 
 ROOT = Path(__file__).resolve().parent.parent
 CROPS = [(100, 390, 200, 200), (180, 270, 200, 200)]  # top, left, height, width in the x4 picture

@@ -18,9 +18,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from c2d_models import checkpoints, data, evaluation, registry, training
-from c2d_models.complexity import gmacs, parameters
-from c2d_models.training_config import TrainConfig
+from c2d_models.evaluation import run as evaluation
+from c2d_models.images import sets
+from c2d_models.networks import registry
+from c2d_models.networks.complexity import gmacs, parameters
+from c2d_models.pretrained import loading
+from c2d_models.training import trainer as training
+from c2d_models.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = Path("runs/experiments")
@@ -97,7 +101,7 @@ def chosen(options: argparse.Namespace) -> list[tuple[str, int]]:
 
 def finished(config: TrainConfig) -> bool:
     path = config.output / "model.safetensors"
-    return path.exists() and checkpoints.read_record(path)["step"] == config.steps
+    return path.exists() and loading.read_record(path)["step"] == config.steps
 
 
 def train(options: argparse.Namespace) -> None:
@@ -112,13 +116,13 @@ def score(name: str, seed: int, options: argparse.Namespace, held_out: list[Path
     """What one finished run came to."""
     curve, seconds, steps = [], 0, 0
     for config in stages(name, seed, options):
-        record = checkpoints.read_record(config.output / "model.safetensors")
+        record = loading.read_record(config.output / "model.safetensors")
         curve += [
             {"step": steps + point["step"], "psnr_x4": point["psnr_x4"]}
             for point in record["curve"]
         ]
         seconds, steps = seconds + record["seconds"], steps + record["step"]
-    net = checkpoints.load(config.output / "model.safetensors")
+    net = loading.load(config.output / "model.safetensors")
     sets = {"held out": held_out, **{path.name: path for path in options.benchmarks}}
     return {
         "arm": name,
@@ -136,7 +140,7 @@ def score(name: str, seed: int, options: argparse.Namespace, held_out: list[Path
 
 def report(options: argparse.Namespace) -> None:
     """Score every finished run; write the table, the numbers behind it and the curves."""
-    _, held_out = data.split(data.list_images(options.data[:1]))
+    _, held_out = sets.split(sets.list_images(options.data[:1]))
     runs = [
         score(name, seed, options, held_out)
         for name, seed in chosen(options)

@@ -12,8 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from c2d_models import checkpoints, create, evaluation, images, scores, training
+from c2d_models import create
 from c2d_models.cli import main
+from c2d_models.evaluation import results as scores
+from c2d_models.evaluation import run as evaluation
+from c2d_models.images import image_file
+from c2d_models.networks import checkpoint
+from c2d_models.pretrained import loading
+from c2d_models.training import trainer as training
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,7 +31,7 @@ def models(tmp_path_factory):
     torch.manual_seed(0)
     for name, scale in (("x2", 2), ("any", None)):
         net = create("swinir_l_tiny", scale, config={"depths": [1], "dim": 8, "num_heads": 2})
-        checkpoints.save(net, folder / f"{name}.safetensors", {"steps": 7})
+        checkpoint.save(net, folder / f"{name}.safetensors", {"steps": 7})
     (folder / "noise.safetensors").write_bytes(b"\1" * 99)
     return folder
 
@@ -37,7 +43,7 @@ def here(tmp_path, monkeypatch, models):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 10, 3)).astype(np.uint8)
     Image.fromarray(pixels).save("photo.png")
     deep = pixels.astype(np.uint16) * 257
-    images.write("deep.png", images.ImageData(deep, deep[..., 0]))
+    image_file.write("deep.png", image_file.ImageData(deep, deep[..., 0]))
     Path("broken.png").write_bytes(Path("photo.png").read_bytes()[:120])
     Path("text.txt").write_text("x")
     for name in ("x2", "any", "noise"):
@@ -72,7 +78,7 @@ def test_upscale_one_photo(here, capsys, options, size):
 
 def test_16_bits_and_alpha_survive(here, capsys):
     assert run("upscale deep.png -o out.png --model any.safetensors", capsys)[0] == 0
-    out = images.read("out.png")
+    out = image_file.read("out.png")
     assert out.bit_depth == 16 and out.pixels.shape == (32, 40, 3) and out.alpha.shape == (32, 40)
     assert np.unique(out.pixels % 257).size > 20, "8-bit values spread over 16 bits"
 
@@ -158,7 +164,7 @@ def test_an_error_of_ours_keeps_its_traceback(here, monkeypatch):
     def broken(*args, **kwargs):
         return np.zeros(2).reshape(3)  # a ValueError, but out of a library
 
-    monkeypatch.setattr(images, "read", broken)
+    monkeypatch.setattr(image_file, "read", broken)
     with pytest.raises(ValueError, match="reshape"):
         main(["upscale", "photo.png", "-o", "o.png", "--model", "x2.safetensors"])
 
@@ -248,21 +254,21 @@ def test_train_and_eval_pass_their_arguments_on(monkeypatch, capsys):
 
 
 def test_models_lists_what_is_shipped(monkeypatch, capsys, models, tmp_path):
-    monkeypatch.setattr(checkpoints, "WEIGHTS", models)
+    monkeypatch.setattr(loading, "WEIGHTS", models)
     (models / "noise.safetensors").unlink()
     code, out, _ = run("models", capsys)
     assert code == 0
     rows = [line.split() for line in out.splitlines() if "any" in line or "x2" in line]
     assert "1 to 4" in out and len(rows) == 2
     assert '"steps": 7' in run("models any", capsys)[1]
-    monkeypatch.setattr(checkpoints, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(loading, "WEIGHTS", tmp_path)
     assert run("models", capsys)[0] == 2
 
 
 def test_models_shows_what_was_measured(monkeypatch, capsys, tmp_path):
     config = {"depths": [1], "dim": 8, "num_heads": 2}
     for name, scale in (("any", None), ("x2", 2), ("unscored", 4)):
-        checkpoints.save(
+        checkpoint.save(
             create("swinir_l_tiny", scale, config=config), tmp_path / f"{name}.safetensors"
         )
 
@@ -281,11 +287,11 @@ def test_models_shows_what_was_measured(monkeypatch, capsys, tmp_path):
         tmp_path / "any.safetensors",
     )
     scores.keep([score("x2", "Set5", 2.0, 99.0)], tmp_path / "x2.safetensors")
-    checkpoints.save(create("swinir_l_tiny", 2, config=config), tmp_path / "x2.safetensors")
-    monkeypatch.setattr(checkpoints, "WEIGHTS", tmp_path)
+    checkpoint.save(create("swinir_l_tiny", 2, config=config), tmp_path / "x2.safetensors")
+    monkeypatch.setattr(loading, "WEIGHTS", tmp_path)
     code, out, _ = run("models", capsys)
     size = f"{(tmp_path / 'any.safetensors').stat().st_size / 1e6:.1f}"
-    params = f"{checkpoints.list_models()[0].params:,}"
+    params = f"{loading.list_models()[0].params:,}"
     rows = [line.split() for line in out.splitlines()]
     assert code == 0
     assert ["name", "scale", "parameters", "file", "at", "Set5", "Set14"] in rows

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bench.timing import Pairs
-from c2d_models import images
+from c2d_models.images import image_file
 
 PHOTO = Path(__file__).parents[2] / "examples" / "photo.png"
 ROUNDS = {"quick": 1, "full": 3}
@@ -41,7 +41,7 @@ def test_upscale(scale: str, tmp_path: Path, benchmark, bench_size: str, enter) 
     ours, plain = tmp_path / "ours.png", tmp_path / "plain.png"
     upscale(ours, scale, "auto")
     upscale(plain, scale, "reference")
-    pictures = (images.read(path).pixels.astype(int) for path in (ours, plain))
+    pictures = (image_file.read(path).pixels.astype(int) for path in (ours, plain))
     levels = np.abs(np.subtract(*pictures)).max()
     assert levels <= 1, f"the pictures differ by {levels} of 255 levels"
     if benchmark.disabled:

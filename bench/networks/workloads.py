@@ -20,9 +20,9 @@ from bench import machine, materialised
 from bench.contenders import AUTO, COMPILERS, REFERENCE, peer, unless, without_package
 from bench.correctness import Outputs
 from bench.workloads import SEED, Function, Job, Workload
-from c2d_models import hit
-from c2d_models.complexity import gmacs
-from c2d_models.mambairv2 import AttentiveStateSpace
+from c2d_models.networks import hit
+from c2d_models.networks.complexity import gmacs
+from c2d_models.networks.mambairv2 import AttentiveStateSpace
 
 COMPILED = ("swinir_l", "hiet_swinir")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from c2d_kernels.window_correlation import triton as launch
+from c2d_kernels.ops.channel_correlation import triton as launch
 from tests.kernels.triton_checks import (
     assert_by_the_rule,
     by_reference,
@@ -118,7 +118,7 @@ USAGE = {
 )
 def test_registers_and_spills(case, expected, architecture, monkeypatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    from c2d_kernels.window_correlation import triton_kernels
+    from c2d_kernels.ops.channel_correlation import triton_kernels
 
     name, window, channels = case
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[name]

@@ -19,8 +19,8 @@ from c2d_kernels import (
     coordinate_query_weight_shapes,
     native,
 )
-from c2d_kernels.coordinate_query import native as native_query
-from c2d_kernels.coordinate_query.positions import axes, free_axis, grid_axis, neighbour_range
+from c2d_kernels.ops.coordinate_query import native as native_query
+from c2d_kernels.ops.coordinate_query.positions import axes, free_axis, grid_axis, neighbour_range
 
 HEIGHT, WIDTH, CHANNELS = 7, 9, 8
 SIZES = {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import c2d_kernels
 from c2d_kernels import coordinate_query_weight_shapes
-from c2d_kernels.coordinate_query import triton as launch
+from c2d_kernels.ops.coordinate_query import triton as launch
 from c2d_kernels.triton_support import types
 from tests.kernels import test_coordinate_query as queries
 from tests.kernels.triton_checks import (
@@ -246,7 +246,7 @@ COMPILED = [
 @pytest.mark.parametrize(("architecture", "name", "kernel"), COMPILED)
 def test_registers_and_spills(monkeypatch, architecture, name, kernel) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    from c2d_kernels.coordinate_query import triton_backward_kernels, triton_kernels
+    from c2d_kernels.ops.coordinate_query import triton_backward_kernels, triton_kernels
 
     forward, dtype = kernel in ("moments", "decode"), NAMED[name]
     width, levels, heads, attentions = HIIF_L

@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from c2d_kernels.attention_branch import op as attention_branch
-from c2d_kernels.conv_ffn import op as conv_ffn
-from c2d_kernels.coordinate_query import op as coordinate_query
-from c2d_kernels.dual_features import op as dual_features
-from c2d_kernels.res_post_norm import op as res_post_norm
-from c2d_kernels.selective_scan import op as selective_scan
-from c2d_kernels.window_attention import op as window_attention
-from c2d_kernels.window_correlation import op as window_correlation
-from c2d_kernels.window_layer import op as window_layer
+from c2d_kernels.ops.attention_branch import op as attention_branch
+from c2d_kernels.ops.channel_correlation import op as channel_correlation
+from c2d_kernels.ops.conv_ffn import op as conv_ffn
+from c2d_kernels.ops.coordinate_query import op as coordinate_query
+from c2d_kernels.ops.dual_features import op as dual_features
+from c2d_kernels.ops.res_post_norm import op as res_post_norm
+from c2d_kernels.ops.selective_scan import op as selective_scan
+from c2d_kernels.ops.spatial_correlation import op as spatial_correlation
+from c2d_kernels.ops.window_attention import op as window_attention
+from c2d_kernels.ops.window_layer import op as window_layer
 from tests.kernels.cases import SMALL, Case
 
 FORMULAS = [  # formula, value by hand, what it is
@@ -47,9 +48,9 @@ FORMULAS = [  # formula, value by hand, what it is
         "two branches, one with a 3x3",
     ),
     (conv_ffn.flops(1, 64, 64, 60, 120), 2 * 4096 * (2 * 60 * 120 + 25 * 120), "MLP and 5x5"),
-    (window_correlation.channel_flops(1, 64, 64, 30), 2 * 2 * 4096 * 30 * 30, "q^T v and v M^T"),
+    (channel_correlation.flops(1, 64, 64, 30), 2 * 2 * 4096 * 30 * 30, "q^T v and v M^T"),
     (
-        window_correlation.spatial_flops(1, 64, 64, 30, 8, 8),
+        spatial_correlation.flops(1, 64, 64, 30, 8, 8),
         2 * 4096 * 30 + 2 * 2 * 4096 * 64 * 30,
         "p, q p^T and the map with p",
     ),
@@ -103,7 +104,7 @@ def test_reference_does_what_the_definition_says(name: str, take) -> None:
     case = next(case for case in SMALL if case.name == name)
     # The small channel case has cut windows, which plain ATen pads: give it whole ones.
     tensors = {n: torch.zeros(2, 8, 6, 3) for n in "qv"} if name == "channel" else case.tensors()
-    expected = window_correlation.channel_flops(2, 8, 6, 3) if name == "channel" else None
+    expected = channel_correlation.flops(2, 8, 6, 3) if name == "channel" else None
     with take(case, "reference"), FlopCounterMode(display=False) as counter:
         case.call(tensors)
     assert counter.get_total_flops() == (expected or SMALL_FLOPS[name])

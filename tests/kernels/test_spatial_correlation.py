@@ -12,7 +12,7 @@ from torch import Tensor
 
 import c2d_kernels
 from c2d_kernels import native
-from c2d_kernels.window_correlation import reference
+from c2d_kernels.ops.spatial_correlation import reference
 
 pytestmark = pytest.mark.skipif(native.missing is not None, reason=str(native.missing))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from c2d_kernels.window_correlation import spatial_triton as launch
+from c2d_kernels.ops.spatial_correlation import triton as launch
 from tests.kernels.triton_checks import (
     assert_by_the_rule,
     by_reference,
@@ -184,7 +184,7 @@ USAGE = {
 )
 def test_registers_and_spills(case, expected, architecture, monkeypatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    from c2d_kernels.window_correlation import spatial_triton_kernels
+    from c2d_kernels.ops.spatial_correlation import triton_kernels
 
     name, window, head_dim = case
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
@@ -197,7 +197,7 @@ def test_registers_and_spills(case, expected, architecture, monkeypatch) -> None
             constants = launch._bias_constants(q, sides, base, 6)
         else:
             constants = launch._constants(q, sides, base, 6)
-        compiled = getattr(spatial_triton_kernels, kernel)
+        compiled = getattr(triton_kernels, kernel)
         found = usage(compiled, architecture, dtype, constants, constants["num_warps"])
         assert found.stack == 0, kernel
         assert found.shared <= 32 * 1024, kernel

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import c2d_kernels
 from c2d_kernels import native
-from c2d_kernels.window_layer.reference import NAMES
+from c2d_kernels.ops.window_layer.reference import NAMES
 from tests.kernels.cases import AWKWARD
 
 needs_native = pytest.mark.skipif(native.missing is not None, reason=str(native.missing))

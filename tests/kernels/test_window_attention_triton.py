@@ -13,7 +13,7 @@ from torch import Tensor
 
 import c2d_kernels
 from c2d_kernels import triton_support
-from c2d_kernels.window_attention import triton as launch
+from c2d_kernels.ops.window_attention import triton as launch
 from tests.kernels.triton_checks import (
     assert_by_the_rule,
     by_reference,
@@ -412,7 +412,7 @@ USAGE = {
 )
 def test_registers_and_spills(case, expected, architecture, monkeypatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    from c2d_kernels.window_attention import triton_kernels
+    from c2d_kernels.ops.window_attention import triton_kernels
 
     name, window, cell, head_dim = case
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]

@@ -51,11 +51,11 @@ def _answer(request: bytes) -> bytes:
     torch.set_num_threads(1)
     operator, tensors, options, settings = torch.load(io.BytesIO(request))
     name = {
-        "channel_correlation": "window_correlation.triton",
-        "spatial_correlation": "window_correlation.spatial_triton",
+        "channel_correlation": "channel_correlation.triton",
+        "spatial_correlation": "spatial_correlation.triton",
         "coordinate_query": "coordinate_query.triton",
     }.get(operator, "window_attention.triton")
-    module = importlib.import_module(f"c2d_kernels.{name}")
+    module = importlib.import_module(f"c2d_kernels.ops.{name}")
     previous = {name: getattr(module, name) for name in settings}
     try:
         for name, value in settings.items():

@@ -1,0 +1,1 @@
+"""Correlation of channels over windows (HiT-SR): `channel_correlation`."""

@@ -1,0 +1,334 @@
+"""The operator `c2d::coordinate_query` and its public functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ... import checks, dispatch
+from ...operators import Operator, define
+from . import native, native_training, reference, triton
+from .positions import Region, neighbour_range
+
+
+def coordinate_query(
+    features: Tensor,
+    image: Tensor,
+    weights: Mapping[str, Tensor],
+    *,
+    levels: int,
+    heads: int,
+    attentions: int = 1,
+    size: tuple[int, int] | None = None,
+    coords: Tensor | None = None,
+    cell: Tensor | None = None,
+    region: Region | None = None,
+    moments: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """The RGB value at continuous positions, decoded from features at LR size.
+
+    Either `size` (a grid of pixel centres) or `coords` with `cell`. The four LR feature vectors
+    around a query, weighted bilinearly and concatenated, pass through `levels` MLPs; MLP l also
+    sees the l-th binary digit of the position inside its LR cell. After the first `attentions` MLPs
+    linear attention runs over all queries. A bilinear sample of the image is added.
+
+    Args:
+        features: (B, H, W, C), float32, bfloat16, float16 or float64; any strides.
+        image: (B, H, W, 3), the LR image. May be float32 beside half-precision features.
+        weights: name -> tensor, as coordinate_query_weight_shapes(C, ...) lists them. May be
+            float32 beside half-precision features.
+        levels: number of MLPs, at least 1.
+        heads: of the attention; divides C.
+        attentions: how many of them, less than levels.
+        size: (H_out, W_out) of the output grid.
+        coords: (B, Q, 2) = (y, x) in [-1, 1], pixel centres at (2i+1)/n - 1; float32 or float64.
+            Positions take no gradient.
+        cell: (B, 2) = (2/H_out, 2/W_out), the size of an output pixel (LIIF's units).
+        region: with size: decode only these rows and columns of the grid, from a crop of the LR
+            map; positions and rel_cell are those of the whole image.
+        moments: (B, heads, C/heads, C/heads) for each attention: the mean of k^T v over ALL queries
+            of the image, accumulated by coordinate_query_moments and divided by their number. Makes
+            the result independent of how queries are split. None: the queries given here are all.
+
+    Returns:
+        (B, H_out, W_out, 3), or region's rows and columns of it, or (B, Q, 3); in the dtype of
+        image. Not clamped to [0, 1].
+
+    Raises:
+        ValueError: a shape, number or name that does not fit, or a region whose crop lacks an LR
+            pixel that it reads. TypeError: a dtype that does not fit.
+
+    HIIF (2412.03748), section 3, with the positions and digits of `positions.py`.
+    """
+    checks.parameters(features, features=features, image=image)
+    (features,) = dispatch.autocast(features)
+    checks.feature_map("features", features)
+    checks.shape("image", image, (*features.shape[:3], 3), "(B, H, W, 3)")
+    numbers = (levels, heads, attentions)
+    _check_weights(features, weights, *numbers)
+    _check_positions(features, size, coords, cell, region)
+    if moments is not None:
+        _check_moments(features, moments, heads)
+        if len(moments) != attentions:
+            raise ValueError(
+                f"moments must hold one tensor an attention, {attentions}, got {len(moments)}."
+            )
+    if region is None and moments is None:
+        ordered = [weights[name] for name in _names(features.shape[-1], *numbers)]
+        return _operator(features, image, ordered, *numbers, size, coords, cell)
+    tensors = [features, image, *weights.values(), *(moments or ())]
+    tile = _tile_decoder("coordinate_query with region or moments", tensors, image, numbers)
+    with dispatch.without_autocast(features.device):
+        return tile.coordinate_query(
+            features, image, weights, *numbers, size, coords, cell, region, moments
+        )
+
+
+def coordinate_query_moments(
+    features: Tensor,
+    weights: Mapping[str, Tensor],
+    *,
+    levels: int,
+    heads: int,
+    attentions: int = 1,
+    size: tuple[int, int] | None = None,
+    coords: Tensor | None = None,
+    cell: Tensor | None = None,
+    region: Region | None = None,
+    moments: Sequence[Tensor] = (),
+) -> Tensor:
+    """What these queries add to the linear attention number len(moments) of coordinate_query.
+
+    Sum the results over all tiles, divide by the number of queries of the whole image, and hand
+    the means to coordinate_query; for a second attention, hand the first one's mean in first.
+
+    Args:
+        features, weights, levels, heads, attentions, size, coords, cell, region: as in
+            coordinate_query.
+        moments: the means of the attentions before this one.
+
+    Returns:
+        (B, heads, C/heads, C/heads): the sum of k^T v over the queries, float32 (float64 for
+        float64 features).
+
+    Raises:
+        ValueError, TypeError: as coordinate_query.
+    """
+    checks.parameters(features, features=features)
+    (features,) = dispatch.autocast(features)
+    checks.feature_map("features", features)
+    _check_weights(features, weights, levels, heads, attentions)
+    _check_positions(features, size, coords, cell, region)
+    _check_moments(features, moments, heads)
+    if len(moments) >= attentions:
+        raise ValueError(
+            f"moments must leave an attention to accumulate: there are {attentions}, "
+            f"got {len(moments)} moments."
+        )
+    numbers = (levels, heads, attentions)
+    tensors = [features, *weights.values(), *moments]
+    tile = _tile_decoder("coordinate_query_moments", tensors, None, numbers)
+    with dispatch.without_autocast(features.device):
+        return tile.coordinate_query_moments(
+            features, weights, *numbers, size, coords, cell, region, moments
+        )
+
+
+def coordinate_query_weight_shapes(
+    width: int, *, levels: int, heads: int, attentions: int = 1
+) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the weights of coordinate_query for features of `width` channels, in order.
+
+    Raises:
+        ValueError, TypeError: numbers that do not fit together.
+    """
+    checks.positive("width", width)
+    _check_numbers(width, levels, heads, attentions)
+    return reference.weight_shapes(width, levels, heads, attentions)
+
+
+def flops(queries: int, width: int, levels: int, heads: int, attentions: int = 1) -> int:
+    """Operations of the definition for a number of queries: its matrix products, nothing folded."""
+    shapes = reference.weight_shapes(width, levels, heads, attentions)
+    products = sum(shape[0] * shape[1] for shape in shapes.values() if len(shape) == 2)
+    products += attentions * 2 * width * (width // heads)  # k^T v, and q with it
+    return 2 * queries * products
+
+
+def _check_numbers(width: int, levels: int, heads: int, attentions: int) -> None:
+    checks.positive("levels", levels)
+    checks.positive("heads", heads)
+    checks.whole("attentions", attentions)
+    checks.divides("heads", heads, "the channels of features", width)
+    if not 0 <= attentions < levels:
+        raise ValueError(
+            f"attentions must be from 0 to levels - 1, {levels - 1}, got {attentions}."
+        )
+
+
+def _check_weights(
+    features: Tensor, weights: Mapping[str, Tensor], levels: int, heads: int, attentions: int
+) -> None:
+    _check_numbers(features.shape[-1], levels, heads, attentions)
+    shapes = reference.weight_shapes(features.shape[-1], levels, heads, attentions)
+    for name in shapes:
+        if name not in weights:
+            raise ValueError(f"weights must hold {name!r}: see coordinate_query_weight_shapes.")
+    for name in weights:
+        if name not in shapes:
+            raise ValueError(f"weights holds {name!r}, which this decoder does not have.")
+    for name, shape in shapes.items():
+        checks.parameters(features, **{f"weights[{name!r}]": weights[name]})
+        checks.shape(f"weights[{name!r}]", weights[name], shape, "its own")
+
+
+def _check_positions(
+    features: Tensor,
+    size: tuple[int, int] | None,
+    coords: Tensor | None,
+    cell: Tensor | None,
+    region: Region | None,
+) -> None:
+    if size is not None:
+        if coords is not None or cell is not None:
+            raise ValueError("size and coords exclude each other: give a grid or coordinates.")
+        if len(size) != 2:
+            raise ValueError(f"size must be (H_out, W_out), got {tuple(size)}.")
+        for length in size:
+            checks.positive("size", length)
+        if region is not None:
+            _check_region(features, size, region)
+        return
+    if coords is None or cell is None:
+        raise ValueError("size, or coords with cell, must be given.")
+    if region is not None:
+        raise ValueError("region must come with size: it is a part of a grid.")
+    batch = features.shape[0]
+    for name, tensor, shape, meaning in (
+        ("coords", coords, (batch, None, 2), "(B, Q, 2)"),
+        ("cell", cell, (batch, 2), "(B, 2)"),
+    ):
+        checks.parameters(features, **{name: tensor})
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"{name} must be float32 or float64, got {str(tensor.dtype)[6:]}: half precision "
+                "cannot tell neighbouring pixels apart."
+            )
+        checks.shape(name, tensor, shape, meaning)
+        if tensor.requires_grad:
+            raise ValueError(f"{name} must not require a gradient: positions have none; detach it.")
+
+
+def _check_region(features: Tensor, size: tuple[int, int], region: Region) -> None:
+    crop = features.shape[1:3]
+    for axis, name in enumerate(("rows", "columns")):
+        start, stop = region[axis]
+        if not 0 <= start < stop <= size[axis]:
+            raise ValueError(
+                f"region.{name} must be a non-empty part of 0 to {size[axis]}, got {(start, stop)}."
+            )
+        origin, length = region.lr_origin[axis], region.lr_size[axis]
+        if not 0 <= origin <= origin + crop[axis] <= length:
+            raise ValueError(
+                f"region.lr_origin must place the {crop[axis]} {name} of features inside the "
+                f"{length} of region.lr_size, got {origin}."
+            )
+        first, last = neighbour_range(start, stop, size[axis], length)
+        if first < origin or last >= origin + crop[axis]:
+            raise ValueError(
+                f"region.{name} {(start, stop)} reads LR {name} {first} to {last}, but features "
+                f"hold only {origin} to {origin + crop[axis] - 1}: crop with more margin."
+            )
+
+
+def _check_moments(features: Tensor, moments: Sequence[Tensor], heads: int) -> None:
+    batch, head_dim = features.shape[0], features.shape[-1] // heads
+    for index, moment in enumerate(moments):
+        name, shape = f"moments[{index}]", (batch, heads, head_dim, head_dim)
+        checks.parameters(features, **{name: moment})
+        checks.shape(name, moment, shape, "(B, heads, head_dim, head_dim)")
+
+
+def _tile_decoder(
+    what: str, tensors: Sequence[Tensor], image: Tensor | None, numbers: tuple[int, int, int]
+) -> ModuleType:
+    """`triton`, `native` or `reference`, whichever runs tiles: they go past the custom op, whose
+    schema knows nothing of them. With gradients or while tracing, it is the reference.
+    """
+    requested = dispatch.requested()
+    trains = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    refusal = "only the Triton and CPU kernels and the reference decode tiles"
+    for name, module in (("triton", triton), ("cpu", native)):
+        if requested not in ("auto", name):
+            continue
+        refusal = "it decodes tiles without gradients only"
+        if not trains and not torch.compiler.is_compiling():
+            refusal = module.can_run(tensors[0], image, None, *numbers)
+        if refusal is None:
+            return module
+    if requested in ("auto", "reference"):
+        return reference
+    raise RuntimeError(
+        f"{what} cannot run on the backend {requested!r}: {refusal}; "
+        'ask for backend("auto") to take one that can.'
+    )
+
+
+def _names(width: int, levels: int, heads: int, attentions: int) -> list[str]:
+    return list(reference.weight_shapes(width, levels, heads, attentions))
+
+
+def _reference(
+    features: Tensor,
+    image: Tensor,
+    weights: Sequence[Tensor],
+    levels: int,
+    heads: int,
+    attentions: int,
+    size: Sequence[int] | None,
+    coords: Tensor | None,
+    cell: Tensor | None,
+) -> Tensor:
+    """The reference with its weights in a list, as the op takes them."""
+    names = _names(features.shape[-1], levels, heads, attentions)
+    named = dict(zip(names, weights, strict=True))
+    return reference.coordinate_query(
+        features, image, named, levels, heads, attentions, size, coords, cell
+    )
+
+
+def _fake(features, image, weights, levels, heads, attentions, size, coords, cell) -> Tensor:
+    places = coords.shape[1:2] if size is None else size
+    return image.new_empty((image.shape[0], *places, 3))
+
+
+def _flops(features, image, weights, levels, heads, attentions, size, coords, cell) -> int:
+    places = coords[1] if size is None else size[0] * size[1]
+    return flops(features[0] * places, features[-1], levels, heads, attentions)
+
+
+def _example(device: torch.device) -> tuple:
+    features, image = (torch.zeros(1, 2, 2, n, device=device) for n in (4, 3))
+    shapes = reference.weight_shapes(4, 2, 2, 1).values()
+    weights = [torch.zeros(shape, device=device) for shape in shapes]
+    return features, image, weights, 2, 2, 1, (4, 4), None, None
+
+
+_operator = define(
+    Operator(
+        name="coordinate_query",
+        arguments="Tensor features, Tensor image, Tensor[] weights, SymInt levels, SymInt heads, "
+        "SymInt attentions, SymInt[]? size, Tensor? coords, Tensor? cell",
+        outputs=1,
+        reference=_reference,
+        fake=_fake,
+        flops=_flops,
+        example=_example,
+        kept=native_training.kept,
+    )
+)
+dispatch.register(triton.kernel)
+dispatch.register(native.kernel)

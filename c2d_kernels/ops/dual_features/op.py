@@ -1,0 +1,94 @@
+"""The operator `c2d::dual_features`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ... import checks, dispatch
+from ...operators import Operator, define
+from . import native, reference
+
+
+def dual_features(
+    x: Tensor,
+    weights: Mapping[str, Tensor],
+    *,
+    encoding: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """HiT-SR's dual feature extraction: a branch that looks around times one that does not.
+
+    `expand(f(conv(f(local(x))))) * linear(x)`, conv 3x3 with zero padding, f = LeakyReLU(0.2). At
+    inference on a CPU one kernel does all of it, some rows at a time in cache, whatever autocast
+    says. Elsewhere, and where gradients are recorded, torch's own operators do, which autocast
+    rounds.
+
+    Args:
+        x: (B, H, W, C), float32, bfloat16, float16 or float64; any strides.
+        weights: name -> tensor: local.weight (hidden, C), local.bias (hidden,); conv.weight
+            (hidden, hidden, 3, 3), conv.bias (hidden,); expand.weight (C, hidden), expand.bias
+            (C,); linear.weight (C, C), linear.bias (C,). May be float32 beside half x.
+        encoding: (H, C) and (W, C), added to every pixel of a row and of a column of x.
+
+    Returns:
+        (B, H, W, C), in the dtype of x.
+
+    Raises:
+        ValueError: a shape or name that does not fit. TypeError: a dtype that does not.
+
+    HiT-SR (2407.05878), section 3.3; the encoding is HiET's.
+    """
+    checks.parameters(x, x=x)
+    checks.feature_map("x", x)
+    channels = x.shape[-1]
+    local = weights.get("local.weight")
+    hidden = local.shape[0] if isinstance(local, Tensor) and local.dim() == 2 else 1
+    shapes = {
+        "local": (hidden, channels),
+        "conv": (hidden, hidden, 3, 3),
+        "expand": (channels, hidden),
+        "linear": (channels, channels),
+    }
+    ordered = checks.layer_weights(x, weights, reference.NAMES, shapes)
+    rows, columns = encoding or (None, None)
+    if encoding:
+        for index, place in enumerate(encoding):
+            name = f"encoding[{index}]"
+            checks.parameters(x, **{name: place})
+            checks.shape(name, place, (x.shape[1 + index], channels), ("(H, C)", "(W, C)")[index])
+    if dispatch.in_one_piece("dual_features", x, rows, columns, ordered):
+        return _dual_features(x, rows, columns, ordered)
+    if encoding:
+        rows, columns = rows.to(x.dtype), columns.to(x.dtype)
+    ordered = [weight.to(x.dtype) for weight in ordered]
+    return reference.composed(x, rows, columns, ordered).to(x.dtype)
+
+
+def flops(batch: int, height: int, width: int, channels: int, hidden: int) -> int:
+    """Operations of the definition of dual_features: its three products and the convolution."""
+    each = channels * (channels + 2 * hidden) + 9 * hidden * hidden
+    return 2 * batch * height * width * each
+
+
+def _example(device: torch.device) -> tuple:
+    x, square = torch.zeros(1, 4, 4, 4, device=device), torch.zeros(4, 4, device=device)
+    weights = [torch.zeros(4, device=device) for _ in reference.NAMES]
+    weights[0] = weights[4] = weights[6] = square
+    weights[2] = torch.zeros(4, 4, 3, 3, device=device)
+    return x, None, None, weights
+
+
+_dual_features = define(
+    Operator(
+        name="dual_features",
+        arguments="Tensor x, Tensor? rows, Tensor? columns, Tensor[] weights",
+        outputs=1,
+        reference=reference.dual_features,
+        fake=lambda x, *_: x.new_empty(x.shape),
+        flops=lambda x, rows, columns, weights: flops(*x, weights[0][0]),
+        example=_example,
+    )
+)
+dispatch.register(native.dual_features)

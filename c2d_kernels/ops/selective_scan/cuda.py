@@ -1,0 +1,71 @@
+"""Selective scan by the CUDA kernels (csrc/selective_scan/cuda_*)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ... import native
+from ...dispatch import Kernel
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_BATCH = 65535  # images lie along a dimension of the launch grid
+
+
+def _can_run(u: Tensor, *_: object) -> str | None:
+    if native.missing is not None:
+        return native.missing
+    if u.device.type != "cuda":
+        return f"it runs on CUDA tensors, and these are on {u.device}"
+    if u.dtype not in _DTYPES:
+        return f"it computes in float32, and u is {str(u.dtype).removeprefix('torch.')}"
+    if u.shape[0] > MAX_BATCH:
+        return f"it takes at most {MAX_BATCH} images, and u has {u.shape[0]}"
+    with torch.cuda.device(u.device):
+        if torch.ops.c2d_native.cuda_image() == 0:
+            return "the native library holds no code for this GPU: see python -m c2d_kernels"
+    return None
+
+
+def _forward(*arguments: Tensor | bool | None) -> tuple[Tensor, Tensor]:
+    op = torch.ops.c2d_native.selective_scan.default
+    y, last_state, _ = op(*_ready(*arguments), False)
+    return y, last_state
+
+
+def _backward(
+    grad_y: Tensor, grad_last_state: Tensor, *arguments: Tensor | bool | list[bool] | None
+) -> Sequence[Tensor | None]:
+    *arguments, mask = arguments
+    op = torch.ops.c2d_native.selective_scan_backward.default
+    nothing = grad_last_state.new_empty(0)
+    found = op(grad_y, grad_last_state.contiguous(), nothing, *_ready(*arguments))
+    return [
+        gradient.to(x.dtype) if needed else None
+        for gradient, x, needed in zip(found, arguments[:-1], mask, strict=True)
+    ]
+
+
+def _ready(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> list[Tensor | bool | None]:
+    """What changes with time in u's dtype, what is constant in float32 and dense."""
+
+    def dense(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.float().contiguous()
+
+    B, C = (dense(x) if x.dim() == 2 else x.to(u.dtype) for x in (B, C))
+    return [u, delta, dense(A), B, C, dense(D), z, dense(delta_bias), delta_softplus]
+
+
+kernel = Kernel("selective_scan", "cuda", _can_run, _forward, _backward)

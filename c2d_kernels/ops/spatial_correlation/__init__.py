@@ -1,0 +1,1 @@
+"""Correlation of tokens with a window's cells (HiT-SR): `spatial_correlation`."""

@@ -1,0 +1,63 @@
+"""Attention in windows by the native CPU kernels (csrc/window_attention)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import native
+from ...dispatch import Kernel
+
+
+def _forward(qkv: Tensor, bias_table: Tensor, *options: float) -> Tensor:
+    return _permuted_forward(qkv, None, bias_table, *options)
+
+
+def _backward(
+    grad: Tensor, qkv: Tensor, bias_table: Tensor, *options: float | list[bool]
+) -> tuple[Tensor | None, ...]:
+    *numbers, mask = options
+    d_qkv, _, d_table = _gradients(grad, qkv, None, bias_table, *numbers)
+    return _wanted((d_qkv, d_table), (qkv, bias_table), mask)
+
+
+def _permuted_forward(q: Tensor, kv: Tensor | None, bias_table: Tensor, *options: float) -> Tensor:
+    op = torch.ops.c2d_native.window_attention.default
+    return op(*_ready(q, kv, bias_table), *options).to(q.dtype)
+
+
+def _permuted_backward(
+    grad: Tensor, q: Tensor, kv: Tensor, bias_table: Tensor, *options: float | list[bool]
+) -> tuple[Tensor | None, ...]:
+    *numbers, mask = options
+    found = _gradients(grad, q, kv, bias_table, *numbers)
+    return _wanted(found, (q, kv, bias_table), mask)
+
+
+def _gradients(
+    grad: Tensor, q: Tensor, kv: Tensor | None, bias_table: Tensor, *options: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, kv, bias_table = _ready(q, kv, bias_table)
+    op = torch.ops.c2d_native.window_attention_backward.default
+    return op(grad.to(q.dtype), q, kv, bias_table, *options)
+
+
+def _ready(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """All in the type that the kernel computes in: float32, or float64 for float64 features."""
+    compute = torch.promote_types(tensors[0].dtype, torch.float32)
+    return tuple(None if x is None else x.to(compute) for x in tensors)
+
+
+def _wanted(
+    found: tuple[Tensor, ...], inputs: tuple[Tensor, ...], mask: list[bool]
+) -> tuple[Tensor | None, ...]:
+    return tuple(
+        grad.to(x.dtype) if needed else None
+        for grad, x, needed in zip(found, inputs, mask, strict=True)
+    )
+
+
+window_attention = Kernel("window_attention", "cpu", native.refusal, _forward, _backward)
+permuted_window_attention = Kernel(
+    "permuted_window_attention", "cpu", native.refusal, _permuted_forward, _permuted_backward
+)

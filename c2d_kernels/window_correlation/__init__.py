@@ -1,1 +1,0 @@
-"""Correlation in windows (HiT-SR): `channel_correlation` and `spatial_correlation`."""

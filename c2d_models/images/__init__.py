@@ -1,0 +1,1 @@
+"""Photographs: files, MATLAB's reduction, sets of LR and HR."""

@@ -1,0 +1,61 @@
+"""State dicts of the published networks' authors: unwrapped, and the network they fit."""
+
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import ModelFileError
+from .registry import create
+
+_WRAPPERS = ("params_ema", "params", "state_dict", "model")
+_BUFFERS = (
+    "relative_position_index",
+    "relative_position_index_SA",
+    "aligned_relative_position_index",
+    "attn_mask",
+)
+_CORRELATION = "blocks.0.correlation.pos.pos_proj.weight"
+_PUBLISHED = {  # what only this network has in its first layer; the first that fits is taken
+    "swinir_l": ("SwinIR-L", "blocks.0.attn.qkv.weight"),
+    "srformer_l": ("SRFormer-L", "blocks.0.attn.kv.weight"),
+    "mambairv2_l": ("MambaIRv2-L", "layers.0.assm.selectiveScan.A_logs"),
+    "hit_srf": ("HiT-SRF", _CORRELATION, "blocks.0.mlp.dwconv.depthwise_conv.0.weight"),
+    "hit_sir": ("HiT-SIR", _CORRELATION),
+}
+
+
+def unwrap(path: Path, content: Any) -> dict[str, Tensor]:
+    """An author's state dict, out of its wrappers, without data-parallel training's prefix."""
+    while isinstance(content, dict):
+        inner = [key for key in _WRAPPERS if isinstance(content.get(key), dict)]
+        if not inner:
+            break
+        content = content[inner[0]]
+    if not isinstance(content, dict) or not content:
+        raise ModelFileError(f"{path} holds no state dict")
+    if not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
+        raise ModelFileError(f"{path} holds no state dict: not all its entries are named tensors")
+    if all(name.startswith("module.") for name in content):
+        content = {name.removeprefix("module."): value for name, value in content.items()}
+    return {
+        name: value for name, value in content.items() if name.rsplit(".", 1)[-1] not in _BUFFERS
+    }
+
+
+def recognise(path: Path, state: dict[str, Tensor]) -> nn.Module:
+    """A fresh network of the kind whose parameters' names a file has."""
+    if "upsample.0.weight" in state:
+        shape = state["upsample.0.weight"].shape
+        scale = isqrt(shape[0] // 3) if shape else 0
+        if scale and shape[0] == 3 * scale * scale:
+            for name, (_, *marks) in _PUBLISHED.items():
+                if {f"layers.0.residual_group.{mark}" for mark in marks} <= state.keys():
+                    return create(name, scale)
+    known = ", ".join(title for title, *_ in _PUBLISHED.values())
+    raise ModelFileError(
+        f"{path} holds weights of no network that is known here (authors' files: {known})"
+    )

@@ -1,0 +1,160 @@
+"""The file that holds a network: its weights, what it is, how it came to be."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from ..errors import ModelFileError
+from ..files import write_whole
+from .authors import recognise, unwrap
+from .registry import NETWORKS, create
+
+FILE_NAME = "model.safetensors"
+"""The model file in a folder: of `save_pretrained`, of a training run."""
+
+
+FORMAT = 1
+"""Version of the metadata; a file with a higher one is refused."""
+
+
+def save(
+    net: nn.Module,
+    path: str | Path,
+    record: dict[str, Any] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a network with all that `load` needs, as safetensors.
+
+    The file appears whole or not at all: it is written beside its place and then renamed.
+
+    Args:
+        net: the network; its name, scale and config go into the file's metadata.
+        path: the file, `*.safetensors`.
+        record: how the weights came to be (JSON values), kept for `read_record`; the network's
+            own by default, which it has from the file that it was loaded from.
+        dtype: store floating-point weights as this, e.g. torch.float16; as they are by default.
+    """
+    path = Path(path)
+    header = {"name": net.name, "scale": net.scale, "config": net.config, "format": FORMAT}
+    state = {
+        name: (value.to(dtype) if dtype and value.is_floating_point() else value)
+        .detach()
+        .cpu()
+        .contiguous()
+        for name, value in net.state_dict().items()
+    }
+    record = net.record if record is None else record
+    write_whole(
+        path, to_bytes(state, {"c2d_isr": json.dumps(header), "record": json.dumps(record)})
+    )
+
+
+def load(
+    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> nn.Module:
+    """The network in a file that `save` wrote or that a published network's authors did.
+
+    Args:
+        path: .safetensors, .pth or .pt.
+        device, dtype: as for `c2d_models.load`.
+
+    Raises:
+        ModelFileError: a broken file, or one of something else.
+    """
+    path = Path(path)
+    state, metadata = read(path)
+    if "c2d_isr" in metadata:
+        net = _build(path, header_of(path, metadata))
+    else:
+        state = unwrap(path, state)
+        net = recognise(path, state)
+    half = (torch.float16, torch.bfloat16)
+    state = {name: value.float() if value.dtype in half else value for name, value in state.items()}
+    if any(value.dtype == torch.float64 for value in state.values()):
+        net.double()
+    _fill(path, net, state)
+    net.record = record_of(metadata)
+    return net.to(device=device, dtype=dtype).eval()
+
+
+def file_in(folder: Path) -> Path:
+    """The model file in a folder; ModelFileError if there is none."""
+    file = folder / FILE_NAME
+    if not file.is_file():
+        raise ModelFileError(f"{folder} is a folder without a {FILE_NAME}")
+    return file
+
+
+def read(path: Path) -> tuple[Any, dict[str, str]]:
+    """What a file holds and its metadata; pickles are read without running code."""
+    try:
+        if path.suffix.lower() == ".safetensors":
+            with safe_open(path, "pt") as file:
+                names = list(file.keys())
+                return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+        return torch.load(path, map_location="cpu", weights_only=True), {}
+    except (pickle.UnpicklingError, LookupError) as error:  # text is taken for opcodes
+        raise ModelFileError(
+            f"{path} is not a file of weights: it is no pickle, or one that holds more than tensors"
+        ) from error
+    except Exception as error:  # the unpickler answers noise by any error there is
+        reason = str(error).split("\n")[0]
+        raise ModelFileError(f"{path} cannot be read as a model file: {reason}") from error
+
+
+def record_of(metadata: dict[str, str]) -> dict[str, Any]:
+    return json.loads(metadata.get("record", "{}"))
+
+
+def header_of(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """Our metadata of a file, checked."""
+    try:
+        header = json.loads(metadata["c2d_isr"])
+        version = header["format"]
+        header["name"], header["scale"], header["config"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path} does not say which network it holds") from error
+    if version > FORMAT:
+        raise ModelFileError(
+            f"{path} was written by a newer version of this package (format {version}); update it"
+        )
+    return header
+
+
+def _build(path: Path, header: dict[str, Any]) -> nn.Module:
+    if header["name"] not in NETWORKS:
+        raise ModelFileError(
+            f"{path} holds a network {header['name']!r}, which this version does not know: it has "
+            f"{', '.join(NETWORKS)}"
+        )
+    try:
+        return create(header["name"], header["scale"], config=header["config"])
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+        raise ModelFileError(
+            f"{path} describes a {header['name']} that cannot be built: {error}"
+        ) from error
+
+
+def _fill(path: Path, net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load strictly; the first difference makes the sentence."""
+    wanted = net.state_dict()
+    for name in [*wanted, *state]:
+        if name not in state:
+            fault = f"{name} is missing"
+        elif name not in wanted:
+            fault = f"it has no {name}"
+        elif wanted[name].shape != state[name].shape:
+            fault = f"{name} is {tuple(wanted[name].shape)}, not {tuple(state[name].shape)}"
+        else:
+            continue
+        raise ModelFileError(
+            f"{path} does not fit {net.name} x{net.scale or ' continuous'}: {fault}"
+        )
+    net.load_state_dict(state)

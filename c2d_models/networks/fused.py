@@ -1,0 +1,205 @@
+"""Layers that run as one operator of c2d_kernels where nobody has changed one of their modules."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from c2d_kernels import (
+    attention_branch,
+    conv_ffn,
+    permuted_window_attention,
+    res_post_norm,
+    window_attention,
+)
+
+from .layers import Conv3x3, DepthwiseBranch, DepthwiseConv, Mlp, PointwiseConv
+
+
+class ConvFFN(Mlp):
+    """SRFormer's feed-forward: the MLP, its hidden features plus a depthwise branch of them."""
+
+    def __init__(self, dim: int, ratio: float):
+        super().__init__(dim, ratio)
+        self.dwconv = DepthwiseBranch(int(dim * ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.gelu(self.fc1(x))
+        return self.fc2(hidden + self.dwconv(hidden))
+
+    def branch(self, x: Tensor, norm: nn.Module, *, norm_first: bool) -> Tensor | None:
+        """What feed_forward gives, in one operator; None if a module is not as its class says."""
+        if type(self.dwconv) is not DepthwiseBranch:
+            return None
+        conv, activation = self.dwconv.depthwise_conv
+        modules = {"norm": norm, "fc1": self.fc1, "dwconv": conv, "fc2": self.fc2}
+        weights = weights_of(modules, self, self.dwconv, self.dwconv.depthwise_conv, activation)
+        if weights is None or type(activation) is not nn.GELU:
+            return None
+        return conv_ffn(x, weights, norm_first=norm_first, eps=norm.eps)
+
+
+class Attention(nn.Module):
+    """What the two attentions in windows share: the bias table, `proj`, and the way around them.
+
+    `projections` are the Linears that make the attention's inputs. `keys` is how many keys an axis
+    of a window has.
+    """
+
+    projections: tuple[str, ...]
+
+    def __init__(self, dim: int, window_size: int, num_heads: int, shift: int, keys: int):
+        super().__init__()
+        self.window_size, self.num_heads, self.shift = window_size, num_heads, shift
+        table = torch.empty((2 * keys - 1) ** 2, num_heads)
+        self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+        self.proj = nn.Linear(dim, dim)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """All but the projection."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.attend(x))
+
+    def branch(
+        self, x: Tensor, norm: nn.Module, projections: Mapping[str, nn.Module], *around: nn.Module
+    ) -> Tensor | None:
+        """x + attention(norm(x)) in one operator; None if a module is not as its class says.
+
+        `around` are modules that a call also passes through.
+        """
+        weights = weights_of({"norm": norm, **projections, "proj": self.proj}, self, *around)
+        if weights is None:
+            return None
+        return attention_branch(
+            x,
+            self.relative_position_bias_table,
+            weights,
+            window_size=self.window_size,
+            num_heads=self.num_heads,
+            shift=self.shift,
+            eps=norm.eps,
+        )
+
+
+class WindowAttention(Attention):
+    """Multi-head self-attention in (shifted) windows with relative position bias (Swin, eq. 4).
+
+    (B, H, W, dim) -> (B, H, W, dim); H and W are multiples of `window_size`. Partition, shift, mask
+    and bias are the operator's business.
+    """
+
+    projections = ("qkv",)
+
+    def __init__(self, dim: int, window_size: int, num_heads: int, shift: int = 0):
+        super().__init__(dim, window_size, num_heads, shift, keys=window_size)
+        self.qkv = nn.Linear(dim, 3 * dim)
+
+    def attend(self, x: Tensor) -> Tensor:
+        return window_attention(
+            self.qkv(x),
+            self.relative_position_bias_table,
+            window_size=self.window_size,
+            num_heads=self.num_heads,
+            shift=self.shift,
+        )
+
+
+class PermutedWindowAttention(Attention):
+    """SRFormer's self-attention: keys and values of a quarter of the width, 2x2 tokens a key.
+
+    (B, H, W, dim) -> (B, H, W, dim); H and W are multiples of `window_size`, which is even.
+    """
+
+    projections = ("q", "kv")
+
+    def __init__(self, dim: int, window_size: int, num_heads: int, shift: int = 0):
+        super().__init__(dim, window_size, num_heads, shift, keys=window_size // 2)
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, dim // 2)
+
+    def attend(self, x: Tensor) -> Tensor:
+        return permuted_window_attention(
+            self.q(x),
+            self.kv(x),
+            self.relative_position_bias_table,
+            window_size=self.window_size,
+            num_heads=self.num_heads,
+            shift=self.shift,
+        )
+
+
+def self_attention(x: Tensor, norm: nn.Module, attention: nn.Module) -> Tensor:
+    """x + attention(norm(x)), in one operator if it can be."""
+    done = None
+    if isinstance(attention, Attention):
+        projections = {name: getattr(attention, name) for name in attention.projections}
+        done = attention.branch(x, norm, projections)
+    return x + attention(norm(x)) if done is None else done
+
+
+def feed_forward(x: Tensor, norm: nn.Module, mlp: nn.Module, *, norm_first: bool) -> Tensor:
+    """x + MLP(norm(x)) or, the norm last, x + norm(MLP(x)), in one operator if it can be."""
+    done = mlp.branch(x, norm, norm_first=norm_first) if type(mlp) is ConvFFN else None
+    if done is not None:
+        return done
+    return x + (mlp(norm(x)) if norm_first else norm(mlp(x)))
+
+
+def post_norm_layer(
+    x: Tensor,
+    mixer: nn.Module,
+    others: tuple[Tensor, ...],
+    norm1: nn.Module,
+    mlp: nn.Module,
+    norm2: nn.Module,
+) -> Tensor:
+    """x + LN(mixer(x, *others)), then x + LN(MLP(x)) (HiT-SR).
+
+    A mixer is `proj` of what its `parts` gives. What follows the parts is one operator, with the
+    MLP if that is a plain one.
+    """
+    weights = None
+    if hasattr(mixer, "parts"):
+        weights = weights_of({"proj": mixer.proj, "norm1": norm1}, mixer)
+    if weights is None:
+        x = x + norm1(mixer(x, *others))
+    else:
+        plain = None
+        if type(mlp) is Mlp:
+            plain = weights_of({"fc1": mlp.fc1, "fc2": mlp.fc2, "norm2": norm2}, mlp)
+        x = res_post_norm(x, mixer.parts(x, *others), weights | (plain or {}), eps=norm1.eps)
+        if plain is not None:
+            return x
+    return feed_forward(x, norm2, mlp, norm_first=False)
+
+
+def weights_of(modules: Mapping[str, nn.Module], *around: nn.Module) -> dict[str, Tensor] | None:
+    """The modules' weights and biases for an operator that does their work, named as in `modules`.
+
+    None if one has no bias, or if a call of one of them, or of a module `around` them, does more
+    than its class says: an adapter, a parametrization, quantisation, a hook or an exchanged
+    `forward` must not be passed over.
+    """
+    known = (nn.Linear, nn.LayerNorm, PointwiseConv, Conv3x3, DepthwiseConv)
+    if not all(type(module) in known for module in modules.values()):
+        return None
+    for module in (*modules.values(), *around):
+        ours = type(module).__module__.startswith(("c2d_models.", "torch.nn.modules."))
+        hooks = module._forward_hooks or module._forward_pre_hooks
+        hooks = hooks or module._backward_hooks or module._backward_pre_hooks
+        if not ours or hooks or "forward" in vars(module):
+            return None
+    weights = {
+        f"{name}.{kind}": getattr(module, kind)
+        for name, module in modules.items()
+        for kind in ("weight", "bias")
+    }
+    return None if any(weight is None for weight in weights.values()) else weights
+
+
+def is_leaky(module: nn.Module) -> bool:
+    """Whether this is the LeakyReLU of HiT-SR, the one that `dual_features` has."""
+    return type(module) is nn.LeakyReLU and module.negative_slope == 0.2

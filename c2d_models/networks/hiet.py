@@ -1,0 +1,358 @@
+"""HiET: a transformer whose blocks are a U over window size, with hierarchical encoding.
+
+After C2D-ISR (arXiv 2503.13740). A block runs layers with windows 64, 32, w, 32, 64 at constant
+resolution, joins layers of equal windows by skips, and ends in a convolution. Wide windows mix by
+channel correlation (HiT-SR, arXiv 2407.05878), linear in their area; the bottom of the U attends
+within w x w pixels. What surrounds the mixers in a layer is the backbone's, after which a HiET is
+named.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from c2d_kernels import channel_correlation, dual_features
+
+from .fused import (
+    ConvFFN,
+    PermutedWindowAttention,
+    WindowAttention,
+    is_leaky,
+    post_norm_layer,
+    weights_of,
+)
+from .layers import Conv3x3, Freezable, Mlp, init_linear
+from .mambairv2 import STATE_SPACE, AttentiveLayer
+from .network import Network
+from .registry import HIIF_L, TINY, register
+from .upsamplers import BilinearPixelShuffle, upsampler
+
+
+def position_digits(window_size: int) -> Tensor:
+    """(w, log2 w) for windows of w: the binary digits of 0..w-1 as -1 / +1, coarse to fine."""
+    levels = window_size.bit_length() - 1
+    if window_size != 1 << levels:
+        raise ValueError(f"window sizes must be powers of two for their digits; got {window_size}")
+    places = torch.arange(levels - 1, -1, -1)
+    digits = (torch.arange(window_size)[:, None] >> places) & 1
+    return 2.0 * digits - 1.0
+
+
+class HierarchicalEncoding(Freezable):
+    """E: the binary digits of a pixel's place in its window, per axis, through a Linear.
+
+    The Linear is the parameter. It acts on the row's digits and on the column's separately, so E is
+    the sum of a table by row and a table by column, (window_size, dim) each.
+    """
+
+    def __init__(self, dim: int, window_size: int):
+        super().__init__()
+        digits = position_digits(window_size)
+        self.window_size = window_size
+        self.proj = nn.Linear(2 * digits.shape[1], dim)
+        self.register_buffer("digits", digits, persistent=False)
+        self.register_buffer("row_table", None, persistent=False)
+        self.register_buffer("column_table", None, persistent=False)
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """E of each row and of each column of a window, (window_size, dim) both."""
+        by_row, by_column = self.proj.weight.chunk(2, dim=1)
+        rows = F.linear(self.digits, by_row, self.proj.bias)
+        return rows, F.linear(self.digits, by_column)
+
+    def forward(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """E at the rows (H,) and columns (W,) of a map, (H, dim) and (W, dim): E is their sum."""
+        frozen = self.row_table is not None
+        row_table, column_table = (self.row_table, self.column_table) if frozen else self.tables()
+        by_row = row_table.index_select(0, rows % self.window_size)
+        return by_row, column_table.index_select(0, columns % self.window_size)
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        self.row_table, self.column_table = self.tables()
+
+    def thaw(self) -> None:
+        self.row_table = self.column_table = None
+
+
+class DualFeatureExtraction(nn.Module):
+    """DFE(x) = conv branch (1x1, 3x3, 1x1 over dim / 5 channels) times linear branch (HiT-SR).
+
+    Both branches begin with a product with x: they share one Linear.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.split = [max(dim // 5, 1), dim]
+        self.entry = nn.Linear(dim, sum(self.split))
+        self.conv = Conv3x3(self.split[0], self.split[0])
+        self.expand = nn.Linear(self.split[0], dim)
+        self.activation = nn.LeakyReLU(0.2)
+
+    def forward(self, x: Tensor, encoding: tuple[Tensor, Tensor]) -> Tensor:
+        """Of x (B, H, W, dim) plus an encoding by row (H, dim) and by column (W, dim)."""
+        modules = {"entry": self.entry, "conv": self.conv, "expand": self.expand}
+        weights = weights_of(modules, self, self.activation)
+        if weights is not None and is_leaky(self.activation):
+            for kind in ("weight", "bias"):
+                entry = weights.pop(f"entry.{kind}").split(self.split)
+                weights |= {f"local.{kind}": entry[0], f"linear.{kind}": entry[1]}
+            return dual_features(x, weights, encoding=encoding)
+        by_row, by_column = encoding
+        local, linear = self.entry(x + (by_row[:, None] + by_column)).split(self.split, dim=-1)
+        local = self.activation(self.conv(self.activation(local)))
+        return self.expand(local) * linear
+
+
+class CorrelationMixer(nn.Module):
+    """Wide windows: q, v = DFE(x + E), their channel correlation beside v, projected.
+
+    In each window of n pixels the correlation is v (q^T v / n)^T, with q and v of dim / 2 channels
+    (HiT-SR's channel self-correlation).
+    """
+
+    def __init__(self, dim: int, window_size: int):
+        super().__init__()
+        self.window_size = window_size
+        self.encoding = HierarchicalEncoding(dim, window_size)
+        self.dfe = DualFeatureExtraction(dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def parts(self, x: Tensor, rows: Tensor, columns: Tensor) -> list[Tensor]:
+        """The correlation and v, (B, H, W, dim / 2) each."""
+        q, v = self.dfe(x, self.encoding(rows, columns)).chunk(2, dim=-1)
+        return [channel_correlation(q, v, window_size=self.window_size), v]
+
+    def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.proj(torch.cat(self.parts(x, rows, columns), dim=-1))
+
+
+class AttentionMixer(WindowAttention):
+    """The bottom of the U: window attention, which has its own position table and needs no E."""
+
+    def parts(self, x: Tensor, rows: Tensor, columns: Tensor) -> list[Tensor]:
+        return [self.attend(x)]
+
+    def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class PermutedAttentionMixer(PermutedWindowAttention):
+    """The same with SRFormer's attention, whose windows may be larger."""
+
+    def parts(self, x: Tensor, rows: Tensor, columns: Tensor) -> list[Tensor]:
+        return [self.attend(x)]
+
+    def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class HiETLayer(nn.Module):
+    """HiET-SwinIR's layer: x + LN(mixer(x)), then x + LN(MLP(x)), as in HiT-SR."""
+
+    mlp_type: type[nn.Module] = Mlp
+
+    def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float):
+        super().__init__()
+        self.mixer = mixer
+        self.norm1 = nn.LayerNorm(dim)
+        self.mlp = self.mlp_type(dim, mlp_ratio)
+        self.norm2 = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return post_norm_layer(x, self.mixer, (rows, columns), self.norm1, self.mlp, self.norm2)
+
+
+class HiETConvLayer(HiETLayer):
+    """HiET-SRFormer's layer: the same with a ConvFFN for the MLP."""
+
+    mlp_type = ConvFFN
+
+
+class HiETAttentiveLayer(AttentiveLayer):
+    """HiET-MambaIRv2's layer: MambaIRv2's, with the mixer in the place of its attention."""
+
+    def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float, **state_space: Any):
+        super().__init__(dim, mlp_ratio, **state_space)
+        self.mixer = mixer
+
+    def mix(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.mixer(x, rows, columns)
+
+
+class HiETBlock(nn.Module):
+    """A U over window size: down to the smallest windows, up again with skips, then a convolution.
+
+    Args:
+        dim: channels.
+        windows: window sizes of the way down, e.g. [64, 32]; the way up mirrors them.
+        bottom: the mixer between the two.
+        layer: makes a layer of a mixer.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        windows: list[int],
+        bottom: nn.Module,
+        layer: Callable[[nn.Module], nn.Module],
+    ):
+        super().__init__()
+        self.down = nn.ModuleList(layer(CorrelationMixer(dim, window)) for window in windows)
+        self.bottom = layer(bottom)
+        self.skips = nn.ModuleList(nn.Linear(dim, dim) for _ in windows)
+        self.up = nn.ModuleList(layer(CorrelationMixer(dim, window)) for window in windows[::-1])
+        self.conv = Conv3x3(dim, dim)
+
+    def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        entry = x
+        passed = []
+        for layer in self.down:
+            x = layer(x, rows, columns)
+            passed.append(x)
+        x = self.bottom(x, rows, columns)
+        for skip, layer in zip(self.skips, self.up, strict=True):
+            x = layer(x + skip(passed.pop()), rows, columns)
+        return entry + self.conv(x)
+
+
+class HiET(Network):
+    """HiET with SwinIR's window attention and MLP in its layers (HiET-SwinIR).
+
+    Args:
+        scale: 2, 3, 4, ... for a pixel-shuffle up-sampler, None for HIIF.
+        dim: channels of the features.
+        blocks: how many blocks; their attention is shifted by half a window in every other one.
+        windows: window sizes of the way down a block's U, powers of two.
+        bottom: window size at the bottom of the U, to a multiple of which the image is mirrored.
+        num_heads: heads of the attention there.
+        mlp_ratio: hidden channels of the MLPs, relative to dim.
+        bottom_mixer: "attention", the backbone's, or "correlation", that of the wide windows.
+        decoder: HIIF's width, levels, heads and attentions, used if scale is None.
+        layer_options: what a subclass's `layer_type` takes besides.
+    """
+
+    layer_type: type[nn.Module] = HiETLayer
+    attention_type: type[nn.Module] = AttentionMixer
+
+    def __init__(
+        self,
+        scale: int | None = 4,
+        *,
+        dim: int,
+        blocks: int,
+        windows: list[int],
+        bottom: int,
+        num_heads: int,
+        mlp_ratio: float,
+        decoder: dict[str, int],
+        bottom_mixer: str = "attention",
+        **layer_options: Any,
+    ):
+        if bottom_mixer not in ("attention", "correlation"):
+            raise ValueError(f"bottom_mixer is {bottom_mixer!r}; give 'attention' or 'correlation'")
+        super().__init__(
+            scale,
+            {
+                "dim": dim,
+                "blocks": blocks,
+                "windows": list(windows),
+                "bottom": bottom,
+                "num_heads": num_heads,
+                "mlp_ratio": mlp_ratio,
+                "bottom_mixer": bottom_mixer,
+                **layer_options,
+                "decoder": dict(decoder),
+            },
+        )
+        self.pad_multiple = bottom
+        self.period = self.tile_multiple = self.min_overlap = max(windows)
+        self.conv_first = Conv3x3(3, dim)
+
+        def layer(mixer: nn.Module) -> nn.Module:
+            return self.layer_type(dim, mixer, mlp_ratio, **layer_options)
+
+        def mixer_at_bottom(block: int) -> nn.Module:
+            if bottom_mixer == "correlation":
+                return CorrelationMixer(dim, bottom)
+            return self.attention_type(dim, bottom, num_heads, block % 2 * (bottom // 2))
+
+        self.blocks = nn.ModuleList(
+            HiETBlock(dim, windows, mixer_at_bottom(block), layer) for block in range(blocks)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.conv_after_body = Conv3x3(dim, dim)
+        self.apply(init_linear)
+        for module in self.modules():
+            if isinstance(module, DualFeatureExtraction):
+                # Its output is a product of two branches, the correlation one of three of those:
+                # with Swin's 0.02 they would vanish. HiT-SR's convolutions begin like this.
+                module.entry.reset_parameters()
+                module.expand.reset_parameters()
+        self.upsample = upsampler(dim, scale, BilinearPixelShuffle, decoder)
+
+    def positions(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Rows (H,) and columns (W,) as E counts them: from a random place on in training.
+
+        The windows lie still, but what E says of a pixel's place in them is rolled in every step,
+        so that no grid of windows is learned into the picture.
+        """
+        rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+        if self.training:
+            roll = torch.randint(self.period, (2,), device=device)
+            rows, columns = rows + roll[0], columns + roll[1]
+        return rows, columns
+
+    def body(self, image: Tensor) -> Tensor:
+        rows, columns = self.positions(image.shape[1], image.shape[2], image.device)
+        x = shallow = self.conv_first(image - 0.5)
+        for block in self.blocks:
+            x = block(x, rows, columns)
+        return shallow + self.conv_after_body(self.norm(x))
+
+
+class HiETSRFormer(HiET):
+    """HiET with SRFormer's permuted attention and ConvFFN in its layers (HiET-SRFormer)."""
+
+    layer_type = HiETConvLayer
+    attention_type = PermutedAttentionMixer
+
+
+class HiETMambaIRv2(HiET):
+    """HiET with MambaIRv2's state-space part and gated MLPs in its layers (HiET-MambaIRv2).
+
+    Arguments as for HiET, and d_state, inner_rank, num_tokens, routing as for MambaIRv2.
+    """
+
+    layer_type = HiETAttentiveLayer
+
+
+_HIET_SWINIR = {
+    "dim": 60,
+    "blocks": 4,
+    "windows": [64, 32],
+    "bottom": 8,
+    "num_heads": 6,
+    "mlp_ratio": 2,
+    "decoder": HIIF_L,
+}
+_HIET_SRFORMER = {**_HIET_SWINIR, "bottom": 16}
+_HIET_MAMBAIRV2 = {
+    "dim": 48,
+    "blocks": 4,
+    "windows": [64, 32],
+    "bottom": 16,
+    "num_heads": 4,
+    "mlp_ratio": 1,
+    **STATE_SPACE,
+    "decoder": HIIF_L,
+}
+register("hiet_swinir", HiET, _HIET_SWINIR)
+register("hiet_swinir_tiny", HiET, {**_HIET_SWINIR, **TINY, "blocks": 2})
+register("hiet_srformer", HiETSRFormer, _HIET_SRFORMER)
+register("hiet_srformer_tiny", HiETSRFormer, {**_HIET_SRFORMER, **TINY, "blocks": 2})
+register("hiet_mambairv2", HiETMambaIRv2, _HIET_MAMBAIRV2)
+register("hiet_mambairv2_tiny", HiETMambaIRv2, {**_HIET_MAMBAIRV2, **TINY, "blocks": 2})

@@ -1,0 +1,170 @@
+"""Kinds of images, sizes, models and settings: what comes in and what comes out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import nn
+
+from c2d_models import upscale
+from c2d_models.images import image_file
+from c2d_models.images.image_file import ImageData
+from c2d_models.pretrained import loading
+from c2d_models.pretrained.loading import ModelInfo
+from c2d_models.upscaling import upscaler as upscaling
+from c2d_models.upscaling.upscaler import UpscaleError
+from tests.upscaling.local_network import identity, local, photo
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (3,), (4,)], ids=str)
+def test_arrays_come_back_as_they_were(shape, dtype):
+    image = photo(9, 7, shape[0] if shape else 1, dtype)
+    image = image if shape else image[..., 0]
+    same = upscale(image, 1, model=identity())
+    assert same.dtype == image.dtype and same.shape == image.shape
+    # Exact for integers: a photograph enlarged by 1 through bilinear interpolation is itself.
+    assert np.abs(same.astype(np.float64) - image).max() <= (1e-6 if "float" in dtype else 0)
+    assert upscale(image, 2.5, model=identity()).shape == (23, 18, *shape)
+
+
+def test_grey_is_the_mean_of_the_channels():
+    net, image = local(2), photo(12, 10, 1)
+    colour = upscale(np.repeat(image, 3, axis=2), 2, model=net)
+    unclipped = (colour > 0).all(axis=2) & (colour < 1).all(axis=2)
+    assert unclipped.sum() > 40
+    grey = upscale(image[..., 0], 2, model=net)
+    assert np.abs(grey - colour.mean(axis=2))[unclipped].max() < 1e-6
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "CMYK", "1", "I;16"])
+def test_pil_images(mode):
+    if mode == "I;16":
+        image = Image.fromarray(photo(8, 6, 1, np.uint16)[..., 0])
+    else:
+        image = Image.fromarray(photo(8, 6, 3, np.uint8)).convert(mode)
+    image.info["icc_profile"] = b"profile"
+    result = upscale(image, 2, model=local(2))
+    kept = mode in ("L", "LA", "RGB", "RGBA", "I;16")
+    assert isinstance(result, Image.Image)
+    assert (result.mode, result.size) == (mode if kept else "RGB", (12, 16))
+    assert result.info["icc_profile"] == b"profile"
+
+
+def test_pil_orientation_is_applied():
+    image = Image.fromarray(photo(8, 6, 3, np.uint8))
+    image.getexif()[0x0112] = 6
+    assert upscale(image, 1, model=identity()).size == (8, 6)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_paths_give_arrays(tmp_path, channels):
+    samples = photo(8, 6, channels, np.uint16)
+    colours = 1 if channels < 3 else 3
+    alpha = samples[..., colours] if channels > colours else None
+    image_file.write(tmp_path / "a.png", ImageData(samples[..., :colours], alpha))
+    result = upscale(str(tmp_path / "a.png"), 1, model=identity())
+    assert result.dtype == np.uint16
+    assert np.array_equal(result, samples if channels > 1 else samples[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("bfloat16", 0.02), ("float16", 0.004)], ids=["bfloat16", "float16"]
+)
+def test_half_precision_is_autocast(dtype, tolerance):
+    net, image = local(None), photo(20, 20)
+    full = upscale(image, 2, model=net)
+    half = upscale(image, 2, model=net, dtype=dtype)
+    assert 0 < np.abs(half - full).max() < tolerance
+    # The bilinear part stays in float32: half precision would round the image itself.
+    assert np.abs(upscale(image, 1, model=identity(), dtype=dtype) - image).max() < 1e-6
+
+
+def test_overflow_is_said():
+    net = local(2)
+    nn.init.constant_(net.upsample[0].bias, float("inf"))
+    with pytest.raises(UpscaleError, match="overflows in float16"):
+        upscale(photo(8, 8), 2, model=net, dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("scale", "size", "expected"),
+    [
+        pytest.param(2.7, None, (14, 19), id="scale rounds each axis"),
+        pytest.param(1, None, (5, 7), id="1"),
+        pytest.param(4, None, (20, 28), id="4"),
+        pytest.param(None, (20, 7), (20, 7), id="size may stretch"),
+        pytest.param(None, None, (20, 28), id="default 4"),
+    ],
+)
+def test_output_size(scale, size, expected):
+    assert upscale(photo(5, 7), scale, size=size, model=identity()).shape[:2] == expected
+
+
+def test_size_that_is_the_models_own_serves_a_discrete_one():
+    assert upscale(photo(5, 7), size=(15, 21), model=local(3)).shape == (15, 21, 3)
+    assert upscale(photo(5, 7), model=local(3)).shape == (15, 21, 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "sentence"),
+    [
+        pytest.param(photo(4, 4), {"scale": 0.5}, "scale is 0.5", id="small scale"),
+        pytest.param(photo(4, 4), {"scale": 4.01}, "scale is 4.01", id="large scale"),
+        pytest.param(photo(4, 4), {"scale": float("nan")}, "scale is nan", id="nan"),
+        pytest.param(photo(4, 4), {"scale": 2, "size": (8, 8)}, "choose one", id="scale and size"),
+        pytest.param(photo(4, 4), {"size": (8, 17)}, "width 17 from 4", id="large size"),
+        pytest.param(photo(4, 4), {"size": (3, 8)}, "height 3 from 4", id="small size"),
+        pytest.param(photo(4, 4), {"device": "tpu"}, "device is tpu", id="device"),
+        pytest.param(photo(4, 4), {"device": "cuda:99"}, "device is cuda:99", id="no such GPU"),
+        pytest.param(photo(4, 4), {"dtype": "int8"}, "dtype is int8", id="dtype"),
+        pytest.param(photo(4, 4), {"tile": "big"}, "tile is big", id="tile"),
+        pytest.param(photo(4, 4), {"tile": -8}, "tile is -8", id="negative tile"),
+        pytest.param(photo(4, 4), {"tile": 16}, "at least 32", id="small tile"),
+        pytest.param(photo(4, 4).astype(int), {}, "holds int64", id="int array"),
+        pytest.param(photo(4, 4, 5), {}, "shape", id="five channels"),
+        pytest.param(photo(0, 4), {}, "without a pixel", id="no pixel"),
+        pytest.param([[1]], {}, "is a list", id="list"),
+    ],
+)
+def test_refusals(image, options, sentence):
+    with pytest.raises(UpscaleError, match=sentence):
+        upscale(image, model=identity(), **options)
+
+
+def test_a_discrete_model_refuses_other_factors():
+    with pytest.raises(UpscaleError, match="enlarges by 2 only"):
+        upscale(photo(4, 4), 3, model=local(2))
+    with pytest.raises(UpscaleError, match="makes 8x8 of this image"):
+        upscale(photo(4, 4), size=(8, 9), model=local(2))
+
+
+def shipped(*models):
+    return [ModelInfo(name, Path(name), scale, params, 1) for name, scale, params in models]
+
+
+TINY = ("hiet_swinir_tiny_x4", 4, 10), ("hiet_swinir_tiny_continuous", None, 10)
+FULL = ("hiet_swinir_x4", 4, 99), ("hiet_swinir_continuous", None, 99), ("swinir_l_x4", 4, 999)
+
+
+@pytest.mark.parametrize(
+    ("models", "scale", "expected"),
+    [
+        pytest.param(TINY, 4, "hiet_swinir_tiny_x4", id="discrete for 4"),
+        pytest.param(TINY, None, "hiet_swinir_tiny_x4", id="4 is the default"),
+        pytest.param(TINY, 2.7, "hiet_swinir_tiny_continuous", id="continuous else"),
+        pytest.param(TINY[1:], 4, "hiet_swinir_tiny_continuous", id="continuous can do 4"),
+        pytest.param(TINY + FULL, 4, "hiet_swinir_x4", id="full before tiny and others"),
+        pytest.param(TINY + FULL, 2, "hiet_swinir_continuous", id="full continuous"),
+    ],
+)
+def test_the_shipped_model_for_a_scale(monkeypatch, models, scale, expected):
+    monkeypatch.setattr(loading, "list_models", lambda: shipped(*models))
+    assert upscaling.choose_model(scale) == expected
+
+
+def test_no_shipped_model_is_said(monkeypatch):
+    monkeypatch.setattr(loading, "list_models", lambda: shipped(TINY[0]))
+    with pytest.raises(UpscaleError, match=r"no shipped model serves scale 2\.7"):
+        upscaling.choose_model(2.7)
