@@ -15,7 +15,7 @@ Example:
     torch.Size([1, 180, 320, 30])
 """
 
-from .dispatch import backend
+from .dispatch import BackendError, backend
 from .mamba_ssm_drop_in import install_as_mamba_ssm
 from .ops.attention_branch.op import attention_branch
 from .ops.channel_correlation.op import channel_correlation
@@ -35,6 +35,7 @@ from .ops.window_layer.op import window_layer
 from .report import info
 
 __all__ = [
+    "BackendError",
     "Region",
     "attention_branch",
     "backend",

@@ -24,6 +24,10 @@ _requested = os.environ.get("C2D_BACKEND") or "auto"
 _kernels: dict[str, list[Kernel]] = {}
 
 
+class BackendError(RuntimeError):
+    """A backend that was asked for by name cannot do this here; the sentence says why."""
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One implementation of one operator.
@@ -83,7 +87,7 @@ def backend(name: str) -> Iterator[None]:
 
     Raises:
         ValueError: at once, for a name that is none of these.
-        RuntimeError: at the operator's call, if the named backend cannot run it; says why.
+        BackendError: at the operator's call, if the named backend cannot run it; says why.
     """
     global _requested
     _check_name(name, "backend()")
@@ -110,8 +114,13 @@ def select(operator: str, *args: object) -> Kernel | None:
             reason = refusal
     if name == "auto":
         return None
-    raise RuntimeError(
-        f"{operator} cannot run on the backend {name!r}: {reason}; "
+    raise cannot_run(operator, name, reason)
+
+
+def cannot_run(what: str, name: str, reason: str) -> BackendError:
+    """The refusal of a backend that was asked for by name."""
+    return BackendError(
+        f"{what} cannot run on the backend {name!r}: {reason}; "
         'ask for backend("auto") to take one that can.'
     )
 

@@ -1,13 +1,15 @@
 """The command `c2d`: upscale, eval, train, models, info.
 
-A mistake in what was asked ends in one sentence on stderr and exit code 2; Ctrl-C in 130. Torch is
-imported by the commands that compute, so that `c2d --help` answers at once.
+A mistake in what was asked ends in one sentence on stderr and exit code 2, a bug in its traceback
+and exit code 1, Ctrl-C in 130. Torch is imported by the commands that compute, so that `c2d --help`
+answers at once.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -26,12 +28,15 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from .errors import EvaluationError, ModelFileError, UpscaleError, sentence
+
 if TYPE_CHECKING:
     from .pretrained.loading import ModelInfo
     from .upscaling.folders import Job, Report
     from .upscaling.upscaler import Upscaler
 
-MISTAKE, INTERRUPTED, TERMINATED = 2, 130, 143
+BUG, MISTAKE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+_BUG = "this is a bug in c2d-isr: please report it with"
 
 app = typer.Typer(
     name="c2d",
@@ -52,10 +57,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted.", INTERRUPTED)
     except Exception as error:
-        sentence = _sentence(error)
-        if sentence is None:
-            raise
-        return _complain(sentence, MISTAKE)
+        usage = getattr(error, "format_message", None)  # a usage error of typer's
+        told = usage() if usage else sentence(error)
+        if told is not None:
+            return _complain(told, MISTAKE)
+        traceback.print_exception(error)
+        return _complain(f"{_BUG} the lines above.", BUG)
 
 
 @app.callback(invoke_without_command=True)
@@ -113,7 +120,7 @@ def upscale(
     Inputs are never overwritten.
     """
     if not 1 <= quality <= 100:
-        _refuse(f"quality is {quality}; it must be from 1 to 100.")
+        raise UpscaleError(f"quality is {quality}; it must be from 1 to 100.")
     pixels = None if size is None else _parse_size(size)
     signal.signal(signal.SIGTERM, _terminate)
 
@@ -125,6 +132,8 @@ def upscale(
     report = _run_jobs(jobs, upscaler, quality, overwrite)
     if len(jobs) > 1:
         typer.echo(_summary(report))
+    if report.log is not None:
+        raise typer.Exit(_report_bugs(report.log, alone=len(jobs) == 1))
     if report.failures:
         raise typer.Exit(MISTAKE)
 
@@ -178,11 +187,11 @@ def evaluate(
     evaluation.run(
         model or [],
         folders,
-        scale,
-        output,
-        ensemble,
-        place,
-        Console(),
+        scales=scale,
+        output=output,
+        ensemble=ensemble,
+        device=place,
+        console=Console(),
         rule=rule,
         pictures=pictures,
         crop=square,
@@ -220,7 +229,7 @@ def models(
         return
     shipped = loading.list_models()
     if not shipped:
-        _refuse("no model comes with this installation: train one with c2d train.")
+        raise ModelFileError("no model comes with this installation: train one with c2d train.")
     Console().print(_models_table(shipped))
 
 
@@ -316,8 +325,8 @@ def _run_jobs(jobs: list[Job], upscaler: Upscaler, quality: int, overwrite: bool
                 typer.echo(f"{source} -> {target}  {width}x{height}, {seconds:.1f} s")
             for target in report.skipped[shown[1] :]:
                 typer.echo(f"{target} exists, skipped (--overwrite replaces it)")
-            for _, sentence in report.failures[shown[2] :]:
-                _complain(sentence, MISTAKE)
+            for _, told in report.failures[shown[2] :]:
+                _complain(told, MISTAKE)
             shown = [len(report.written), len(report.skipped), len(report.failures)]
     return report
 
@@ -342,7 +351,7 @@ def _parse_size(text: str) -> tuple[int, int]:
     """ "1920x1080" to (1080, 1920), (height, width)."""
     width, cross, height = text.lower().partition("x")
     if not (cross and width.isdecimal() and height.isdecimal()):
-        _refuse(f"size is {text}; write width x height, such as 1920x1080.")
+        raise UpscaleError(f"size is {text}; write width x height, such as 1920x1080.")
     return int(height), int(width)
 
 
@@ -350,39 +359,25 @@ def _parse_crop(text: str) -> tuple[int, int, int]:
     """ "40,30,64" to (40, 30, 64)."""
     numbers = text.split(",")
     if len(numbers) != 3 or not all(n.isascii() and n.isdecimal() for n in numbers):
-        _refuse(f"crop is {text}; write left, top and side in HR pixels, such as 40,30,64.")
+        raise EvaluationError(
+            f"crop is {text}; write left, top and side in HR pixels, such as 40,30,64."
+        )
     left, top, side = map(int, numbers)
     return left, top, side
 
 
-def _refuse(sentence: str) -> NoReturn:
-    raise ValueError(sentence)
+def _report_bugs(log: Path, alone: bool) -> int:
+    """Ask for a report with the tracebacks in `log`; those of a single file are shown instead."""
+    if not alone:
+        return _complain(f"{_BUG} the file {log}.", BUG)
+    sys.stderr.write(log.read_text(encoding="utf-8"))
+    log.unlink()
+    return _complain(f"{_BUG} the lines above.", BUG)
 
 
-def _sentence(error: Exception) -> str | None:
-    """What to tell the user, or None for an error that is ours and deserves its traceback.
-
-    Our own refusals are ValueErrors and the like that were raised in this project's code; the same
-    kinds out of a library mean a bug.
-    """
-    if hasattr(error, "format_message"):
-        return error.format_message()  # a usage error of typer's
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}."
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    # by __package__, for `python -m c2d_models.cli` has the __name__ "__main__"
-    module = trace.tb_frame.f_globals.get("__package__") if trace is not None else None
-    ours = (module or "").partition(".")[0] in ("c2d_models", "c2d_kernels")
-    if ours and isinstance(error, (ValueError, TypeError, RuntimeError, MemoryError)):
-        return str(error)
-    return None
-
-
-def _complain(sentence: str, code: int) -> int:
-    end = "" if sentence.endswith((".", "?")) else "."
-    print(f"c2d: {sentence}{end}", file=sys.stderr)
+def _complain(told: str, code: int) -> int:
+    end = "" if told.endswith((".", "?")) else "."
+    print(f"c2d: {told}{end}", file=sys.stderr)
     return code
 
 

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import torch
 
-
-class DeviceError(ValueError):
-    """A device that is not there; the message is one sentence."""
+from .errors import DeviceError
 
 
 def choose_device(device: str | torch.device) -> torch.device:

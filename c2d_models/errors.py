@@ -1,12 +1,20 @@
 """What a user can do differently: every refusal of this package is a `C2DError`.
 
-Its message is one sentence that says what was wrong and what to do. The command line prints these
-sentences, and the traceback of anything else: that is a bug.
+Its message is one sentence that says what was wrong and what to do. The command line prints that
+sentence; anything else that is raised is a bug, and its traceback is printed. A tensor or an array
+of the wrong type stays Python's TypeError, and a kernel asked for by name that cannot run
+`c2d_kernels.BackendError`.
 """
+
+import sys
 
 
 class C2DError(ValueError):
     """A request that cannot be met."""
+
+
+class ArgumentError(C2DError):
+    """An argument of a function that is out of its range."""
 
 
 class ImageError(C2DError):
@@ -22,7 +30,7 @@ class ModelFileError(C2DError):
 
 
 class NetworkError(C2DError):
-    """A network that does not exist, or cannot be built or used as asked."""
+    """A network that does not exist, or cannot be built or called as asked."""
 
 
 class UpscaleError(C2DError):
@@ -38,8 +46,25 @@ class EvaluationError(C2DError):
 
 
 class ConfigError(C2DError):
-    """A training configuration that cannot be run."""
+    """A training run that cannot be made as its configuration says."""
 
 
 class DeviceError(C2DError):
     """A device that is not there."""
+
+
+def sentence(error: BaseException) -> str | None:
+    """What an exception tells the user, or None for a bug.
+
+    Sentences are those of refusals, of the operating system where it names a file, and of memory
+    that ran out.
+    """
+    # Looked up, not imported: `c2d --help` does not wait for torch.
+    kernels, devices = sys.modules.get("c2d_kernels"), sys.modules.get("c2d_models.devices")
+    if isinstance(error, C2DError) or (kernels and isinstance(error, kernels.BackendError)):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror or error}."
+    if devices and devices.is_out_of_memory(error):
+        return "memory ran out: close other programs, or choose another device or a smaller size."
+    return None

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import c2d_kernels
 from c2d_models import create
 from c2d_models.cli import main
 from c2d_models.evaluation import results as scores
@@ -160,13 +161,65 @@ def test_format_and_quality_reach_the_file(here, capsys):
     assert Path("20/photo.jpg").stat().st_size < Path("95/photo.jpg").stat().st_size
 
 
-def test_an_error_of_ours_keeps_its_traceback(here, monkeypatch):
-    def broken(*args, **kwargs):
-        return np.zeros(2).reshape(3)  # a ValueError, but out of a library
+BUGS = [
+    ("upscale photo.png -o o.png --model x2.safetensors", image_file, "read"),
+    ("upscale photo.png -o o.png --model x2.safetensors", loading, "load"),
+    ("eval . --model x2.safetensors", evaluation, "run"),
+    ("train config.yaml", training, "load_config"),
+    ("models", loading, "list_models"),
+    ("info", c2d_kernels, "info"),
+]
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        pytest.param(lambda *a, **k: np.zeros(2).reshape(3), id="ValueError of a library"),
+        pytest.param(lambda *a, **k: torch.zeros(2) @ torch.zeros(3), id="RuntimeError of torch"),
+        pytest.param(lambda *a, **k: {}["lost"], id="KeyError"),
+    ],
+)
+@pytest.mark.parametrize(("command", "place", "name"), BUGS, ids=lambda value: str(value)[:12])
+def test_a_bug_shows_its_traceback_and_exits_by_1(
+    here, monkeypatch, capsys, command, place, name, bug
+):
+    monkeypatch.setattr(place, name, bug)
+    code, _, err = run(command, capsys)
+    assert code == 1
+    assert "Traceback (most recent call last)" in err and "in <lambda>" in err
+    assert err.endswith("c2d: this is a bug in c2d-isr: please report it with the lines above.\n")
+
+
+def test_a_bug_in_one_file_of_a_batch_goes_to_a_log(here, monkeypatch, capsys):
+    read = image_file.read
+
+    def broken(path):
+        return {}["lost"] if Path(path).name == "deep.png" else read(path)
 
     monkeypatch.setattr(image_file, "read", broken)
-    with pytest.raises(ValueError, match="reshape"):
-        main(["upscale", "photo.png", "-o", "o.png", "--model", "x2.safetensors"])
+    code, out, err = run("upscale photo.png deep.png -o out --model x2.safetensors", capsys)
+    assert code == 1
+    assert out.splitlines()[-1] == "1 written, 0 skipped, 1 failed: deep.png"
+    assert err.startswith("c2d: deep.png met a bug (KeyError: 'lost').\n")
+    log = Path(err.split("please report it with the file ")[1].strip().removesuffix("."))
+    text = log.read_text(encoding="utf-8")
+    log.unlink()
+    assert text.startswith("deep.png\nTraceback") and "KeyError: 'lost'" in text
+
+
+def test_memory_that_ran_out_is_a_sentence(here, monkeypatch, capsys):
+    def full(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(evaluation, "run", full)
+    code, _, err = run("eval . --model x2.safetensors", capsys)
+    assert code == 2 and err.startswith("c2d: memory ran out: ") and err.count("\n") == 1
+
+
+def test_a_backend_that_cannot_run_is_a_sentence(here, capsys):
+    with c2d_kernels.backend("triton"):
+        code, _, err = run("upscale photo.png -o o.png --model x2.safetensors", capsys)
+    assert code == 2 and "cannot run on the backend 'triton'" in err and err.count("\n") == 1
 
 
 def test_a_mistake_is_a_sentence_under_python_m_too(here):
@@ -225,8 +278,12 @@ def test_help_and_version_do_not_wait_for_torch():
 
 def test_train_and_eval_pass_their_arguments_on(monkeypatch, capsys):
     calls = []
+
+    def remember(*args, **options):
+        calls.append((*args, *(options[key] for key in ("scales", "output", "ensemble"))))
+
     monkeypatch.setattr(training, "run", lambda *args: calls.append(args))
-    monkeypatch.setattr(evaluation, "run", lambda *args, **options: calls.append(args[:5]))
+    monkeypatch.setattr(evaluation, "run", remember)
     assert main(["train", "a.yaml", "--resume", "--set", "lr=1", "--set", "steps=2"]) == 0
     assert (
         main(

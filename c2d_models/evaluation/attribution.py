@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import EvaluationError
+
 WINDOW, STEPS, SIGMA = 16, 50, 1.2
 """The paper's: pixels of the window's side, steps of the integral, blur at the path's beginning."""
 
@@ -46,18 +48,18 @@ def local_attribution(
         (H, W), summed over the channels; may be negative.
 
     Raises:
-        ValueError: steps or sigma not positive, a continuous network without a scale, or a window
-            below 2 pixels or outside the picture.
+        EvaluationError: steps or sigma not positive, a continuous network without a scale, or
+            a window below 2 pixels or outside the picture.
     """
     if steps < 1 or not sigma > 0:
-        raise ValueError(f"steps is {steps} and sigma {sigma:g}; give positive numbers")
+        raise EvaluationError(f"steps is {steps} and sigma {sigma:g}; give positive numbers")
     if net.scale is None and scale is None:
-        raise ValueError("a continuous network needs a scale")
+        raise EvaluationError("a continuous network needs a scale")
     factor = net.scale or scale
     height, width = (round(side * factor) for side in lr.shape[-2:])
     top, left, size = window
     if size < 2 or min(top, left) < 0 or top + size > height or left + size > width:
-        raise ValueError(
+        raise EvaluationError(
             f"window is {size}x{size} at ({left}, {top}) of a picture of {width}x{height}; "
             "give one of at least 2x2 inside it"
         )

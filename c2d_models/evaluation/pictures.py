@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import EvaluationError
 from ..files import write_whole
 from ..images import sets
 from ..images.metrics import to_y
@@ -91,15 +92,19 @@ def plan(
             that have such a square, the one with most edges in it is shown.
 
     Raises:
-        ValueError: matplotlib is missing, the folder cannot be made, or no image of a set holds
-            the crop.
+        EvaluationError: matplotlib is missing, the folder cannot be made, or no image of a set
+            holds the crop.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("pictures need matplotlib; install it by: pip install c2d-isr[pictures]")
+        raise EvaluationError(
+            "pictures need matplotlib; install it by: pip install c2d-isr[pictures]"
+        )
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"pictures' folder {folder} cannot be made: {error.strerror}") from error
+        raise EvaluationError(
+            f"pictures' folder {folder} cannot be made: {error.strerror}"
+        ) from error
     return [_choose(images, scale, crop) for images, scale in product(folders, scales)]
 
 
@@ -256,7 +261,7 @@ def _choose(images: str | Path, scale: float, crop: tuple[int, int, int] | None)
                 y, x = _most(detail)
             best = Region(index, hr_file.stem, lr, hr, float(scale), x, y, size)
     if best is None:
-        raise ValueError(
+        raise EvaluationError(
             f"no image of {dataset} at scale {scale:g} holds the crop {x},{y},{size} (x,y,size; at "
             f"least 2 pixels); the widest is {largest[0]}x{largest[1]}"
         )

@@ -15,6 +15,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from ..errors import EvaluationError
+
 BICUBIC = "bicubic"
 _TEXT_COLUMNS = ("set", "scale", "model")
 _NUMBER_COLUMNS = ("params", "GMACs", "PSNR-Y", "over bicubic", "SSIM-Y", "s/image")
@@ -208,7 +210,7 @@ def output_files(output: str | Path | None) -> list[Path]:
         return []
     path = Path(output)
     if path.suffix and path.suffix not in WRITERS and not path.is_dir():
-        raise ValueError(
+        raise EvaluationError(
             f"output is {path}; give a file ending in .json, .md or .csv, or a folder for all three"
         )
     single = path.suffix in WRITERS and not path.is_dir()
@@ -216,5 +218,5 @@ def output_files(output: str | Path | None) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"output folder {folder} cannot be made: {error.strerror}") from error
+        raise EvaluationError(f"output folder {folder} cannot be made: {error.strerror}") from error
     return [path] if single else [path / f"evaluation{suffix}" for suffix in WRITERS]

@@ -1,6 +1,6 @@
 """Scores of networks and of bicubic interpolation on image folders, at any real scale.
 
-    run(["hiet_swinir_tiny_x4", "my.safetensors"], ["Set5"], [4], output="scores")
+    run(["hiet_swinir_tiny_x4", "my.safetensors"], ["Set5"], scales=[4], output="scores")
 
 reads each high-resolution (HR) image, takes its low-resolution (LR) file where the set brings one
 (or makes it by MATLAB's bicubic), enlarges it, and compares luma by the papers' rule, or LIIF's
@@ -18,8 +18,9 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from ..errors import DataError, EvaluationError
 from ..files import write_whole
-from ..images.sets import DataError, pair_files
+from ..images.sets import pair_files
 from ..pretrained import loading
 from . import pictures as drawing
 from .results import BICUBIC, WRITERS, Result, output_files, to_table
@@ -29,6 +30,7 @@ from .scoring import check_scale, evaluate, psnr_by
 def run(
     models: Sequence[str | Path],
     folders: Sequence[str | Path],
+    *,
     scales: Sequence[float] | None = None,
     output: str | Path | None = None,
     ensemble: bool = False,
@@ -81,7 +83,7 @@ def run(
     if pictures is not None:
         regions = drawing.plan(pictures, folders, scales, crop)
     elif crop is not None:
-        raise ValueError("a crop is a part of a picture; give a folder of pictures too")
+        raise EvaluationError("a crop is a part of a picture; give a folder of pictures too")
     results = [
         evaluate(net, folder, scale, name=name, ensemble=ensemble, rule=rule, console=console)
         for folder in folders

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from ..errors import ArgumentError, DataError, EvaluationError
 from ..images.metrics import RULES, ssim_y
 from ..images.resize import imresize
-from ..images.sets import DataError, orient, pair_files, read_pair
+from ..images.sets import orient, pair_files, read_pair
 from ..networks import complexity
 from .results import BICUBIC, ImageScore, Result
 
@@ -49,8 +50,9 @@ def evaluate(
 
     Raises:
         DataError: a missing or empty folder, LR files that do not fit the HR files, or a result
-            that is not finite or of another size. ValueError: a scale that is below 1 or that a
-            discrete network does not have, or a rule that is not known.
+            that is not finite or of another size.
+        EvaluationError: a scale that is below 1 or that a discrete network does not have, or a
+            rule that is not known.
     """
     check_scale(net, scale, name)
     psnr = psnr_by(rule)
@@ -83,7 +85,7 @@ def evaluate(
             scores.append(
                 ImageScore(hr_file.stem, psnr(sr, hr, border), ssim_y(sr, hr, border), seconds)
             )
-        except ValueError as error:
+        except ArgumentError as error:
             raise DataError(f"{hr_file} cannot be scored: {error}") from error
     ensemble = ensemble and net is not None
     return Result(
@@ -102,12 +104,12 @@ def evaluate(
 
 
 def check_scale(net: nn.Module | None, scale: float, name: str | None = None) -> None:
-    """ValueError, one sentence, if `net` (None: bicubic) cannot enlarge by `scale`."""
+    """EvaluationError if `net` (None: bicubic) cannot enlarge by `scale`."""
     if not (math.isfinite(scale) and scale >= 1):
-        raise ValueError(f"scale is {scale}; give a number of at least 1")
+        raise EvaluationError(f"scale is {scale}; give a number of at least 1")
     own = None if net is None else net.scale
     if own is not None and own != scale:
-        raise ValueError(
+        raise EvaluationError(
             f"{name or net.name} enlarges by {own} only, not by {scale:g}; "
             f"give scale {own} or a continuous model"
         )
@@ -122,7 +124,7 @@ def _clock(device: torch.device) -> float:
 
 def psnr_by(rule: str) -> Callable[[Tensor, Tensor, int], float]:
     if rule not in RULES:
-        raise ValueError(f"rule is {rule}; give one of: {', '.join(RULES)}")
+        raise EvaluationError(f"rule is {rule}; give one of: {', '.join(RULES)}")
     return RULES[rule]
 
 

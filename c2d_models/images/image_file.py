@@ -21,6 +21,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyvips
 
+from ..errors import ImageError
+
 MAX_PIXELS = 2**28
 """Largest image read, in pixels: a file of a few bytes may claim any size."""
 
@@ -52,10 +54,6 @@ FORMATS = ("png", "jpg", "webp", "tiff")
 _INTERPRETATIONS = ("b-w", "grey16", "srgb", "rgb", "rgb16", "cmyk", "multiband")
 _KEEP_ALL, _KEEP_ALL_BUT_EXIF = 63, 62  # bits of VipsForeignKeep
 _LONGEST_SIDE = {"png": 2**31 - 1, "jpg": 65500, "webp": 16383, "tiff": 2**31 - 1}
-
-
-class ImageError(ValueError):
-    """An image that cannot be read or written; the message is one sentence that names the file."""
 
 
 @dataclass

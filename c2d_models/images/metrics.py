@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import ArgumentError
+
 _WINDOW, _SIGMA = 11, 1.5
 
 
@@ -30,7 +32,7 @@ def to_y(image: Tensor) -> Tensor:
         (..., H, W) float64, 16 for black to 235 for white.
 
     Raises:
-        ValueError: not three channels. TypeError: another dtype.
+        ArgumentError: not three channels. TypeError: another dtype.
     """
     red, green, blue = _levels(image).round().unbind(-3)
     return 16.0 + (65.481 * red + 128.553 * green + 24.966 * blue) / 255.0
@@ -48,7 +50,7 @@ def psnr_y(sr: Tensor, hr: Tensor, border: int = 0) -> float:
         dB; infinity where the images agree, NaN where one is not a number.
 
     Raises:
-        ValueError: sizes that differ, or a border that leaves nothing.
+        ArgumentError: sizes that differ, or a border that leaves nothing.
     """
     return _psnr(*_luma_pair(sr, hr, border, smallest=1))
 
@@ -100,7 +102,7 @@ RULES: dict[str, Callable[[Tensor, Tensor, int], float]] = {
 def _levels(image: Tensor) -> Tensor:
     """(..., 3, H, W) as `to_y` takes it, in float64 from 0 to 255, not rounded."""
     if image.ndim < 3 or image.shape[-3] != 3:
-        raise ValueError(f"image has shape {tuple(image.shape)}; give (..., 3, H, W)")
+        raise ArgumentError(f"image has shape {tuple(image.shape)}; give (..., 3, H, W)")
     if image.is_floating_point():
         return (image.double() * 255.0).clamp(0.0, 255.0)
     if image.dtype == torch.uint8:
@@ -128,12 +130,12 @@ def _luma_pair(
 ) -> tuple[Tensor, Tensor]:
     """Luma of both images without the border, (B, h, w)."""
     if sr.shape != hr.shape:
-        raise ValueError(
+        raise ArgumentError(
             f"sr has shape {tuple(sr.shape)} and hr {tuple(hr.shape)}; give images of one size"
         )
     height, width = (n - 2 * border for n in sr.shape[-2:])
     if border < 0 or min(height, width) < smallest:
-        raise ValueError(
+        raise ArgumentError(
             f"border is {border} for an image of {sr.shape[-1]}x{sr.shape[-2]}; "
             f"at least {smallest}x{smallest} pixels must be left inside it"
         )

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError
+
 
 def cubic(x: np.ndarray) -> np.ndarray:
     """Keys' cubic convolution kernel with a = -1/2 (Keys 1981, equation 4), support [-2, 2]."""
@@ -60,7 +62,7 @@ def bicubic_taps(
     elif boundary == "replicate":
         indices = indices.clip(0, length - 1)
     else:
-        raise ValueError(
+        raise ArgumentError(
             f"boundary is {boundary!r}; give 'symmetric' (today's MATLAB) or 'replicate' "
             "(the old MATLAB that made the Set5 and Set14 files)"
         )
@@ -107,21 +109,21 @@ def imresize(
         the values only.
 
     Raises:
-        TypeError: another dtype. ValueError: not exactly one of scale and size,
+        TypeError: another dtype. ArgumentError: not exactly one of scale and size,
         or one that is not positive, or an unknown boundary.
     """
     if not image.is_floating_point() and image.dtype != torch.uint8:
         raise TypeError(f"image is {image.dtype}; give a floating point or uint8 tensor")
     if (scale is None) == (size is None):
-        raise ValueError("give imresize either scale or size")
+        raise ArgumentError("give imresize either scale or size")
     height, width = image.shape[-2:]
     if size is not None:
         if min(size) < 1:
-            raise ValueError(f"size is {tuple(size)}; give a height and a width of at least 1")
+            raise ArgumentError(f"size is {tuple(size)}; give a height and a width of at least 1")
         scales = (size[0] / height, size[1] / width)
     else:
         if not (scale > 0 and math.isfinite(scale)):
-            raise ValueError(f"scale is {scale}; give a number above 0, e.g. 0.25 for a quarter")
+            raise ArgumentError(f"scale is {scale}; give a number above 0, e.g. 0.25 for a quarter")
         scales = (scale, scale)
         # 1/3 * 255 may come out as 85.00000000000001: that is 85 pixels, not 86.
         size = tuple(math.ceil(n * scale - 1e-9 * n) for n in (height, width))
@@ -144,7 +146,7 @@ def lr_pair(hr: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     are (..., H, W) of hr's dtype (uint8 for the rounding of a file).
     """
     if not 1 <= scale <= min(hr.shape[-2:]):
-        raise ValueError(
+        raise ArgumentError(
             f"scale is {scale} for an image of {hr.shape[-1]}x{hr.shape[-2]}; "
             "give a number from 1 to the image's shorter side"
         )

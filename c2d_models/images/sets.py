@@ -13,14 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError, DataError, ImageError
 from . import image_file
 from .resize import lr_pair
 
 _LARGEST_CROP = 12  # sets are often cropped to multiples of 12 before they are reduced
-
-
-class DataError(ValueError):
-    """Images that are missing or do not fit together; one sentence."""
 
 
 def orient(image: Tensor, turn: int) -> Tensor:
@@ -67,7 +64,7 @@ def split(files: Sequence[Path], every: int = 20) -> tuple[list[Path], list[Path
     With at least two photographs neither side is empty.
     """
     if every < 2:
-        raise ValueError(f"every is {every}; give at least 2, or nothing is left to train on")
+        raise ArgumentError(f"every is {every}; give at least 2, or nothing is left to train on")
 
     def draw(file: Path) -> tuple[int, str]:
         photograph = re.sub(r"_\d+$", "", Path(file).stem)
@@ -104,7 +101,7 @@ def read_all(
         try:
             pictures.append(read(file))
             good.append(file)
-        except image_file.ImageError as error:
+        except ImageError as error:
             left_out.append(str(error))
     return good, pictures, left_out
 
@@ -151,7 +148,7 @@ def read_pair(hr_file: Path, lr_file: Path | None, scale: float) -> tuple[Tensor
     if lr_file is None:
         try:
             return lr_pair(hr, scale)
-        except ValueError as error:
+        except ArgumentError as error:
             raise DataError(f"{hr_file} cannot be reduced: {error}") from error
     lr = read_rgb(lr_file)
     height, width = (round(n * scale) for n in lr.shape[-2:])

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from c2d_kernels.operators import counted_as_defined
 
+from ..errors import ArgumentError
 from .network import Network
 
 
@@ -32,12 +33,12 @@ def gmacs(net: Network, height: int = 720, width: int = 1280, *, scale: float = 
         scale: by which a continuous network enlarges; a discrete one has its own.
 
     Raises:
-        ValueError: a size below 1, or a scale that is not positive.
+        ArgumentError: a size below 1, or a scale that is not positive.
     """
     if height < 1 or width < 1:
-        raise ValueError(f"height and width must be at least 1, got {height} and {width}.")
+        raise ArgumentError(f"height and width must be at least 1, got {height} and {width}.")
     if not scale > 0:
-        raise ValueError(f"scale must be positive, got {scale}.")
+        raise ArgumentError(f"scale must be positive, got {scale}.")
     ghost = copy.deepcopy(net).to("meta").eval()
     # 864 / 2.7 is a little more than 320 in floating point
     small = [math.ceil(side / (net.scale or scale) - 1e-9) for side in (height, width)]

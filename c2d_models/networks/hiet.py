@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from c2d_kernels import channel_correlation, dual_features
 
+from ..errors import NetworkError
 from .fused import (
     ConvFFN,
     PermutedWindowAttention,
@@ -35,7 +36,9 @@ def position_digits(window_size: int) -> Tensor:
     """(w, log2 w) for windows of w: the binary digits of 0..w-1 as -1 / +1, coarse to fine."""
     levels = window_size.bit_length() - 1
     if window_size != 1 << levels:
-        raise ValueError(f"window sizes must be powers of two for their digits; got {window_size}")
+        raise NetworkError(
+            f"window sizes must be powers of two for their digits; got {window_size}"
+        )
     places = torch.arange(levels - 1, -1, -1)
     digits = (torch.arange(window_size)[:, None] >> places) & 1
     return 2.0 * digits - 1.0
@@ -253,7 +256,9 @@ class HiET(Network):
         **layer_options: Any,
     ):
         if bottom_mixer not in ("attention", "correlation"):
-            raise ValueError(f"bottom_mixer is {bottom_mixer!r}; give 'attention' or 'correlation'")
+            raise NetworkError(
+                f"bottom_mixer is {bottom_mixer!r}; give 'attention' or 'correlation'"
+            )
         super().__init__(
             scale,
             {

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from c2d_kernels import selective_scan
 
+from ..errors import NetworkError
 from .fused import WindowAttention
 from .layers import Conv3x3, DepthwiseConv, PointwiseConv, init_linear
 from .maps import rgb_mean, symmetric_index
@@ -130,7 +131,7 @@ class AttentiveStateSpace(nn.Module):
     ):
         super().__init__()
         if routing not in ROUTINGS:
-            raise ValueError(f"routing must be one of {', '.join(ROUTINGS)}; got {routing!r}")
+            raise NetworkError(f"routing must be one of {', '.join(ROUTINGS)}; got {routing!r}")
         hidden = int(dim * ratio)
         self.num_tokens, self.routing = num_tokens, routing
         self.in_proj = nn.Sequential(PointwiseConv(dim, hidden))

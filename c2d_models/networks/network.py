@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from c2d_kernels import Region
 
+from ..errors import NetworkError
 from .hiif import HIIF
 from .layers import Freezable
 from .maps import crop, mirror_index, pad_to_multiple
@@ -41,7 +42,7 @@ class Network(nn.Module, ABC):
     def __init__(self, scale: int | None, config: dict[str, Any]):
         super().__init__()
         if scale is not None and (not isinstance(scale, int) or scale < 1):
-            raise ValueError(
+            raise NetworkError(
                 "scale must be a whole number such as 2, 3 or 4, or None for a continuous network; "
                 f"got {scale!r}"
             )
@@ -95,7 +96,7 @@ class Network(nn.Module, ABC):
                 features, image, size=size, coords=coords, cell=cell, region=region, moments=moments
             )
         if any(value is not None for value in (size, coords, cell, region, moments)):
-            raise ValueError(
+            raise NetworkError(
                 f"{self.name or type(self).__name__} enlarges by {self.scale} only: call net(x), "
                 "or take a continuous network (scale=None) for size and coords"
             )
@@ -115,7 +116,7 @@ class Network(nn.Module, ABC):
         then not depend on how it was cut. Continuous networks only.
         """
         if self.scale is not None:
-            raise ValueError(
+            raise NetworkError(
                 f"{self.name or type(self).__name__} enlarges by {self.scale} only: "
                 "it has no attention over queries, so no moments"
             )
@@ -142,7 +143,7 @@ class Network(nn.Module, ABC):
 
         Raises:
             TypeError: x is not a floating-point tensor.
-            ValueError: x has another shape, or the place does not suit the network.
+            NetworkError: x has another shape, or the place does not suit the network.
         """
         return self.decode(self.encode(x), x, size=size, coords=coords, cell=cell)
 
@@ -216,9 +217,9 @@ def check_images(x: Tensor) -> None:
         got = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a floating-point tensor with values in [0, 1]; got {got}")
     if x.ndim != 4 or x.shape[1] != 3:
-        raise ValueError(
+        raise NetworkError(
             f"x must have the shape (B, 3, H, W), RGB; got {tuple(x.shape)}: "
             "stack images to a batch and repeat a grey channel three times"
         )
     if x.shape[2] < 1 or x.shape[3] < 1:
-        raise ValueError(f"x must have at least one pixel; got {tuple(x.shape)}")
+        raise NetworkError(f"x must have at least one pixel; got {tuple(x.shape)}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import NetworkError
 from .hiif import DECODERS
 
 
@@ -46,18 +47,18 @@ def create(
         The network in training mode, float32, on the CPU.
 
     Raises:
-        ValueError: no network or decoder of that name, or a scale that is not a whole number.
+        NetworkError: no network or decoder of that name, or a scale that is not a whole number.
         TypeError: an argument in `config` that the network does not have.
     """
     if name not in NETWORKS:
         close = get_close_matches(str(name), NETWORKS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"there is no network {name!r}; {hint}known are {', '.join(NETWORKS)}")
+        raise NetworkError(f"there is no network {name!r}; {hint}known are {', '.join(NETWORKS)}")
     preset = NETWORKS[name]
     arguments = {**preset.config, **(config or {})}
     if isinstance(arguments["decoder"], str):
         if arguments["decoder"] not in DECODERS:
-            raise ValueError(
+            raise NetworkError(
                 f"there is no decoder {arguments['decoder']!r}; known are {', '.join(DECODERS)}, "
                 "or give its width, levels, heads and attentions"
             )

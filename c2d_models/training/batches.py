@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError, DataError
 from ..images.resize import bicubic_taps, nearest_level, resample
-from ..images.sets import DataError, list_images, orient, read_all, read_pair, read_rgb
+from ..images.sets import list_images, orient, read_all, read_pair, read_rgb
 
 
 class Batches(ABC):
@@ -44,7 +45,7 @@ class Batches(ABC):
     ) -> None:
         for name, value in (("patch", patch), ("batch", batch)):
             if value < 1:
-                raise ValueError(f"{name} is {value}; give at least 1")
+                raise ConfigError(f"{name} is {value}; give at least 1")
         self.patch, self.batch_size, self.seed = patch, batch, seed
         self.files, self.images, self.left_out = self._read(list_images(source))
         if not self.files:
@@ -126,12 +127,12 @@ class ContinuousBatches(Batches):
         seed: int = 0,
     ) -> None:
         if not 1.0 <= scale[0] <= scale[1]:
-            raise ValueError(
+            raise ConfigError(
                 f"scale is {scale}; give (lowest, highest) with 1 <= lowest <= highest"
             )
         smallest = round(patch * scale[0])
         if not 1 <= queries <= smallest**2:
-            raise ValueError(
+            raise ConfigError(
                 f"queries is {queries}; give 1 to {smallest**2}, the pixels of the smallest patch"
             )
         super().__init__(source, patch=patch, batch=batch, seed=seed, smallest=smallest)
@@ -174,7 +175,7 @@ class DiscreteBatches(Batches):
         lr_files: Mapping[Path, Path] | None = None,
     ) -> None:
         if scale < 1 or scale != int(scale):
-            raise ValueError(f"scale is {scale}; give a whole number of at least 1")
+            raise ConfigError(f"scale is {scale}; give a whole number of at least 1")
         self.scale, self.lr_files = scale, lr_files
         self.lr_images: list[Tensor] = []
         super().__init__(source, patch=patch, batch=batch, seed=seed, smallest=patch * scale)

@@ -17,9 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-
-class ConfigError(ValueError):
-    """A training configuration that cannot be run; the message says what to change."""
+from ..errors import ConfigError
 
 
 def _listed(value: Any) -> Any:
@@ -140,7 +138,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError) as error:  # a ValueError: bytes or a date that are none

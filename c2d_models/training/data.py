@@ -13,9 +13,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..errors import ConfigError, DataError
 from ..images import resize, sets
 from .batches import Batches, ContinuousBatches, DiscreteBatches
-from .config import ConfigError, TrainConfig
+from .config import TrainConfig
 
 Pair = tuple[Tensor, Tensor]
 """LR and HR, uint8 (3, H, W)."""
@@ -100,7 +101,7 @@ def _check_sizes(files: list[Path], photos: list[Tensor]) -> None:
     for file, photo in zip(files, photos, strict=True):
         height, width = photo.shape[-2:]
         if min(height, width) < SMALLEST_HELD_OUT:
-            raise sets.DataError(
+            raise DataError(
                 f"{file} is {width}x{height}; a held-out photograph needs at least "
                 f"{SMALLEST_HELD_OUT}x{SMALLEST_HELD_OUT}: remove it"
             )

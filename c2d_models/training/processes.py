@@ -19,7 +19,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..devices import DeviceError, choose_device
+from ..devices import choose_device
+from ..errors import DeviceError
 
 
 @dataclass(frozen=True)

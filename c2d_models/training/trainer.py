@@ -27,13 +27,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..devices import choose_device
+from ..errors import ConfigError
 from ..files import remove_unfinished, write_whole
 from ..images import metrics
 from ..networks import checkpoint, registry
 from ..pretrained import loading
 from . import data as training_data
 from .allocator import keep_freed_memory
-from .config import ConfigError, TrainConfig, load_config
+from .config import TrainConfig, load_config
 from .log import TrainingLog
 from .processes import Processes, join, stop_signal
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import ImageError, UpscaleError, sentence
 from ..images import image_file
-from ..images.image_file import ImageError
-from .upscaler import UpscaleError, Upscaler
+from .upscaler import Upscaler
 
 
 @dataclass
@@ -31,11 +33,32 @@ class Report:
         written: (source, target, (H_out, W_out), seconds) of each new file.
         skipped: targets that existed.
         failures: (source, one sentence).
+        log: a file with the tracebacks of those failures that were bugs, or None.
     """
 
     written: list[tuple[Path, Path, tuple[int, int], float]] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
     failures: list[tuple[Path, str]] = field(default_factory=list)
+    log: Path | None = None
+
+    def fail(self, source: Path, error: Exception) -> None:
+        """Note why a file failed. What is not a refusal is a bug: its traceback goes to `log`."""
+        told = sentence(error)
+        if told is None and isinstance(error, OSError):
+            told = f"{source}: {error.strerror or error}."
+        if told is None:
+            told = f"{source} met a bug ({type(error).__name__}: {error})."
+            self._record(source, error)
+        self.failures.append((source, told))
+
+    def _record(self, source: Path, error: Exception) -> None:
+        if self.log is None:
+            handle, name = tempfile.mkstemp(".log", "c2d-")
+            os.close(handle)
+            self.log = Path(name)
+        lines = "".join(traceback.format_exception(error))
+        with open(self.log, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{source}\n{lines}\n")
 
 
 def plan_jobs(inputs: Sequence[str | Path], output: str | Path, format: str = "same") -> list[Job]:
@@ -92,7 +115,9 @@ def upscale_files(
     overwrite: bool = False,
     progress: Callable[[Job, float], None] = lambda job, fraction: None,
 ) -> Iterator[Report]:
-    """Do the jobs; yields the same growing report after each. A failure does not stop the rest.
+    """Do the jobs; yields the same growing report after each.
+
+    Whatever goes wrong with one file, a bug of ours too, is noted and does not stop the rest.
 
     Arguments:
         quality: of JPEG and WebP, 1 to 100.
@@ -117,10 +142,8 @@ def upscale_files(
                 )
                 seconds = time.perf_counter() - started
                 report.written.append((job.source, job.target, size, seconds))
-        except (ImageError, UpscaleError, MemoryError) as error:
-            report.failures.append((job.source, str(error)))
-        except OSError as error:
-            report.failures.append((job.source, f"{job.target}: {error.strerror or error}."))
+        except Exception as error:
+            report.fail(job.source, error)
         yield report
 
 
@@ -135,7 +158,7 @@ def upscale_file(
     """Enlarge one file into another, replacing it; returns (H_out, W_out).
 
     Raises:
-        ImageError, UpscaleError, MemoryError: as `upscale`; nothing is left behind.
+        C2DError: as `upscale`; nothing is left behind.
     """
     image = image_file.read(source)
     height, width, _ = image.pixels.shape

@@ -23,6 +23,7 @@ from torch import Tensor
 from c2d_kernels import Region
 
 from ..devices import available_memory, is_out_of_memory
+from ..errors import OutOfMemoryError, UpscaleError
 from ..networks.network import Network
 
 Source = Callable[[int, int, int, int], Tensor]
@@ -60,7 +61,7 @@ class Plan:
         """The largest tiles that `budget` bytes allow; `tile` asks for a side (0: do not cut).
 
         Raises:
-            ValueError: the asked tile is too small for the network's overlap.
+            UpscaleError: the asked tile is too small for the network's overlap.
         """
         multiple = net.tile_multiple
         overlap = _round_up(net.min_overlap, multiple)
@@ -77,7 +78,7 @@ class Plan:
         if tile == 0:
             return cls(_round_up(max(height, width), multiple), overlap, strip)
         if tile < smallest:
-            raise ValueError(
+            raise UpscaleError(
                 f"tile is {tile}; {net.name or 'this network'} needs at least {smallest} pixels, "
                 "or 0 for no tiles, or auto."
             )
@@ -146,7 +147,7 @@ def run(
         The plan that worked.
 
     Raises:
-        MemoryError: the smallest tile is too large.
+        OutOfMemoryError: the smallest tile is too large.
     """
     while True:
         try:
@@ -158,7 +159,7 @@ def run(
                 raise
             smaller = plan.halved(*size, net.tile_multiple)
             if smaller is None:
-                raise MemoryError(
+                raise OutOfMemoryError(
                     f"memory ran out with tiles of {plan.tile} pixels, this network's smallest: "
                     "close other programs, or choose another device or a smaller network."
                 ) from None

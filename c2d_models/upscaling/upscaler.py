@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..devices import choose_device, memory_budget
+from ..errors import UpscaleError
 from ..images import image_file
 from ..networks.network import Network
 from ..pretrained import loading
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class UpscaleError(ValueError):
-    """A request that cannot be met; the message is one sentence that says what to change."""
 
 
 @dataclass
@@ -140,10 +137,7 @@ class Upscaler:
             sink(top, _quantise(rows.clamp(0, 1).permute(1, 2, 0).cpu().numpy(), dtype))
 
         budget = memory_budget(self.device)
-        try:
-            plan = tiling.Plan.fit(self.net, height, width, budget, self.tile)
-        except ValueError as error:
-            raise UpscaleError(str(error)) from None
+        plan = tiling.Plan.fit(self.net, height, width, budget, self.tile)
         half = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype) if half else contextlib.nullcontext():
             tiling.run(
@@ -192,7 +186,7 @@ def upscale(
         UpscaleError: scale, size, device, dtype or tile is out of range or does not suit the model.
         ImageError: the file cannot be read.
         ModelFileError: the model file is of something else.
-        MemoryError: the smallest tiles do not fit.
+        OutOfMemoryError: the smallest tiles do not fit.
     """
     upscaler = Upscaler.load(scale, size, model, device, dtype, tile)
     if isinstance(image, (str, os.PathLike)):

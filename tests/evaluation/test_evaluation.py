@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import nn
 
 from c2d_models import cli, create
+from c2d_models.errors import DataError
 from c2d_models.evaluation import results as scores
 from c2d_models.evaluation import run as evaluation
 from c2d_models.evaluation import scoring
@@ -24,7 +25,7 @@ from c2d_models.evaluation.run import run
 from c2d_models.evaluation.scoring import evaluate
 from c2d_models.images.metrics import psnr_liif, psnr_y, ssim_y
 from c2d_models.images.resize import imresize, lr_pair
-from c2d_models.images.sets import DataError, read_rgb
+from c2d_models.images.sets import read_rgb
 from c2d_models.networks import checkpoint, complexity
 from c2d_models.pretrained import loading
 

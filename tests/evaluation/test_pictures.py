@@ -48,7 +48,7 @@ def drawn(photos, models, folder, names=("x2", "any"), **options):
     nets = [str(models / f"{name}.safetensors") for name in names]
     console = Console(file=io.StringIO(), width=200)
     options = {"device": "cpu", "console": console, "pictures": folder, **options}
-    evaluation.run(nets, [photos], [2], **options)
+    evaluation.run(nets, [photos], scales=[2], **options)
     assert all(str(file) in console.file.getvalue() for file in folder.iterdir())
     return {file.stem: np.asarray(Image.open(file).convert("RGB")) for file in folder.iterdir()}
 

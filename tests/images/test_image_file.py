@@ -10,8 +10,9 @@ import pytest
 import pyvips
 from PIL import Image, ImageCms, ImageOps
 
+from c2d_models.errors import ImageError
 from c2d_models.images import image_file
-from c2d_models.images.image_file import ImageData, ImageError, Writer, read, write
+from c2d_models.images.image_file import ImageData, Writer, read, write
 
 
 def noise(height, width, channels, depth=8, seed=0):

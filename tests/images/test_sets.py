@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from c2d_models.errors import DataError
 from c2d_models.images import sets
-from c2d_models.images.sets import DataError
 from tests.images.samples import noise, write
 
 

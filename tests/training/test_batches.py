@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from c2d_models.errors import DataError
 from c2d_models.images import resize, sets
 from c2d_models.images.resize import imresize
-from c2d_models.images.sets import DataError
 from c2d_models.training.batches import ContinuousBatches, DiscreteBatches
 from tests.images.samples import noise, write
 

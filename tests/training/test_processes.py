@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from c2d_models.errors import ConfigError
 from c2d_models.training import processes
 from c2d_models.training import trainer as training
 from c2d_models.training.processes import Processes
@@ -144,7 +145,7 @@ def test_two_processes_stop_together_and_resume(tmp_path, photos, scripts):
     code, output = finish(launch(scripts / "run.py", config, "signal", 1, 2))
     assert code == 0 and output.count("stopped at step 3; continue with --resume") == 1, output
     assert torch.load(state, weights_only=True)["step"] == 3
-    with pytest.raises(training.ConfigError, match="2 samples in each of 2 processes, now 2 in"):
+    with pytest.raises(ConfigError, match="2 samples in each of 2 processes, now 2 in"):
         training.run(config, resume=True)
     code, output = finish(launch(scripts / "run.py", config, "none", 0, 0, "--resume"))
     assert code == 0 and output.count("step 3 of 6") == 1, output

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from c2d_models import cli, files
+from c2d_models.errors import ConfigError
 from c2d_models.networks import checkpoint
 from c2d_models.pretrained import loading
 from c2d_models.training import trainer as training
@@ -79,7 +80,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_and_keeps_the_state(
     break_at(trainer, monkeypatch, 0, change)
     before = {key: value.clone() for key, value in trainer.net.state_dict().items()}
     said = rf"a gradient became ({value}) at step 0; .* came from: .* start anew"
-    with pytest.raises(training.ConfigError, match=said):
+    with pytest.raises(ConfigError, match=said):
         trainer.run()
     state = torch.load(trainer.state_path, weights_only=True)
     assert state["step"] == 0 and all(torch.equal(state["net"][key], before[key]) for key in before)
@@ -90,7 +91,7 @@ def test_a_broken_step_leaves_the_checkpoint_before_it(tmp_path, photos, monkeyp
     config = training.load_config(write_config(tmp_path, photos, steps=6))
     trainer = training.Trainer(config)
     break_at(trainer, monkeypatch, 3, infinite_gradient)
-    with pytest.raises(training.ConfigError, match=r"at step 3; .* is of step 2: .* and resume"):
+    with pytest.raises(ConfigError, match=r"at step 3; .* is of step 2: .* and resume"):
         trainer.run()
     assert torch.load(trainer.state_path, weights_only=True)["step"] == 2
     training.train(config, resume=True)
@@ -149,7 +150,7 @@ def test_a_state_that_cannot_be_read_is_said(tmp_path, photos, content):
     config = write_config(tmp_path, photos)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "state.pt").write_bytes(content)
-    with pytest.raises(training.ConfigError, match=r"cannot resume: .*state.pt is no state of a"):
+    with pytest.raises(ConfigError, match=r"cannot resume: .*state.pt is no state of a"):
         training.run(config, resume=True)
 
 
@@ -209,12 +210,12 @@ def test_curves_that_cannot_be_opened_do_not_end_the_run(tmp_path, photos, capsy
 def test_an_existing_run_is_not_overwritten(tmp_path, photos):
     config = write_config(tmp_path, photos, steps=1)
     training.run(config)
-    with pytest.raises(training.ConfigError, match="already holds a run"):
+    with pytest.raises(ConfigError, match="already holds a run"):
         training.run(config)
-    with pytest.raises(training.ConfigError, match="cannot resume: seed was 0, is now 5"):
+    with pytest.raises(ConfigError, match="cannot resume: seed was 0, is now 5"):
         training.run(config, ["seed=5"], resume=True)
     training.run(config, ["steps=2"], resume=True)
-    with pytest.raises(training.ConfigError, match="the run is at step 2, past 'steps', 1"):
+    with pytest.raises(ConfigError, match="the run is at step 2, past 'steps', 1"):
         training.run(config, resume=True)
 
 
@@ -277,7 +278,7 @@ def test_a_last_save_that_fails_halfway_is_made_up_for(tmp_path, photos, monkeyp
         write(path, content)
 
     monkeypatch.setattr(loading, "write_whole", runs_out)
-    with pytest.raises(training.ConfigError, match=r"step 4 cannot be saved .*; step 2 is still"):
+    with pytest.raises(ConfigError, match=r"step 4 cannot be saved .*; step 2 is still"):
         training.run(config)
     monkeypatch.undo()
     weights = training.run(config, resume=True)
@@ -298,7 +299,7 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path, photos, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", no_room)
     said = r"step 0 cannot be saved in .*: No space left on device; step 0 is still there"
-    with pytest.raises(training.ConfigError, match=said):
+    with pytest.raises(ConfigError, match=said):
         trainer.save()
     assert trainer.state_path.read_bytes() == before
     assert sorted(path.name for path in trainer.config.output.iterdir()) == [

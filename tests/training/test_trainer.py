@@ -9,6 +9,7 @@ import pyvips
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from c2d_models.errors import ConfigError, DataError
 from c2d_models.images import resize, sets
 from c2d_models.networks import checkpoint, registry
 from c2d_models.pretrained import loading
@@ -54,7 +55,7 @@ from tests.training.short_run import write_config
     ],
 )
 def test_config_refusals(tmp_path, photos, changes, sentence):
-    with pytest.raises(training.ConfigError, match=sentence):
+    with pytest.raises(ConfigError, match=sentence):
         training.load_config(write_config(tmp_path, photos, **changes))
 
 
@@ -62,13 +63,13 @@ def test_config_overrides_are_typed(tmp_path, photos):
     path = write_config(tmp_path, photos)
     assert training.load_config(path, ["lr=1e-3", "steps=7", "autocast=bfloat16"]).steps == 7
     assert training.load_config(path, ["lr=0.001"]).lr == 0.001
-    with pytest.raises(training.ConfigError, match="--set takes key=value, got 'steps'"):
+    with pytest.raises(ConfigError, match="--set takes key=value, got 'steps'"):
         training.load_config(path, ["steps"])
-    with pytest.raises(training.ConfigError, match=r"--set lr=\[1 is not valid YAML: expected"):
+    with pytest.raises(ConfigError, match=r"--set lr=\[1 is not valid YAML: expected"):
         training.load_config(path, ["lr=[1"])
-    with pytest.raises(training.ConfigError, match="--set output=2024-13-45 is not valid YAML"):
+    with pytest.raises(ConfigError, match="--set output=2024-13-45 is not valid YAML"):
         training.load_config(path, ["output=2024-13-45"])
-    with pytest.raises(training.ConfigError, match=r"^--set: unknown key 'stpes'; did you mean"):
+    with pytest.raises(ConfigError, match=r"^--set: unknown key 'stpes'; did you mean"):
         training.load_config(path, ["stpes=3"])
 
 
@@ -116,7 +117,7 @@ def test_config_file_refusals(tmp_path, content, sentence):
     path = tmp_path / "config.yaml"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(training.ConfigError, match=sentence):
+    with pytest.raises(ConfigError, match=sentence):
         training.load_config(path)
 
 
@@ -190,7 +191,7 @@ def test_fine_tuning_refuses_what_does_not_fit(tmp_path, photos, changes, senten
     file = tmp_path / "x2.safetensors"
     checkpoint.save(registry.create("hiet_swinir_tiny", 2), file)
     config = write_config(tmp_path, photos, init=str(file), init_upsampler=True, **changes)
-    with pytest.raises(training.ConfigError, match=sentence):
+    with pytest.raises(ConfigError, match=sentence):
         training.build_network(training.load_config(config))
 
 
@@ -220,7 +221,7 @@ def test_a_small_held_out_photo_is_named(tmp_path, photos):
     _, held_out = sets.split(sorted(folder.iterdir()))
     pyvips.Image.black(10, 60, bands=3).write_to_file(str(held_out[0]))
     said = f"{held_out[0].name} is 10x60; a held-out photograph needs at least 24x24: remove it"
-    with pytest.raises(sets.DataError, match=said):
+    with pytest.raises(DataError, match=said):
         training.run(write_config(tmp_path, folder))
 
 
@@ -275,7 +276,7 @@ def test_init_refuses_another_network(tmp_path, photos):
     first = training.run(write_config(tmp_path, photos, network="swinir_l_tiny", steps=1))
     config = write_config(tmp_path, photos, init=str(first))
     with pytest.raises(
-        training.ConfigError, match="holds 'swinir_l_tiny', but network is 'hiet_swinir_tiny'"
+        ConfigError, match="holds 'swinir_l_tiny', but network is 'hiet_swinir_tiny'"
     ):
         training.build_network(training.load_config(config))
 
@@ -284,9 +285,9 @@ def test_options_reach_the_network_and_are_checked(tmp_path, photos):
     path = write_config(tmp_path, photos, options={"bottom_mixer": "correlation"}, steps=1)
     net = loading.load(training.run(path))
     assert net.config["bottom_mixer"] == "correlation"
-    with pytest.raises(training.ConfigError, match="cannot resume: options was"):
+    with pytest.raises(ConfigError, match="cannot resume: options was"):
         training.run(write_config(tmp_path, photos), resume=True)
-    with pytest.raises(training.ConfigError, match=r"options: .* unexpected keyword.* 'botom'"):
+    with pytest.raises(ConfigError, match=r"options: .* unexpected keyword.* 'botom'"):
         training.run(path, ["options={botom: 8}", f"output={tmp_path / 'other'}"])
 
 

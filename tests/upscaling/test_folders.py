@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from c2d_models import create
+from c2d_models.errors import UpscaleError
 from c2d_models.upscaling.folders import plan_jobs, upscale_files
-from c2d_models.upscaling.upscaler import UpscaleError, Upscaler
+from c2d_models.upscaling.upscaler import Upscaler
 
 
 @pytest.fixture

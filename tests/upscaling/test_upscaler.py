@@ -8,12 +8,12 @@ from PIL import Image
 from torch import nn
 
 from c2d_models import upscale
+from c2d_models.errors import UpscaleError
 from c2d_models.images import image_file
 from c2d_models.images.image_file import ImageData
 from c2d_models.pretrained import loading
 from c2d_models.pretrained.loading import ModelInfo
 from c2d_models.upscaling import upscaler as upscaling
-from c2d_models.upscaling.upscaler import UpscaleError
 from tests.upscaling.local_network import identity, local, photo
 
 
