@@ -57,9 +57,16 @@ def bias_column(weight: Tensor, bias: Tensor) -> Tensor:
     return torch.cat([weight, bias[:, None]], dim=1)
 
 
-def multiplies_bfloat16(x: Tensor) -> bool:
-    """Whether kernels that can multiply bfloat16 do so for features x; else they take float32."""
-    return bfloat16 and x.dtype == torch.bfloat16
+def multiplies_bfloat16(features: torch.dtype) -> bool:
+    """Whether kernels that can multiply bfloat16 do so for such maps; else they take float32."""
+    return bfloat16 and features == torch.bfloat16
+
+
+def computed(x: Tensor) -> Tensor:
+    """A map in the type that kernels with products of bfloat16 take: its own, or float32."""
+    if multiplies_bfloat16(x.dtype):
+        return x
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def bfloat16_columns(matrix: Tensor) -> Tensor:

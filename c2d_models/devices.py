@@ -49,9 +49,11 @@ def available_memory() -> int:
     """Bytes of main memory that this process can still take, container limits included."""
     known = []
     with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                known.append(int(line.split()[1]) * 1024)
+        known.extend(
+            int(line.split()[1]) * 1024
+            for line in _text("/proc/meminfo").splitlines()
+            if line.startswith("MemAvailable:")
+        )
     groups = (
         (
             "/sys/fs/cgroup/memory.max",
@@ -66,18 +68,22 @@ def available_memory() -> int:
     )
     for limit, usage, stat in groups:
         with contextlib.suppress(OSError, ValueError):
-            free = int(Path(limit).read_text()) - int(Path(usage).read_text())
+            free = int(_text(limit)) - int(_text(usage))
             # Cached files count as used, but make room when it is needed.
-            fields = dict(line.split() for line in Path(stat).read_text().splitlines())
+            fields = dict(line.split() for line in _text(stat).splitlines())
             known.append(max(free + int(fields.get("inactive_file", 0)), 0))
     with contextlib.suppress(ImportError, OSError, ValueError, IndexError):
         import resource
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         if limit != resource.RLIM_INFINITY:
-            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            pages = int(_text("/proc/self/statm").split()[0])
             known.append(max(limit - pages * os.sysconf("SC_PAGE_SIZE"), 0))
     if not known:
         with contextlib.suppress(AttributeError, OSError, ValueError):
             known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
     return min(known, default=2**31)
+
+
+def _text(file: str) -> str:
+    return Path(file).read_text(encoding="utf-8")

@@ -46,7 +46,7 @@ def here(tmp_path, monkeypatch, models):
     deep = pixels.astype(np.uint16) * 257
     image_file.write("deep.png", image_file.ImageData(deep, deep[..., 0]))
     Path("broken.png").write_bytes(Path("photo.png").read_bytes()[:120])
-    Path("text.txt").write_text("x")
+    Path("text.txt").write_text("x", encoding="utf-8")
     for name in ("x2", "any", "noise"):
         os.symlink(models / f"{name}.safetensors", f"{name}.safetensors")
     return tmp_path
@@ -238,7 +238,7 @@ def test_a_question_ends_without_a_full_stop(here, capsys):
     assert err == "c2d: config.yaml: unknown key 'stpes'; did you mean 'steps'?\n"
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
 def test_an_interrupted_run_leaves_nothing(here, number, code):
     Image.fromarray(np.zeros((4000, 4000, 3), np.uint8)).save("large.png")  # takes a minute
     command = "upscale large.png -o out/large.png --model any.safetensors --tile 64"

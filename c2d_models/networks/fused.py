@@ -1,6 +1,6 @@
 """Layers that run as one operator of c2d_kernels where nobody has changed one of their modules."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,38 @@ from c2d_kernels import (
     res_post_norm,
     window_attention,
 )
+from c2d_kernels.frozen import FrozenWeights
 
 from .layers import Conv3x3, DepthwiseBranch, DepthwiseConv, Mlp, PointwiseConv
+from .preparable import Preparable
 
 
-class ConvFFN(Mlp):
+class Fused(Preparable):
+    """A module that does the work of several in one operator, as long as they are as they were."""
+
+    def layer_weights(
+        self,
+        name: str,
+        modules: Mapping[str, nn.Module],
+        *around: nn.Module,
+        arrange: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda weights: weights,
+    ) -> Mapping[str, Tensor] | None:
+        """`weights_of` as the operator takes them; None if the modules must run one by one.
+
+        Args:
+            name: of this question among the module's own, under which a prepared network keeps the
+                answer.
+            arrange: makes the operator's weights of the modules'.
+        """
+
+        def find() -> FrozenWeights | None:
+            weights = weights_of(modules, *around)
+            return None if weights is None else FrozenWeights(arrange(weights))
+
+        return self.once(name, find, *modules.values(), *around)
+
+
+class ConvFFN(Mlp, Fused):
     """SRFormer's feed-forward: the MLP, its hidden features plus a depthwise branch of them."""
 
     def __init__(self, dim: int, ratio: float):
@@ -34,13 +61,14 @@ class ConvFFN(Mlp):
             return None
         conv, activation = self.dwconv.depthwise_conv
         modules = {"norm": norm, "fc1": self.fc1, "dwconv": conv, "fc2": self.fc2}
-        weights = weights_of(modules, self, self.dwconv, self.dwconv.depthwise_conv, activation)
+        around = (self, self.dwconv, self.dwconv.depthwise_conv, activation)
+        weights = self.layer_weights("branch", modules, *around)
         if weights is None or type(activation) is not nn.GELU:
             return None
         return conv_ffn(x, weights, norm_first=norm_first, eps=norm.eps)
 
 
-class Attention(nn.Module):
+class Attention(Fused):
     """What the two attentions in windows share: the bias table, `proj`, and the way around them.
 
     `projections` are the Linears that make the attention's inputs. `keys` is how many keys an axis
@@ -70,7 +98,8 @@ class Attention(nn.Module):
 
         `around` are modules that a call also passes through.
         """
-        weights = weights_of({"norm": norm, **projections, "proj": self.proj}, self, *around)
+        modules = {"norm": norm, **projections, "proj": self.proj}
+        weights = self.layer_weights("branch", modules, self, *around)
         if weights is None:
             return None
         return attention_branch(
@@ -148,32 +177,34 @@ def feed_forward(x: Tensor, norm: nn.Module, mlp: nn.Module, *, norm_first: bool
     return x + (mlp(norm(x)) if norm_first else norm(mlp(x)))
 
 
-def post_norm_layer(
-    x: Tensor,
-    mixer: nn.Module,
-    others: tuple[Tensor, ...],
-    norm1: nn.Module,
-    mlp: nn.Module,
-    norm2: nn.Module,
-) -> Tensor:
-    """x + LN(mixer(x, *others)), then x + LN(MLP(x)) (HiT-SR).
+class PostNormLayer(Fused):
+    """A layer whose norms come last: x + LN(mixer(x)), then x + LN(MLP(x)) (HiT-SR).
 
-    A mixer is `proj` of what its `parts` gives. What follows the parts is one operator, with the
-    MLP if that is a plain one.
+    A subclass has norm1, mlp, norm2 and a mixer, which is `proj` of what its `parts` gives.
     """
-    weights = None
-    if hasattr(mixer, "parts"):
-        weights = weights_of({"proj": mixer.proj, "norm1": norm1}, mixer)
-    if weights is None:
-        x = x + norm1(mixer(x, *others))
-    else:
-        plain = None
-        if type(mlp) is Mlp:
-            plain = weights_of({"fc1": mlp.fc1, "fc2": mlp.fc2, "norm2": norm2}, mlp)
-        x = res_post_norm(x, mixer.parts(x, *others), weights | (plain or {}), eps=norm1.eps)
-        if plain is not None:
-            return x
-    return feed_forward(x, norm2, mlp, norm_first=False)
+
+    norm1: nn.LayerNorm
+    mlp: nn.Module
+    norm2: nn.LayerNorm
+
+    def mix_and_feed(self, x: Tensor, mixer: nn.Module, *others: Tensor) -> Tensor:
+        """The layer with mixer(x, *others).
+
+        What follows the parts is one operator, with the MLP if that is a plain one.
+        """
+        norm1, mlp, norm2 = self.norm1, self.mlp, self.norm2
+        first = {"proj": mixer.proj, "norm1": norm1} if hasattr(mixer, "parts") else None
+        if first is not None and type(mlp) is Mlp:
+            plain = {"fc1": mlp.fc1, "fc2": mlp.fc2, "norm2": norm2}
+            weights = self.layer_weights("layer", first | plain, mixer, mlp)
+            if weights is not None:
+                return res_post_norm(x, mixer.parts(x, *others), weights, eps=norm1.eps)
+        weights = None if first is None else self.layer_weights("mixer", first, mixer)
+        if weights is None:
+            x = x + norm1(mixer(x, *others))
+        else:
+            x = res_post_norm(x, mixer.parts(x, *others), weights, eps=norm1.eps)
+        return feed_forward(x, norm2, mlp, norm_first=False)
 
 
 def weights_of(modules: Mapping[str, nn.Module], *around: nn.Module) -> dict[str, Tensor] | None:

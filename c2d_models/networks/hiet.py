@@ -19,15 +19,16 @@ from c2d_kernels import channel_correlation, dual_features
 from ..errors import NetworkError
 from .fused import (
     ConvFFN,
+    Fused,
     PermutedWindowAttention,
+    PostNormLayer,
     WindowAttention,
     is_leaky,
-    post_norm_layer,
-    weights_of,
 )
-from .layers import Conv3x3, Freezable, Mlp, init_linear
+from .layers import Conv3x3, Mlp, init_linear
 from .mambairv2 import STATE_SPACE, AttentiveLayer
 from .network import Network
+from .preparable import Preparable
 from .registry import HIIF_L, TINY, register
 from .upsamplers import BilinearPixelShuffle, upsampler
 
@@ -44,7 +45,7 @@ def position_digits(window_size: int) -> Tensor:
     return 2.0 * digits - 1.0
 
 
-class HierarchicalEncoding(Freezable):
+class HierarchicalEncoding(Preparable):
     """E: the binary digits of a pixel's place in its window, per axis, through a Linear.
 
     The Linear is the parameter. It acts on the row's digits and on the column's separately, so E is
@@ -57,8 +58,6 @@ class HierarchicalEncoding(Freezable):
         self.window_size = window_size
         self.proj = nn.Linear(2 * digits.shape[1], dim)
         self.register_buffer("digits", digits, persistent=False)
-        self.register_buffer("row_table", None, persistent=False)
-        self.register_buffer("column_table", None, persistent=False)
 
     def tables(self) -> tuple[Tensor, Tensor]:
         """E of each row and of each column of a window, (window_size, dim) both."""
@@ -68,20 +67,12 @@ class HierarchicalEncoding(Freezable):
 
     def forward(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """E at the rows (H,) and columns (W,) of a map, (H, dim) and (W, dim): E is their sum."""
-        frozen = self.row_table is not None
-        row_table, column_table = (self.row_table, self.column_table) if frozen else self.tables()
+        row_table, column_table = self.once("tables", self.tables, self, self.proj)
         by_row = row_table.index_select(0, rows % self.window_size)
         return by_row, column_table.index_select(0, columns % self.window_size)
 
-    @torch.no_grad()
-    def freeze(self) -> None:
-        self.row_table, self.column_table = self.tables()
 
-    def thaw(self) -> None:
-        self.row_table = self.column_table = None
-
-
-class DualFeatureExtraction(nn.Module):
+class DualFeatureExtraction(Fused):
     """DFE(x) = conv branch (1x1, 3x3, 1x1 over dim / 5 channels) times linear branch (HiT-SR).
 
     Both branches begin with a product with x: they share one Linear.
@@ -98,16 +89,21 @@ class DualFeatureExtraction(nn.Module):
     def forward(self, x: Tensor, encoding: tuple[Tensor, Tensor]) -> Tensor:
         """Of x (B, H, W, dim) plus an encoding by row (H, dim) and by column (W, dim)."""
         modules = {"entry": self.entry, "conv": self.conv, "expand": self.expand}
-        weights = weights_of(modules, self, self.activation)
+        weights = self.layer_weights("dfe", modules, self, self.activation, arrange=self._split)
         if weights is not None and is_leaky(self.activation):
-            for kind in ("weight", "bias"):
-                entry = weights.pop(f"entry.{kind}").split(self.split)
-                weights |= {f"local.{kind}": entry[0], f"linear.{kind}": entry[1]}
             return dual_features(x, weights, encoding=encoding)
         by_row, by_column = encoding
         local, linear = self.entry(x + (by_row[:, None] + by_column)).split(self.split, dim=-1)
         local = self.activation(self.conv(self.activation(local)))
         return self.expand(local) * linear
+
+    def _split(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The operator's two entries, which share a Linear here."""
+        arranged = {name: value for name, value in weights.items() if "entry" not in name}
+        for kind in ("weight", "bias"):
+            local, linear = weights[f"entry.{kind}"].split(self.split)
+            arranged |= {f"local.{kind}": local, f"linear.{kind}": linear}
+        return arranged
 
 
 class CorrelationMixer(nn.Module):
@@ -153,7 +149,7 @@ class PermutedAttentionMixer(PermutedWindowAttention):
         return super().forward(x)
 
 
-class HiETLayer(nn.Module):
+class HiETLayer(PostNormLayer):
     """HiET-SwinIR's layer: x + LN(mixer(x)), then x + LN(MLP(x)), as in HiT-SR."""
 
     mlp_type: type[nn.Module] = Mlp
@@ -166,7 +162,7 @@ class HiETLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        return post_norm_layer(x, self.mixer, (rows, columns), self.norm1, self.mlp, self.norm2)
+        return self.mix_and_feed(x, self.mixer, rows, columns)
 
 
 class HiETConvLayer(HiETLayer):

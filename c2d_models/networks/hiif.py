@@ -84,6 +84,7 @@ class HIIF(nn.Module):
 
     def __init__(self, dim: int, *, width: int, levels: int, heads: int, attentions: int):
         super().__init__()
+        self.attentions = attentions
         self.options = {"levels": levels, "heads": heads, "attentions": attentions}
         self.conv = Conv3x3(dim, width)
         self.decoder = Decoder(width, levels, heads, attentions)

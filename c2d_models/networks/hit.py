@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from c2d_kernels import channel_correlation, dual_features, spatial_correlation
 
-from .fused import ConvFFN, is_leaky, post_norm_layer, weights_of
-from .layers import Conv3x3, Freezable, Mlp, PointwiseConv
+from .fused import ConvFFN, Fused, PostNormLayer, is_leaky
+from .layers import Conv3x3, Mlp, PointwiseConv
 from .maps import crop, pad_to_multiple
+from .preparable import Preparable
 from .registry import HIIF_L, TINY, register
 from .swinir import GroupedNetwork
 
 
-class DualFeatureExtraction(nn.Module):
+class DualFeatureExtraction(Fused):
     """DFE(x) = conv branch (1x1, 3x3, 1x1 over dim / 5 channels) times linear branch."""
 
     def __init__(self, dim: int):
@@ -40,15 +41,20 @@ class DualFeatureExtraction(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         local, first, conv, second, expand = self.conv
         modules = {"local": local, "conv": conv, "expand": expand, "linear": self.linear}
-        weights = weights_of(modules, self, self.conv, first, second)
+        around = (self, self.conv, first, second)
+        weights = self.layer_weights("dfe", modules, *around, arrange=_flatten)
         if weights is None or not (is_leaky(first) and is_leaky(second)):
             return self.conv(x) * self.linear(x)
-        for name in ("local", "expand", "linear"):  # Linears that are stored as convolutions
-            weights[f"{name}.weight"] = weights[f"{name}.weight"].flatten(1)
         return dual_features(x, weights)
 
 
-class RelativeBias(Freezable):
+def _flatten(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Linears that are stored as 1x1 convolutions, as Linears."""
+    linear = ("local.weight", "expand.weight", "linear.weight")
+    return {name: x.flatten(1) if name in linear else x for name, x in weights.items()}
+
+
+class RelativeBias(Preparable):
     """A bias for each offset (y, x) in a window and each head, by an MLP of the offset.
 
     ((2w - 1)^2, num_heads), offsets from 1 - w to w - 1, row-major.
@@ -62,23 +68,16 @@ class RelativeBias(Freezable):
             nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, width))
             for width in (dim, dim, num_heads)
         )
-        self.register_buffer("table", None, persistent=False)
 
     def forward(self) -> Tensor:
-        if self.table is not None:
-            return self.table
+        return self.once("table", self.table, *self.modules())
+
+    def table(self) -> Tensor:
+        """The biases from the present weights."""
         weight = self.pos_proj.weight
         offsets = torch.arange(1 - self.window_size, self.window_size, device=weight.device)
         grid = torch.cartesian_prod(offsets, offsets).to(weight.dtype)
         return self.pos3(self.pos2(self.pos1(self.pos_proj(grid))))
-
-    @torch.no_grad()
-    def freeze(self) -> None:
-        self.thaw()
-        self.table = self()
-
-    def thaw(self) -> None:
-        self.table = None
 
 
 class SelfCorrelation(nn.Module):
@@ -120,7 +119,7 @@ class SelfCorrelation(nn.Module):
         return self.proj(torch.cat(self.parts(x), dim=-1))
 
 
-class HiTLayer(nn.Module):
+class HiTLayer(PostNormLayer):
     """HiT-SIR's layer: x + LN(correlation(x)), then x + LN(MLP(x))."""
 
     mlp_type: type[nn.Module] = Mlp
@@ -135,7 +134,7 @@ class HiTLayer(nn.Module):
         self.mlp = self.mlp_type(dim, mlp_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
-        return post_norm_layer(x, self.correlation, (), self.norm1, self.mlp, self.norm2)
+        return self.mix_and_feed(x, self.correlation)
 
 
 class HiTConvLayer(HiTLayer):

@@ -66,18 +66,6 @@ class DepthwiseBranch(nn.Module):
         return self.depthwise_conv(x)
 
 
-class Freezable(nn.Module):
-    """A module with something to compute from its weights alone, once and for all at inference."""
-
-    def freeze(self) -> None:
-        """Keep what the present weights give (it follows the module from device to device)."""
-        raise NotImplementedError
-
-    def thaw(self) -> None:
-        """Compute it from the weights again."""
-        raise NotImplementedError
-
-
 def init_linear(module: nn.Module) -> None:
     """Swin's start for one Linear, for `Module.apply`: weight ~ truncated N(0, 0.02), bias 0."""
     if isinstance(module, nn.Linear):

@@ -11,8 +11,8 @@ from c2d_kernels import Region
 
 from ..errors import NetworkError
 from .hiif import HIIF
-from .layers import Freezable
 from .maps import crop, mirror_index, pad_to_multiple
+from .preparable import Kept, Preparable
 from .upsamplers import PixelShuffleDirect
 
 
@@ -49,6 +49,16 @@ class Network(nn.Module, ABC):
         self.scale = scale
         self.config = config
         self.record: dict[str, Any] = {}
+
+    @property
+    def channels(self) -> int:
+        """Channels of the features between its layers; a tile takes memory in proportion."""
+        return self.config["dim"]
+
+    @property
+    def query_attentions(self) -> int:
+        """How many attentions over all queries a continuous network has; 0 for a discrete one."""
+        return self.upsample.attentions
 
     @property
     def decode_margin(self) -> int:
@@ -148,21 +158,22 @@ class Network(nn.Module, ABC):
         return self.decode(self.encode(x), x, size=size, coords=coords, cell=cell)
 
     def prepare(self) -> "Network":
-        """Evaluation mode, with what depends on the weights alone computed once.
+        """Evaluation mode, in which what depends on the weights alone is computed once.
 
-        Call it again after changing weights; `train()` undoes it.
+        A later change of weights or modules is noticed (see `preparable.Kept`); `train()` undoes
+        it.
         """
         self.eval()
         for module in self.modules():
-            if isinstance(module, Freezable):
-                module.freeze()
+            if isinstance(module, Preparable):
+                module.kept = Kept()
         return self
 
     def train(self, mode: bool = True) -> "Network":
-        """Training or evaluation mode; what `prepare` froze is computed from the weights again."""
+        """Training or evaluation mode; in training nothing is kept of what `prepare` keeps."""
         for module in self.modules():
-            if isinstance(module, Freezable):
-                module.thaw()
+            if mode and isinstance(module, Preparable):
+                module.kept = None
         return super().train(mode)
 
     @classmethod

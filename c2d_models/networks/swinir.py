@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from c2d_kernels import window_layer
 
-from .fused import WindowAttention, weights_of
+from .fused import Fused, WindowAttention
 from .layers import Conv3x3, Mlp, init_linear
 from .maps import rgb_mean
 from .network import Network
@@ -18,7 +18,7 @@ from .registry import HIIF_L, TINY, register
 from .upsamplers import PixelShuffleDirect, upsampler
 
 
-class TransformerLayer(nn.Module):
+class TransformerLayer(Fused):
     """Transformer layer in windows: x + attention(LN(x)), then x + MLP(LN(x))."""
 
     attention_type: type[nn.Module]
@@ -54,7 +54,7 @@ class SwinLayer(TransformerLayer):
             "fc1": mlp.fc1,
             "fc2": mlp.fc2,
         }
-        weights = weights_of(modules, attn, mlp)
+        weights = self.layer_weights("layer", modules, attn, mlp)
         if weights is None:
             return super().forward(x)
         return window_layer(

@@ -16,6 +16,7 @@ class PixelShuffleDirect(nn.Sequential):
     """
 
     decode_margin = 0
+    attentions = 0
 
     def __init__(self, dim: int, scale: int):
         super().__init__(Conv3x3(dim, 3 * scale * scale))

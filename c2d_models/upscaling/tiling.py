@@ -68,8 +68,7 @@ class Plan:
         smallest = 2 * overlap
         strip = max(budget // 4, 2**20)
         if tile is None:
-            channels = net.config.get("dim", 64)
-            side = int((budget / (ENCODE_BYTES * channels)) ** 0.5) // multiple * multiple
+            side = int((budget / (ENCODE_BYTES * net.channels)) ** 0.5) // multiple * multiple
             side = max(side, smallest)
             # One tile of the image's own shape needs no seam, and no more memory than a square one.
             if height * width <= side * side:
@@ -216,7 +215,7 @@ def _attempt(
     """One try at the whole image."""
     tiles = sum((b - a) * (d - c) for a, b in spans(size[0], plan) for c, d in spans(size[1], plan))
     queries = out_size[0] * out_size[1] if net.scale is None else 0
-    passes = 1 + (net.config["decoder"]["attentions"] if net.scale is None else 0)
+    passes = 1 + net.query_attentions
     total = tiles + _DECODE_WORK * queries * passes
     finished = 0.0
 
@@ -294,7 +293,7 @@ def _decode_continuous(
             return features[None, low:high].to(device), region, (low, high)
 
         moments: list[Tensor] = []
-        for _ in range(net.config["decoder"]["attentions"]):
+        for _ in range(net.query_attentions):
             total = torch.zeros((), dtype=torch.float64, device=device)
             for strip in strips:
                 part, region, _ = crop(strip)

@@ -46,7 +46,7 @@ MAPS = [
 ]
 
 
-@pytest.mark.parametrize("attribution, expected", MAPS)
+@pytest.mark.parametrize(("attribution", "expected"), MAPS)
 def test_diffusion_index(attribution, expected):
     index = diffusion_index(attribution)
     assert index == pytest.approx(spread(attribution), abs=1e-9)
@@ -59,7 +59,7 @@ def test_an_empty_map_has_no_index():
 
 
 @pytest.mark.parametrize(
-    "window, rows, columns",
+    ("window", "rows", "columns"),
     [
         pytest.param((16, 20, 8), (7, 13), (9, 15), id="inside"),
         pytest.param((0, 0, 6), (0, 4), (0, 4), id="corner"),
@@ -81,7 +81,7 @@ NETS = [
 ]
 
 
-@pytest.mark.parametrize("make, scale, window", NETS)
+@pytest.mark.parametrize(("make", "scale", "window"), NETS)
 def test_the_map_sums_up_to_what_the_blur_took(lr, make, scale, window):
     torch.manual_seed(0)
     net = make().eval()
@@ -126,7 +126,7 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize("arguments, sentence", REFUSALS)
+@pytest.mark.parametrize(("arguments", "sentence"), REFUSALS)
 def test_refusals(lr, arguments, sentence):
     arguments = {"net": Plain(), "window": (0, 0, 8), **arguments}
     if "scale" in arguments:

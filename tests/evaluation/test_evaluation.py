@@ -87,7 +87,7 @@ class Nearest(nn.Module):
         return self.change(F.interpolate(x, size, None if size else self.scale, mode="nearest"))
 
 
-@pytest.mark.parametrize("scale, border", [(2, 2), (3, 3), (4, 4), (2.5, 3), (1.3, 2)])
+@pytest.mark.parametrize(("scale", "border"), [(2, 2), (3, 3), (4, 4), (2.5, 3), (1.3, 2)])
 def test_bicubic_on_a_folder_without_lr_files(photos, scale, border):
     result = evaluate(None, photos, scale)
     assert (result.model, result.dataset, result.params) == ("bicubic", "photos", 0)
@@ -185,7 +185,7 @@ FOLDER_REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize("spoil, folder, scale, sentence", FOLDER_REFUSALS)
+@pytest.mark.parametrize(("spoil", "folder", "scale", "sentence"), FOLDER_REFUSALS)
 def test_folders_that_cannot_be_scored(testset, spoil, folder, scale, sentence):
     if spoil:
         spoil(testset)
@@ -206,7 +206,7 @@ NET_REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize("net, scale, error, sentence", NET_REFUSALS)
+@pytest.mark.parametrize(("net", "scale", "error", "sentence"), NET_REFUSALS)
 def test_networks_that_cannot_be_scored(photos, net, scale, error, sentence):
     with pytest.raises(error, match=sentence):
         evaluate(net, photos, scale)
@@ -248,7 +248,7 @@ def test_run_scores_models_and_writes_everything(testset, models, tmp_path):
     gmacs = complexity.gmacs(loading.load(names[0]))
     assert [record["gmacs"] for record in records[:2]] == [0.0, gmacs]
     assert {record["rule"] for record in records} == {"papers"}
-    with open(tmp_path / "scores" / "evaluation.csv", newline="") as file:
+    with open(tmp_path / "scores" / "evaluation.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6
     assert (rows[5]["model"], rows[5]["image"]) == (names[1], "b")
@@ -278,7 +278,9 @@ def test_the_liif_rule_reaches_every_number(photos, tmp_path, scale):
     assert "by the rule liif" in console.file.getvalue()
 
 
-@pytest.mark.parametrize("scale, ensemble, factor", [(2, False, 1), (2, True, 8), (2.5, False, 1)])
+@pytest.mark.parametrize(
+    ("scale", "ensemble", "factor"), [(2, False, 1), (2, True, 8), (2.5, False, 1)]
+)
 def test_gmacs_are_of_the_scale_and_of_the_ensemble(photos, scale, ensemble, factor):
     net = create("hiet_swinir_tiny", None).eval()
     result = evaluate(net, photos, scale, ensemble=ensemble)
@@ -286,7 +288,7 @@ def test_gmacs_are_of_the_scale_and_of_the_ensemble(photos, scale, ensemble, fac
 
 
 @pytest.mark.parametrize(
-    "scales, expected",
+    ("scales", "expected"),
     [
         pytest.param(None, [2, 3, 4], id="default"),
         pytest.param([2.5, 1.5], [2.5, 1.5], id="given"),
@@ -360,7 +362,7 @@ RUN_REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize("arguments, sentence", RUN_REFUSALS)
+@pytest.mark.parametrize(("arguments", "sentence"), RUN_REFUSALS)
 def test_run_refuses_before_it_scores(photos, models, tmp_path, arguments, sentence, monkeypatch):
     monkeypatch.setattr(evaluation, "evaluate", lambda *a, **k: pytest.fail("an image was read"))
     monkeypatch.chdir(tmp_path)

@@ -78,7 +78,7 @@ def test_bicubic_alone_has_crops_alone(photos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "crop, expected",
+    ("crop", "expected"),
     [
         pytest.param(None, ("busy", 56, 32, 64), id="most edges"),
         pytest.param((84, 0, 16), ("plain", 84, 0, 16), id="where plain has the edges"),
@@ -91,7 +91,7 @@ def test_the_region_with_most_edges_is_shown(photos, tmp_path, monkeypatch, crop
     assert (region.name, region.left, region.top, region.size) == expected
 
 
-@pytest.mark.parametrize("scale, left, top", [(2, 0, 0), (2.5, 150, 90), (4, 700, 31)])
+@pytest.mark.parametrize(("scale", "left", "top"), [(2, 0, 0), (2.5, 150, 90), (4, 700, 31)])
 def test_the_window_is_where_the_region_has_most_edges(scale, left, top):
     hr = torch.zeros(3, round(70 * scale), round(240 * scale), dtype=torch.uint8)
     hr[:, top + 16 : top + 32 : 2, left + 8 : left + 24] = 255
@@ -123,7 +123,7 @@ def test_points_lie_at_cost_and_quality():
 
 
 @pytest.mark.parametrize(
-    "names, expected",
+    ("names", "expected"),
     [
         pytest.param(["bicubic", "a_x4"], ["bicubic", "a_x4"], id="shipped"),
         pytest.param(["/m/x.safetensors", "y.pth"], ["x", "y.pth"], id="files"),
@@ -136,7 +136,7 @@ def test_short_names(names, expected):
 
 
 @pytest.mark.parametrize(
-    "options, sentence",
+    ("options", "sentence"),
     [
         ("--crop 1,2,8", "give a folder of pictures too"),
         ("--pictures out --crop 1,2", "crop is 1,2; write left, top and side in HR pixels"),

@@ -297,12 +297,14 @@ def test_an_unfinished_output_leaves_the_old_file_alone(tmp_path):
     target = tmp_path / "a.png"
     write(target, ImageData(noise(4, 4, 3)))
     before = target.read_bytes()
-    with (
-        pytest.raises(RuntimeError),
-        Writer(target, 8, 8, like=ImageData(noise(4, 4, 3))) as writer,
-    ):
-        writer.write(0, noise(8, 8, 3))
-        raise RuntimeError
+
+    def write_and_fail():
+        with Writer(target, 8, 8, like=ImageData(noise(4, 4, 3))) as writer:
+            writer.write(0, noise(8, 8, 3))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_and_fail()
     assert target.read_bytes() == before and list(tmp_path.iterdir()) == [target]
 
 

@@ -40,7 +40,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("height, width, border, difference", CASES)
+@pytest.mark.parametrize(("height", "width", "border", "difference"), CASES)
 def test_psnr_is_scikit_images(height, width, border, difference):
     sr, hr = pair(height, width, difference)
     expected = peak_signal_noise_ratio(luma(hr, border), luma(sr, border), data_range=255)
@@ -48,7 +48,7 @@ def test_psnr_is_scikit_images(height, width, border, difference):
     assert psnr_y(sr.float() / 255, hr.double() / 255, border) == pytest.approx(expected, abs=1e-10)
 
 
-@pytest.mark.parametrize("height, width, border, difference", CASES)
+@pytest.mark.parametrize(("height", "width", "border", "difference"), CASES)
 def test_liifs_psnr_is_of_unrounded_luma_between_0_and_1(height, width, border, difference):
     sr, hr = pair(height, width, difference)
     exact = sr.double() / 255 + torch.linspace(-0.3, 0.3, width) / 255  # rounds to sr
@@ -66,7 +66,7 @@ def test_liifs_psnr_is_of_unrounded_luma_between_0_and_1(height, width, border, 
     assert psnr_liif(sr, hr, border) != psnr_liif(exact, hr, border)
 
 
-@pytest.mark.parametrize("height, width, border, difference", CASES)
+@pytest.mark.parametrize(("height", "width", "border", "difference"), CASES)
 def test_ssim_is_scikit_images(height, width, border, difference):
     sr, hr = pair(height, width, difference)
     _, field = structural_similarity(
@@ -84,7 +84,7 @@ def test_ssim_is_scikit_images(height, width, border, difference):
 
 
 @pytest.mark.parametrize(
-    "colour, expected",
+    ("colour", "expected"),
     [
         pytest.param((0, 0, 0), 16.0, id="black"),
         pytest.param((255, 255, 255), 235.0, id="white"),
@@ -144,7 +144,7 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize("function, arguments, error, sentence", REFUSALS)
+@pytest.mark.parametrize(("function", "arguments", "error", "sentence"), REFUSALS)
 def test_refusals(function, arguments, error, sentence):
     with pytest.raises(error, match=sentence):
         function(*arguments)

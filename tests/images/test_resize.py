@@ -68,7 +68,7 @@ RESIZES = [
 
 
 @pytest.mark.parametrize("boundary", ["symmetric", "replicate"])
-@pytest.mark.parametrize("height, width, target", RESIZES)
+@pytest.mark.parametrize(("height", "width", "target"), RESIZES)
 def test_imresize_is_matlabs(height, width, target, boundary):
     pixels = noise(2, height, width)
     if isinstance(target, tuple):
@@ -136,7 +136,7 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize("arguments, error, sentence", REFUSALS)
+@pytest.mark.parametrize(("arguments", "error", "sentence"), REFUSALS)
 def test_imresize_refuses(arguments, error, sentence):
     with pytest.raises(error, match=sentence):
         imresize(torch.zeros(3, 8, 8), **arguments)
@@ -148,7 +148,7 @@ def test_imresize_refuses_integers():
 
 
 @pytest.mark.parametrize(
-    "height, width, scale, lr_size, hr_size",
+    ("height", "width", "scale", "lr_size", "hr_size"),
     [
         pytest.param(48, 64, 4, (12, 16), (48, 64), id="whole"),
         pytest.param(50, 67, 4, (12, 16), (48, 64), id="crop"),

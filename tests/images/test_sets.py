@@ -19,7 +19,7 @@ def test_list_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, sentence",
+    ("name", "sentence"),
     [
         pytest.param("absent", "absent does not exist; give a folder of images", id="missing"),
         pytest.param("empty", "empty holds no image; it needs files ending in .*png", id="empty"),
@@ -45,7 +45,7 @@ def test_split_keeps_photographs_whole_and_files_in_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names, sizes",
+    ("names", "sizes"),
     [
         pytest.param(["a"], (1, 0), id="one"),
         pytest.param(["a_1", "a_2"], (2, 0), id="one-photograph"),

@@ -53,22 +53,3 @@ def test_a_layer_mirrors_its_map(rng):
     mirrored = torch.cat([mirrored, mirrored[:, :, 5:6]], dim=2)
     expected = correlation(mirrored)[:, :6, :7]
     torch.testing.assert_close(correlation(x), expected, atol=1e-6, rtol=0)
-
-
-def test_prepare_freezes_and_train_thaws(rng):
-    net = create("hit_sir_tiny", 2, config={"windows": [4, 8]}).prepare()
-    names = list(net.state_dict())
-    tables = [module for module in net.modules() if isinstance(module, RelativeBias)]
-    assert len(tables) == 4 and not net.training
-    x = torch.rand(1, 9, 8, 3, dtype=torch.float64, generator=rng)
-    net.double()  # the tables must follow
-    before = net.body(x)
-    for module in tables:
-        nn.init.ones_(module.pos3[2].bias)
-    assert torch.equal(net.body(x), before)
-    assert not torch.equal(net.prepare().body(x), before)
-    assert list(net.state_dict()) == names
-    frozen = net.body(x)
-    for module in tables:
-        nn.init.zeros_(module.pos3[2].bias)
-    assert not torch.equal(net.train().eval().body(x), frozen)

@@ -112,12 +112,16 @@ PAIR_REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize("name, shape, sentence", PAIR_REFUSALS)
+@pytest.mark.parametrize(("name", "shape", "sentence"), PAIR_REFUSALS)
 def test_pairs_that_do_not_fit_are_refused(folder, tmp_path, name, shape, sentence):
     write(tmp_path / name, noise(*shape))
-    with pytest.raises(DataError, match=sentence):
+
+    def pair_and_cut():
         files, lr_files, _ = sets.pair_files(folder, tmp_path, 2)
         DiscreteBatches(files, scale=2, patch=16, lr_files=dict(zip(files, lr_files, strict=True)))
+
+    with pytest.raises(DataError, match=sentence):
+        pair_and_cut()
 
 
 def test_a_pair_with_an_unreadable_lr_file_is_left_out(folder, tmp_path):
@@ -213,7 +217,7 @@ BATCH_REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize("kind, arguments, sentence", BATCH_REFUSALS)
+@pytest.mark.parametrize(("kind", "arguments", "sentence"), BATCH_REFUSALS)
 def test_batches_refuse(folder, kind, arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         kind(folder, **arguments)

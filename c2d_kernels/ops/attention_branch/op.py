@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ... import checks, dispatch
+from ... import checks, dispatch, frozen
 from ...operators import Operator, define
 from ..window_attention import op as window_attention
 from . import native, reference
@@ -52,6 +52,10 @@ def attention_branch(
 
     SwinIR (2108.10257), equation 5, and SRFormer (2303.09735), section 3.2.
     """
+    settings = (bias_table, window_size, num_heads, shift, eps)
+    known = frozen.ready("attention_branch", weights, x, *settings)
+    if known is not None:
+        return known(x)
     permuted = "q.weight" in weights or "kv.weight" in weights
     window_attention.check_layer(x, bias_table, window_size, num_heads, shift, permuted)
     channels = x.shape[-1]
@@ -61,6 +65,14 @@ def attention_branch(
     ordered = checks.layer_weights(x, weights, names, shapes)
     numbers = (window_size, num_heads, shift, float(eps))
     if dispatch.in_one_piece("attention_branch", x, bias_table, ordered, *numbers):
+        frozen.keep(
+            "attention_branch",
+            weights,
+            x,
+            *settings,
+            fold=lambda: native.fold_branch(x.dtype, bias_table, ordered, num_heads),
+            run=lambda folded, x: native.run(x, folded, *numbers),
+        )
         return _branch(x, bias_table, ordered, *numbers)
     ordered = [weight.to(x.dtype) for weight in ordered]
     return reference.composed(x, bias_table, ordered, *numbers, ATTENTIONS)

@@ -11,14 +11,23 @@ from ... import native
 from ...dispatch import Kernel
 
 
-def _forward(x: Tensor, weights: Sequence[Tensor], norm_first: bool, eps: float) -> Tensor:
-    compute = torch.promote_types(x.dtype, torch.float32)
+def fold(features: torch.dtype, weights: Sequence[Tensor], norm_first: bool) -> list[Tensor]:
+    """What `run` takes for maps of a dtype."""
+    compute = torch.promote_types(features, torch.float32)
     first, conv, second, norm = _matrices(weights, norm_first, compute)
-    if native.multiplies_bfloat16(x):
-        compute = x.dtype
+    if native.multiplies_bfloat16(features):
         first, second = native.bfloat16_columns(first), native.bfloat16_columns(second)
+    return [first, conv, second, norm]
+
+
+def run(x: Tensor, folded: Sequence[Tensor], norm_first: bool, eps: float) -> Tensor:
+    """The forward."""
     op = torch.ops.c2d_native.conv_ffn.default
-    return op(x.to(compute), first, conv, second, norm, norm_first, eps).to(x.dtype)
+    return op(native.computed(x), *folded, norm_first, eps).to(x.dtype)
+
+
+def _forward(x: Tensor, weights: Sequence[Tensor], norm_first: bool, eps: float) -> Tensor:
+    return run(x, fold(x.dtype, weights, norm_first), norm_first, eps)
 
 
 def _backward(

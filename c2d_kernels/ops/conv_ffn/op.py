@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ... import checks, dispatch
+from ... import checks, dispatch, frozen
 from ...operators import Operator, define
 from . import native, reference
 
@@ -39,6 +39,9 @@ def conv_ffn(
 
     SRFormer (2303.09735), section 3.3; HiT-SR (2407.05878).
     """
+    known = frozen.ready("conv_ffn", weights, x, norm_first, eps)
+    if known is not None:
+        return known(x)
     checks.parameters(x, x=x)
     checks.feature_map("x", x)
     channels = x.shape[-1]
@@ -47,6 +50,15 @@ def conv_ffn(
     ordered = checks.layer_weights(x, weights, reference.NAMES, shapes)
     options = (bool(norm_first), float(eps))
     if dispatch.in_one_piece("conv_ffn", x, ordered, *options):
+        frozen.keep(
+            "conv_ffn",
+            weights,
+            x,
+            norm_first,
+            eps,
+            fold=lambda: native.fold(x.dtype, ordered, norm_first),
+            run=lambda folded, x: native.run(x, folded, *options),
+        )
         return _conv_ffn(x, ordered, *options)
     return reference.composed(x, [weight.to(x.dtype) for weight in ordered], *options).to(x.dtype)
 

@@ -11,29 +11,39 @@ from ... import native
 from ...dispatch import Kernel
 
 
-def _forward(
-    x: Tensor, rows: Tensor | None, columns: Tensor | None, weights: Sequence[Tensor]
-) -> Tensor:
-    compute = torch.promote_types(x.dtype, torch.float32)
+def fold(features: torch.dtype, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """What `run` takes for maps of a dtype: both entries' weights, and the kernel's matrices."""
+    compute = torch.promote_types(features, torch.float32)
     local, local_bias, conv, conv_bias, expand, expand_bias, linear, linear_bias = (
         weight.to(compute) for weight in weights
     )
-    by_row = by_column = None
-    if rows is not None:
-        # Products are linear: what is added to x adds to them what they make of it.
-        entry = torch.cat([local, linear])
-        by_row, by_column = (entry @ place.to(compute).t() for place in (rows, columns))
-    out = torch.ops.c2d_native.dual_features.default(
-        x.to(compute),
+    matrices = [
         native.bias_column(local, local_bias),
         native.bias_column(linear, linear_bias),
         conv.permute(2, 3, 0, 1).reshape(-1, conv.shape[1]).contiguous(),
         conv_bias[None],
         native.bias_column(expand, expand_bias),
-        by_row,
-        by_column,
-    )
-    return out.to(x.dtype)
+    ]
+    return torch.cat([local, linear]), matrices
+
+
+def run(
+    x: Tensor, rows: Tensor | None, columns: Tensor | None, folded: tuple[Tensor, list[Tensor]]
+) -> Tensor:
+    """The forward."""
+    entry, matrices = folded
+    by_row = by_column = None
+    if rows is not None:
+        # Products are linear: what is added to x adds to them what they make of it.
+        by_row, by_column = (entry @ place.to(entry.dtype).t() for place in (rows, columns))
+    op = torch.ops.c2d_native.dual_features.default
+    return op(x.to(entry.dtype), *matrices, by_row, by_column).to(x.dtype)
+
+
+def _forward(
+    x: Tensor, rows: Tensor | None, columns: Tensor | None, weights: Sequence[Tensor]
+) -> Tensor:
+    return run(x, rows, columns, fold(x.dtype, weights))
 
 
 dual_features = Kernel("dual_features", "cpu", native.refusal, _forward)

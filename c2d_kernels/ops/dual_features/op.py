@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ... import checks, dispatch
+from ... import checks, dispatch, frozen
 from ...operators import Operator, define
 from . import native, reference
 
@@ -40,6 +40,11 @@ def dual_features(
 
     HiT-SR (2407.05878), section 3.3; the encoding is HiET's.
     """
+    rows, columns = encoding or (None, None)
+    settings = tuple(getattr(place, "shape", None) for place in encoding or ())
+    known = frozen.ready("dual_features", weights, x, *settings)
+    if known is not None:
+        return known(x, rows, columns)
     checks.parameters(x, x=x)
     checks.feature_map("x", x)
     channels = x.shape[-1]
@@ -52,13 +57,20 @@ def dual_features(
         "linear": (channels, channels),
     }
     ordered = checks.layer_weights(x, weights, reference.NAMES, shapes)
-    rows, columns = encoding or (None, None)
     if encoding:
         for index, place in enumerate(encoding):
             name = f"encoding[{index}]"
             checks.parameters(x, **{name: place})
             checks.shape(name, place, (x.shape[1 + index], channels), ("(H, C)", "(W, C)")[index])
     if dispatch.in_one_piece("dual_features", x, rows, columns, ordered):
+        frozen.keep(
+            "dual_features",
+            weights,
+            x,
+            *settings,
+            fold=lambda: native.fold(x.dtype, ordered),
+            run=lambda folded, x, rows, columns: native.run(x, rows, columns, folded),
+        )
         return _dual_features(x, rows, columns, ordered)
     if encoding:
         rows, columns = rows.to(x.dtype), columns.to(x.dtype)

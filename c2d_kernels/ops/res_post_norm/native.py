@@ -19,18 +19,25 @@ def _can_run(x: Tensor, parts: Sequence[Tensor], *_: object) -> str | None:
     return native.refusal(x)
 
 
-def _forward(x: Tensor, parts: Sequence[Tensor], weights: Sequence[Tensor], eps: float) -> Tensor:
-    compute = torch.promote_types(x.dtype, torch.float32)
-    matrices = _matrices(weights, compute)
-    if native.multiplies_bfloat16(x):
-        compute = x.dtype
-        matrices = [
-            matrix if place in _NORMS else native.bfloat16_columns(matrix)
-            for place, matrix in enumerate(matrices)
-        ]
-    parts = [part.to(compute) for part in parts]
+def fold(features: torch.dtype, weights: Sequence[Tensor]) -> list[Tensor]:
+    """What `run` takes for maps of a dtype."""
+    matrices = _matrices(weights, torch.promote_types(features, torch.float32))
+    if not native.multiplies_bfloat16(features):
+        return matrices
+    return [
+        matrix if place in _NORMS else native.bfloat16_columns(matrix)
+        for place, matrix in enumerate(matrices)
+    ]
+
+
+def run(x: Tensor, parts: Sequence[Tensor], folded: list[Tensor], eps: float) -> Tensor:
+    """The forward; parts in the dtype of x."""
     op = torch.ops.c2d_native.res_post_norm.default
-    return op(x.to(compute), parts, matrices, eps).to(x.dtype)
+    return op(native.computed(x), list(map(native.computed, parts)), folded, eps).to(x.dtype)
+
+
+def _forward(x: Tensor, parts: Sequence[Tensor], weights: Sequence[Tensor], eps: float) -> Tensor:
+    return run(x, parts, fold(x.dtype, weights), eps)
 
 
 def _backward(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ... import checks, dispatch
+from ... import checks, dispatch, frozen
 from ...operators import Operator, define
 from . import native, reference
 
@@ -41,6 +41,10 @@ def res_post_norm(
 
     HiT-SR (2407.05878), whose norms follow Swin V2 (2111.09883), section 3.2.
     """
+    settings = (*(getattr(part, "shape", None) for part in parts), eps)
+    known = frozen.ready("res_post_norm", weights, x, *settings)
+    if known is not None:
+        return known(x, [part.to(x.dtype) for part in parts])
     checks.parameters(x, x=x)
     checks.feature_map("x", x)
     if not parts:
@@ -55,6 +59,14 @@ def res_post_norm(
     ordered = checks.layer_weights(x, weights, reference.NAMES, shapes, reference.MLP)
     parts = [part.to(x.dtype) for part in parts]  # autocast may have rounded them
     if dispatch.in_one_piece("res_post_norm", x, parts, ordered, float(eps)):
+        frozen.keep(
+            "res_post_norm",
+            weights,
+            x,
+            *settings,
+            fold=lambda: native.fold(x.dtype, ordered),
+            run=lambda folded, x, parts: native.run(x, parts, folded, float(eps)),
+        )
         return _res_post_norm(x, parts, ordered, float(eps))
     return reference.composed(x, parts, [weight.to(x.dtype) for weight in ordered], eps).to(x.dtype)
 

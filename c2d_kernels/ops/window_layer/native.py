@@ -9,20 +9,34 @@ from torch import Tensor
 
 from ... import native
 from ...dispatch import Kernel
-from ..attention_branch.native import run
+from ..attention_branch.native import fold, run
 
 
-def _forward(
-    x: Tensor, bias_table: Tensor, weights: Sequence[Tensor], *numbers: int | float
-) -> Tensor:
-    compute = torch.promote_types(x.dtype, torch.float32)
+def fold_layer(
+    features: torch.dtype, bias_table: Tensor, weights: Sequence[Tensor], num_heads: int
+) -> list[Tensor | None]:
+    """What `run` takes for maps of a dtype."""
+    compute = torch.promote_types(features, torch.float32)
     weights = [weight.to(compute) for weight in weights]
     norm2, norm2_bias, fc1, fc1_bias, fc2, fc2_bias = weights[6:]
     mlp = [
         native.column_after_norm(fc1, fc1_bias, norm2, norm2_bias),
         native.bias_column(fc2, fc2_bias),
     ]
-    return run(x, bias_table, weights[:6], mlp, *numbers)
+    return fold(features, bias_table, weights[:6], mlp, num_heads)
+
+
+def _forward(
+    x: Tensor,
+    bias_table: Tensor,
+    weights: Sequence[Tensor],
+    window_size: int,
+    num_heads: int,
+    shift: int,
+    eps: float,
+) -> Tensor:
+    folded = fold_layer(x.dtype, bias_table, weights, num_heads)
+    return run(x, folded, window_size, num_heads, shift, eps)
 
 
 window_layer = Kernel("window_layer", "cpu", native.refusal, _forward)

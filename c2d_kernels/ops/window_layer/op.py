@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ... import checks, dispatch
+from ... import checks, dispatch, frozen
 from ...operators import Operator, define
 from ..attention_branch.op import ATTENTIONS
 from ..attention_branch.op import flops as branch_flops
@@ -54,6 +54,10 @@ def window_layer(
 
     SwinIR (2108.10257), equation 5.
     """
+    settings = (bias_table, window_size, num_heads, shift, eps)
+    known = frozen.ready("window_layer", weights, x, *settings)
+    if known is not None:
+        return known(x)
     check_layer(x, bias_table, window_size, num_heads, shift, permuted=False)
     channels = x.shape[-1]
     shapes = {"norm1": (channels,), "norm2": (channels,), "qkv": (3 * channels, channels)}
@@ -61,6 +65,14 @@ def window_layer(
     ordered = checks.layer_weights(x, weights, reference.NAMES, shapes)
     numbers = (window_size, num_heads, shift, float(eps))
     if dispatch.in_one_piece("window_layer", x, bias_table, ordered, *numbers):
+        frozen.keep(
+            "window_layer",
+            weights,
+            x,
+            *settings,
+            fold=lambda: native.fold_layer(x.dtype, bias_table, ordered, num_heads),
+            run=lambda folded, x: native.run(x, folded, *numbers),
+        )
         return _layer(x, bias_table, ordered, *numbers)
     ordered = [weight.to(x.dtype) for weight in ordered]
     return reference.composed(x, bias_table, ordered, *numbers, ATTENTIONS).to(x.dtype)

@@ -1,0 +1,49 @@
+"""Modules that keep what depends on their weights alone, once `Network.prepare` asked for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from torch import nn
+
+from c2d_kernels.frozen import Guard, unwatched
+
+T = TypeVar("T")
+
+
+class Kept(Generic[T]):
+    """Values by name, each with the modules that it was made from.
+
+    It is valid as long as `Guard` sees no change in them: an update of the weights, by
+    load_state_dict too, an exchanged module or a hook makes it anew. A copy begins empty.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, tuple[Guard, T]] = {}
+
+    def get(self, name: str, make: Callable[[], T], *modules: nn.Module) -> T:
+        """The value of that name; `make` gives it if there is none, or its modules changed."""
+        found = self._values.get(name)
+        if found is None or not found[0].holds(*modules):
+            found = self._values[name] = (Guard(*modules), make())
+        return found[1]
+
+    def __reduce__(self) -> tuple[type[Kept[T]], tuple[()]]:
+        return Kept, ()
+
+
+class Preparable(nn.Module):
+    """A module with something to make of its weights, which inference needs to make only once."""
+
+    kept: Kept | None = None
+    """What was made, while the network is prepared."""
+
+    def once(self, name: str, make: Callable[[], T], *modules: nn.Module) -> T:
+        """What `make` gives for the present state of `modules`, kept if the network is prepared.
+
+        Where gradients are recorded or a graph is traced it is made anew: it belongs into them.
+        """
+        if self.kept is None or not unwatched():
+            return make()
+        return self.kept.get(name, make, *modules)
