@@ -50,10 +50,9 @@ OLDEST_NVCC = (12, 0)  # the first with C++20
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 TARGET = f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
 
-# Instruction sets a cpu.cpp or *_cpu.cpp is compiled for, each into its own namespace; chosen at
-# run time.
+# Instruction sets a *kernel.cpp is compiled for, each into its own namespace; chosen at run time.
 ISAS = {"baseline": []}
-BF16_ISAS = {}  # those of a *bf16_cpu.cpp, as far as the compiler knows them
+BF16_ISAS = {}  # those of a *bf16_kernel.cpp, as far as the compiler knows them
 if platform.machine() in ("x86_64", "AMD64"):
     ISAS["avx2"] = ["-mavx2", "-mfma"]
     ISAS["avx512"] = [
@@ -197,10 +196,8 @@ def make_plan() -> Plan:
     bf16_isas = {isa: flags for isa, flags in BF16_ISAS.items() if compiles(compiler, flags)}
     host_flags += [f"-DC2D_WITH_{isa.upper()}" for isa in bf16_isas]
     for source in sorted(path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.cpp")):
-        if source.name == "oracle.cpp":  # belongs to the tests
-            continue
-        if source.name.endswith("cpu.cpp"):
-            isas = bf16_isas if source.name.endswith("bf16_cpu.cpp") else ISAS
+        if source.name.endswith("kernel.cpp"):
+            isas = bf16_isas if source.name.endswith("bf16_kernel.cpp") else ISAS
             for isa, flags in isas.items():
                 isa_flags = [*flags, f"-DC2D_ISA={isa}", "-ffp-contract=fast"]
                 compile_step(source, [*compiler, *CXX_FLAGS, *isa_flags], f".{isa}")

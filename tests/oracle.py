@@ -1,4 +1,4 @@
-"""The float64 oracle of `c2d_kernels` (csrc/oracle.cpp), called with tensors.
+"""The float64 oracle of `c2d_kernels` (tests/kernels/oracle), called with tensors.
 
 Every function has the name and the arguments of the public function it judges, takes tensors of any
 dtype and answers in float64.
@@ -17,7 +17,7 @@ from tests import compiled
 
 
 def _oracle() -> ModuleType:
-    return compiled.module("c2d_oracle", "csrc/oracle.cpp")
+    return compiled.module("c2d_oracle", "tests/kernels/oracle/oracle.cpp")
 
 
 def _array(tensor: Tensor | None) -> np.ndarray | None:

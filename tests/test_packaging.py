@@ -148,8 +148,8 @@ def test_a_compiler_without_avx512_bf16_builds_the_rest(
     done = run_setup(tree, "build", CXX=str(compiler))
     assert done.returncode == 0, done.stdout + done.stderr
     objects = {path.name for path in (tree / "build/native/csrc/window_layer").glob("*.o")}
-    always = {"window_layer.o", "cpu.baseline.o", "cpu.avx2.o", "cpu.avx512.o"}
-    assert objects == always | ({"bf16_cpu.avx512bf16.o"} if knows else set())
+    always = {"host.o", "kernel.baseline.o", "kernel.avx2.o", "kernel.avx512.o"}
+    assert objects == always | ({"bf16_kernel.avx512bf16.o"} if knows else set())
 
 
 @needs_linux

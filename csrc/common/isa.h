@@ -1,6 +1,6 @@
 // The vector instruction sets the CPU kernels are compiled for, and the one in use here.
 //
-// A kernel's cpu.cpp is compiled once per instruction set, each time into its own namespace
+// An operator's kernel.cpp is compiled once per instruction set, each time into its own namespace
 // (c2d::baseline, c2d::avx2, c2d::avx512), and the host side picks a namespace at run time. A wheel
 // so runs on any x86-64 or 64-bit Arm machine and still uses what the machine has.
 #pragma once
@@ -9,8 +9,8 @@
 
 namespace c2d {
 
-// avx512bf16 is avx512 with products of bfloat16: only files that end in bf16_cpu.cpp are compiled
-// for it, where the compiler knows it, and beside them it uses what avx512 has.
+// avx512bf16 is avx512 with products of bfloat16: only files that end in bf16_kernel.cpp are
+// compiled for it, where the compiler knows it, and beside them it uses what avx512 has.
 enum class Isa : std::int32_t { baseline = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };
 
 // The widest instruction set that this library holds and this machine runs. The environment

@@ -1,6 +1,6 @@
 // What one instruction set offers for the backward of SRFormer's feed-forward: all the arithmetic
-// of one tile of a map. backward_cpu.cpp defines it once per instruction set; the host side in
-// backward.cpp cuts the map and adds up what tiles give.
+// of one tile of a map. backward_kernel.cpp defines it once per instruction set; the host side in
+// backward_host.cpp cuts the map and adds up what tiles give.
 #pragma once
 
 #include "conv_ffn.h"

@@ -1,5 +1,5 @@
 // What one instruction set offers for SRFormer's feed-forward: all the arithmetic of one tile of a
-// map. cpu.cpp defines it once per instruction set; the host side in conv_ffn.cpp cuts the map.
+// map. kernel.cpp defines it once per instruction set; the host side in host.cpp cuts the map.
 #pragma once
 
 #include "../common/bfloat16.h"

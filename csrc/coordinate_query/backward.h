@@ -1,6 +1,7 @@
 // What one instruction set offers for the coordinate query in training: a segment of the decoder
-// over a chunk of queries, forwards and backwards. backward_cpu.cpp defines it once per instruction
-// set; the host side in backward.cpp cuts queries into chunks and adds up what chunks give.
+// over a chunk of queries, forwards and backwards. backward_kernel.cpp defines it once per
+// instruction set; the host side in backward_host.cpp cuts queries into chunks and adds up what
+// chunks give.
 //
 // A segment ends at a linear attention's k^T v, the last one at the RGB: all queries must have
 // reached its end before any may go on. It begins with what follows the attention before it.

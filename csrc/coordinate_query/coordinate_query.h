@@ -1,6 +1,6 @@
 // What one instruction set offers for the coordinate query: tables of LR pixels, and the decoder
-// over a chunk of queries. cpu.cpp defines it once per instruction set; the host side in
-// coordinate_query.cpp walks bands of the picture and never touches an element.
+// over a chunk of queries. kernel.cpp defines it once per instruction set; the host side in
+// host.cpp walks bands of the picture and never touches an element.
 #pragma once
 
 #include <stdint.h>

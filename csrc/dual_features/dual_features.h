@@ -1,5 +1,5 @@
 // What one instruction set offers for HiT-SR's dual feature extraction: all the arithmetic of one
-// tile of a map. cpu.cpp defines it once per instruction set; the host side in dual_features.cpp
+// tile of a map. kernel.cpp defines it once per instruction set; the host side in host.cpp
 // cuts the map.
 #pragma once
 

@@ -1,6 +1,6 @@
 // What one instruction set offers for the backward of the part of a res-post-norm layer that sees
-// one token at a time. backward_cpu.cpp defines it once per instruction set; the host side in
-// backward.cpp walks the map and adds up what groups of tokens give to the weights.
+// one token at a time. backward_kernel.cpp defines it once per instruction set; the host side in
+// backward_host.cpp walks the map and adds up what groups of tokens give to the weights.
 #pragma once
 
 #include "res_post_norm.h"

@@ -1,4 +1,4 @@
-// The selective scan's sweep back over time on the CPU, with every gradient; see cpu.cpp.
+// The selective scan's sweep back over time on the CPU, with every gradient; see kernel.cpp.
 #pragma once
 
 #include "cpu_forward.h"

@@ -1,4 +1,4 @@
-// The selective scan's sweep over time on the CPU; see cpu.cpp.
+// The selective scan's sweep over time on the CPU; see kernel.cpp.
 #pragma once
 
 #include "cpu_tiles.h"

@@ -1,7 +1,7 @@
 // What one instruction set offers for the selective scan: sweeps over a run of steps of one block
-// of channels, forwards and backwards. cpu.cpp defines them once per instruction set; the host side
-// in selective_scan.cpp cuts sequences into blocks and runs, hands states from run to run, and
-// never touches an element.
+// of channels, forwards and backwards. kernel.cpp defines them once per instruction set; the host
+// side in host.cpp cuts sequences into blocks and runs, hands states from run to run, and never
+// touches an element.
 #pragma once
 
 #include <stdint.h>

@@ -1,5 +1,5 @@
 // What one instruction set offers for attention in windows: all the arithmetic of one head of one
-// window. cpu.cpp defines it once per instruction set; the host side in window_attention.cpp walks
+// window. kernel.cpp defines it once per instruction set; the host side in host.cpp walks
 // windows and heads, knows where tokens lie, and never multiplies.
 #pragma once
 

@@ -1,6 +1,6 @@
 // What one instruction set offers for a layer of a transformer in windows, or for its attention
-// alone: all the arithmetic of one window. cpu.cpp defines it once per instruction set; the host
-// side in window_layer.cpp folds weights, walks windows and knows where their tokens lie.
+// alone: all the arithmetic of one window. kernel.cpp defines it once per instruction set; the host
+// side in host.cpp folds weights, walks windows and knows where their tokens lie.
 #pragma once
 
 #include <stdint.h>

@@ -1,4 +1,4 @@
-"""Every reference against the float64 oracle (csrc/oracle.cpp), to 1e-12 of the largest output."""
+"""Every reference against the float64 oracle of tests/oracle.py, to 1e-12 of the largest output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The coordinate query in training by the native CPU kernel (csrc/coordinate_query/backward.cpp).
+"""The coordinate query in training by the native CPU kernel (csrc/coordinate_query/backward_*).
 
 The folded weights that the kernel reads are made by torch, and torch differentiates that; the
 kernel goes through the decoder in segments, each cut behind an attention's k^T v, and gives the

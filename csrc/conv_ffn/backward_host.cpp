@@ -1,5 +1,5 @@
 // The backward of SRFormer's feed-forward on the CPU, host side: tiles, threads, scratch memory and
-// sums. The arithmetic and its costs are in backward_cpu.cpp.
+// sums. The arithmetic and its costs are in backward_kernel.cpp.
 //
 // A task is a group of tiles, which adds up the weights' gradients for itself; groups are added in
 // their order. Tiles and groups depend on the shapes alone, so that results are bitwise the same

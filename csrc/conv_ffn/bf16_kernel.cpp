@@ -1,11 +1,11 @@
-// SRFormer's feed-forward with products of bfloat16 (AVX-512 BF16): the walk of cpu.cpp for maps of
-// bfloat16. How that is done: ../common/pairs.h. The hidden rows and the depthwise convolution,
+// SRFormer's feed-forward with products of bfloat16 (AVX-512 BF16): the walk of kernel.cpp for maps
+// of bfloat16. How that is done: ../common/pairs.h. The hidden rows and the depthwise convolution,
 // whose factors are no pairs, stay float32.
 //
 // What was measured, in turns with float32 in one process: on two cores of an AMD EPYC (Zen 5), 184
 // x 320 x 60, hidden 120, two threads, medians of 100: 6.6 ms, float32 9.7 ms (1.48 times as long).
 // Predicted were 7.3 ms beside 10.5 ms. That was before ring.h, with which it takes 33.5 ms instead
-// of 40.8 on the machine and the sizes that cpu.cpp names now (1.22 times as fast).
+// of 40.8 on the machine and the sizes that kernel.cpp names now (1.22 times as fast).
 #include "../common/pairs.h"
 #include "conv_ffn.h"
 #include "ring.h"

@@ -1,5 +1,5 @@
 // The coordinate query in training on the CPU, host side: segments of the decoder (backward.h) over
-// runs of queries, threads, and sums. The arithmetic and its costs are in backward_cpu.cpp.
+// runs of queries, threads, and sums. The arithmetic and its costs are in backward_kernel.cpp.
 //
 // A run of queries adds up the weights' gradients for itself; runs are added in their order, in
 // double. The neighbours' gradients of a few runs are kept, then added to the LR pixels by channel

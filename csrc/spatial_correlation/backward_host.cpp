@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "../kernels.h"
-#include "spatial_host.h"
+#include "host.h"
 
 namespace c2d {
 namespace spatial {

@@ -1,6 +1,6 @@
 // The coordinate query on the CPU, host side: bands of output rows (or runs of free queries), the
 // tables of the LR pixels that they need, chunks, threads. The arithmetic and its costs are in
-// cpu.cpp.
+// kernel.cpp.
 //
 // A band is a few output rows and makes the table of the LR rows it reads for itself: neighbouring
 // bands share a row, which costs a little twice and keeps memory small at any image size. Sums over

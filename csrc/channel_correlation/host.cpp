@@ -1,5 +1,5 @@
 // Channel correlation on the CPU, host side: windows, strips, threads and scratch memory. The
-// arithmetic and its costs are in cpu.cpp.
+// arithmetic and its costs are in kernel.cpp.
 //
 // Two parallel passes over strips (some rows of one window each): the first makes each strip's
 // partial gram matrices, the second sums the partials of its window and multiplies. Strips and the

@@ -1,6 +1,6 @@
 // Spatial correlation on the CPU, what forward and backward share of the host side: windows,
 // threads and the averaged bias table. The arithmetic on the map and its costs are in
-// spatial_cpu.cpp.
+// kernel.cpp.
 //
 // Where there are many windows, each is finished by one thread while it is in cache; where there
 // are few, every pass over some windows is parallel over their strips (some tokens of a window),

@@ -44,7 +44,7 @@
 //     are long in memory, 0.9 of the time and kept; instead, v of the next window prefetched, 0.8
 //     to 0.9 too, not kept.
 // Known and left: at a window of 8 the map is read in short rows and the calls wait for memory.
-#include "spatial_tiles.h"
+#include "tiles.h"
 
 namespace c2d::C2D_ISA {
 namespace {

@@ -1,9 +1,9 @@
 // The part of a res-post-norm layer that sees one token at a time, with products of bfloat16
-// (AVX-512 BF16): the walk of cpu.cpp for maps of bfloat16. How that is done: ../common/pairs.h.
+// (AVX-512 BF16): the walk of kernel.cpp for maps of bfloat16. How that is done: ../common/pairs.h.
 //
-// What was measured, in turns with float32 in one process, on the machine and the sizes of cpu.cpp,
-// two threads, medians of 100: 4.9 ms, float32 7.9 ms (1.61 times as long). Predicted were 5.5 ms
-// beside 8.9 ms.
+// What was measured, in turns with float32 in one process, on the machine and the sizes of
+// kernel.cpp, two threads, medians of 100: 4.9 ms, float32 7.9 ms (1.61 times as long). Predicted
+// were 5.5 ms beside 8.9 ms.
 #include "../common/pairs.h"
 #include "res_post_norm.h"
 

@@ -1,5 +1,5 @@
 // Attention in windows on the CPU, host side: which token is where, threads and scratch memory. The
-// arithmetic is in cpu.cpp.
+// arithmetic is in kernel.cpp.
 //
 // Token (y, x) of window (Y, X) of the map rolled by `shift` is token ((Y w + y + shift) mod H,
 // ...) of the map: windows are read and written where they lie. Swin's key is a token of [q | k |

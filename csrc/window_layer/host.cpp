@@ -1,5 +1,5 @@
 // A layer of a transformer in windows on the CPU, host side: windows, threads and scratch memory.
-// The arithmetic and its costs are in cpu.cpp.
+// The arithmetic and its costs are in kernel.cpp.
 //
 // A task is a window: it is read where its tokens lie in the map, rolled or not, and its result is
 // written to the same places of another map. Each number is computed in one task, the same way for

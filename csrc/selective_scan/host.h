@@ -1,5 +1,5 @@
 // How the selective scan is laid out on the CPU: blocks of channels, runs of steps, threads. The
-// arithmetic is in scan.h and cpu.cpp.
+// arithmetic is in scan.h and kernel.cpp.
 //
 // A block is a vector's worth of channels of one image. Threads take runs of steps of all blocks in
 // turn, earliest steps first, from one list: the run before is done or in another thread's hands,

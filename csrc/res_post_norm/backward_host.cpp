@@ -1,6 +1,6 @@
 // The backward of the part of a res-post-norm layer that sees one token at a time, on the CPU, host
 // side: tokens, threads, scratch memory and sums. The arithmetic and its costs are in
-// backward_cpu.cpp.
+// backward_kernel.cpp.
 //
 // A task is a group of pixels that follow each other in a map, row by row, which adds up the
 // weights' gradients for itself; groups are added in their order. Groups depend on the shapes

@@ -1,9 +1,9 @@
 // The selective scan on the CPU: its arguments, and the forward operator. How the work is cut and
-// shared is in scan_host.h, the backward in backward.cpp.
+// shared is in host.h, the backward in backward_host.cpp.
 #include <tuple>
 
 #include "../kernels.h"
-#include "scan_host.h"
+#include "host.h"
 
 namespace c2d {
 namespace {

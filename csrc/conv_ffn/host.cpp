@@ -1,5 +1,5 @@
 // SRFormer's feed-forward on the CPU, host side: tiles, threads and scratch memory. The arithmetic
-// and its costs are in cpu.cpp.
+// and its costs are in kernel.cpp.
 //
 // A task is a tile. Each number is computed the same way whatever tile it is in, so that
 // results do not depend on the number of threads.

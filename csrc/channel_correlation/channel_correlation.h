@@ -1,19 +1,11 @@
 // What one instruction set offers for channel correlation: two small matrix kernels over a strip,
-// that is some rows of one window. cpu.cpp defines them once per instruction set; the host side in
-// channel_correlation.cpp walks windows and strips and never touches an element.
+// that is some rows of one window. kernel.cpp defines them once per instruction set; the host side
+// in host.cpp walks windows and strips and never touches an element.
 #pragma once
 
-#include <stdint.h>
+#include "../common/strip.h"
 
 namespace c2d {
-
-// A strip of a channels-last map: data[row * row_stride + column * token_stride + channel].
-template <class T>
-struct Strip {
-    T* data;
-    int64_t row_stride;
-    int64_t token_stride;
-};
 
 template <class T>
 struct CorrelationKernels {

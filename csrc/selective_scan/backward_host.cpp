@@ -1,13 +1,13 @@
 // The selective scan's gradients on the CPU, host side.
 //
 // The states before every tile come from the forward or are swept again. Then runs go from the last
-// to the first, in threads as scan_host.h has it. dB and dC are sums over channels, hence over
+// to the first, in threads as host.h has it. dB and dC are sums over channels, hence over
 // blocks: each set of blocks writes its part of a run, and whoever finishes an image's run last
 // adds the parts in their order. So few runs are under way at a time that the parts stay in cache.
 #include <tuple>
 
 #include "../kernels.h"
-#include "scan_host.h"
+#include "host.h"
 
 namespace c2d {
 namespace {

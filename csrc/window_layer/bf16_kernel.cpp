@@ -1,5 +1,5 @@
 // A layer of a transformer in windows on the CPU with products of bfloat16 (AVX-512 BF16): the walk
-// of cpu.cpp, whose header says how a window is handled, for maps of bfloat16.
+// of kernel.cpp, whose header says how a window is handled, for maps of bfloat16.
 //
 // Idea. All six products read bfloat16 in pairs, twice the multiply-adds an instruction; what they
 // read is rounded where it is made, by the norm, the softmax and the GELU (../common/pairs.h). q
@@ -8,11 +8,11 @@
 // map is read and written as bfloat16. Powers of two take the place of exponentials, their factor
 // log2(e) folded into q and the relative bias; they and the GELU are as short as bfloat16 allows.
 //
-// What was measured, in turns with float32 in one process, on the machine and the sizes of cpu.cpp,
-// two threads, medians of 100: 8.5 ms, float32 13.5 ms (1.59 times as long). Predicted were 9 ms,
-// from products in half of their time and shorter powers and GELU. SwinIR-L, 320 x 180 to 1280 x
-// 720: 253 ms, or 254 under autocast, float32 430 ms; bfloat16 computed in float32 took 404 and 420
-// ms.
+// What was measured, in turns with float32 in one process, on the machine and the sizes of
+// kernel.cpp, two threads, medians of 100: 8.5 ms, float32 13.5 ms (1.59 times as long). Predicted
+// were 9 ms, from products in half of their time and shorter powers and GELU. SwinIR-L, 320 x 180
+// to 1280 x 720: 253 ms, or 254 under autocast, float32 430 ms; bfloat16 computed in float32 took
+// 404 and 420 ms.
 //
 // One thread, 920 windows in cache, 14.9 ms: qkv 2.7, proj 1.0, fc1 1.8 and fc2 1.8, all within 8%
 // of two instructions a cycle; q k^T 1.7, twice what its products need, for it has 5 pairs of

@@ -6,7 +6,7 @@
 // through the norm if it comes first; dfc2 = g w^T and dfc1 = dp x^T, summed over tokens, and a tap
 // of ddepthwise is the sum of da times h so many places further on.
 //
-// Idea. Nothing is kept from the forward. A tile is walked row by row as there (cpu.cpp), in the
+// Idea. Nothing is kept from the forward. A tile is walked row by row as there (kernel.cpp), in the
 // same layout: a row of h is made four rows ahead, with the slope of its GELU; five of them give a
 // row of da two rows ahead; five of those give a row of dx. Each is a ring in the second level of
 // cache, and main memory sees x, dy and dx only. Weights' gradients are summed in scratch memory,

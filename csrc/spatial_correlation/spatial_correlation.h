@@ -1,11 +1,9 @@
-// What one instruction set offers for spatial correlation. spatial_cpu.cpp defines it once per
-// instruction set; the host side in spatial_correlation.cpp walks windows, lays out the bias and
+// What one instruction set offers for spatial correlation. kernel.cpp defines it once per
+// instruction set; the host side in host.cpp walks windows, lays out the bias and
 // makes no sum over channels, cells or tokens.
 #pragma once
 
-#include <stdint.h>
-
-#include "channel_correlation.h"
+#include "../common/strip.h"
 
 namespace c2d {
 
