@@ -10,6 +10,14 @@ The library uses the stable ABI of libtorch and no symbol of Python, hence one w
   No GPU is needed, and the torch present may be a CPU build.
 - TORCH_CUDA_ARCH_LIST, such as "8.0;9.0+PTX": the GPU architectures.
 
+Sources are found by their names, so that an operator needs no line here. In csrc's folders, one for
+each operator and common/, what ends in
+
+- bf16_kernel.cpp is compiled once for each instruction set that multiplies bfloat16 (BF16_ISAS),
+- kernel.cpp, otherwise, once for each instruction set (ISAS), both without torch's headers,
+- .cpp, otherwise (host.cpp, backward_host.cpp), once: it registers what it defines with torch,
+- .cu is compiled by nvcc, where there is one.
+
 ninja is used when it is there; without it the same commands run in a few threads.
 """
 
@@ -50,9 +58,9 @@ OLDEST_NVCC = (12, 0)  # the first with C++20
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 TARGET = f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
 
-# Instruction sets a *kernel.cpp is compiled for, each into its own namespace; chosen at run time.
+# Instruction sets of the kernels, each compiled into its own namespace; chosen at run time.
 ISAS = {"baseline": []}
-BF16_ISAS = {}  # those of a *bf16_kernel.cpp, as far as the compiler knows them
+BF16_ISAS = {}  # as far as the compiler knows them
 if platform.machine() in ("x86_64", "AMD64"):
     ISAS["avx2"] = ["-mavx2", "-mfma"]
     ISAS["avx512"] = [
@@ -92,6 +100,11 @@ def compiles(compiler: list[str], flags: list[str]) -> bool:
     """Whether the compiler knows these flags."""
     command = [*compiler, *flags, "-x", "c++", "-fsyntax-only", os.devnull]
     return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def known_bf16_isas(compiler: list[str]) -> dict[str, list[str]]:
+    """BF16_ISAS as far as the compiler knows them."""
+    return {isa: flags for isa, flags in BF16_ISAS.items() if compiles(compiler, flags)}
 
 
 def find_torch() -> Path:
@@ -154,6 +167,33 @@ def cuda_archs(nvcc: str) -> list[str]:
     return codes
 
 
+def sources(suffix: str) -> list[Path]:
+    """The files in csrc of this suffix, from the root."""
+    return sorted(path.relative_to(ROOT) for path in (ROOT / "csrc").rglob(f"*{suffix}"))
+
+
+def cpp_flags(source: Path, torch: Path, cuda: bool, bf16_isas: dict) -> dict[str, list[str]]:
+    """The compiler's flags for a .cpp by what it is compiled for: instruction sets, or "" alone."""
+    if not source.name.endswith("kernel.cpp"):
+        defines = [TARGET, *(["-DC2D_WITH_CUDA"] if cuda else [])]
+        defines += [f"-DC2D_WITH_{isa.upper()}" for isa in bf16_isas]
+        return {"": [*CXX_FLAGS, *defines, "-isystem", str(torch / "include")]}
+    isas = bf16_isas if source.name.endswith("bf16_kernel.cpp") else ISAS
+    return {
+        isa: [*CXX_FLAGS, *flags, f"-DC2D_ISA={isa}", "-ffp-contract=fast"]
+        for isa, flags in isas.items()
+    }
+
+
+def cuda_flags(torch: Path, compiler: list[str], codes: list[str]) -> list[str]:
+    """nvcc's flags for a .cu and the device code that cuda_archs names."""
+    host = ["-ccbin", compiler[-1], "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    gencode = [f"-gencode=arch=compute_{code.split('_')[1]},code={code}" for code in codes]
+    defines = [f'-DC2D_CUDA_ARCHS="{" ".join(codes)}"', "-DUSE_CUDA", TARGET]
+    includes = ["-isystem", str(torch / "include")]
+    return ["-std=c++20", "-O3", "--threads=2", *host, *gencode, *defines, *includes]
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """One command of the build: what it makes, from what, how."""
@@ -183,26 +223,18 @@ def make_plan() -> Plan:
         return Plan(False, "pure Python: no C++ compiler was found (CXX, c++, g++, clang++)")
     torch = find_torch()
     nvcc, cuda_note = find_nvcc()
-    includes = ["-isystem", str(torch / "include")]
     steps = []
 
-    def compile_step(source: Path, command: list[str], name: str = "") -> None:
-        output = BUILD / source.with_suffix(f"{name}.o")
+    def compile_step(source: Path, command: list[str], name: str) -> None:
+        output = BUILD / source.with_suffix(f".{name}.o" if name else ".o")
         depfile = output.with_suffix(".d")
         command = [*command, "-MD", "-MF", str(depfile), "-c", str(source), "-o", str(output)]
         steps.append(Step(output, [source], command, depfile))
 
-    host_flags = [TARGET, *(["-DC2D_WITH_CUDA"] if nvcc else [])]
-    bf16_isas = {isa: flags for isa, flags in BF16_ISAS.items() if compiles(compiler, flags)}
-    host_flags += [f"-DC2D_WITH_{isa.upper()}" for isa in bf16_isas]
-    for source in sorted(path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.cpp")):
-        if source.name.endswith("kernel.cpp"):
-            isas = bf16_isas if source.name.endswith("bf16_kernel.cpp") else ISAS
-            for isa, flags in isas.items():
-                isa_flags = [*flags, f"-DC2D_ISA={isa}", "-ffp-contract=fast"]
-                compile_step(source, [*compiler, *CXX_FLAGS, *isa_flags], f".{isa}")
-        else:
-            compile_step(source, [*compiler, *CXX_FLAGS, *host_flags, *includes])
+    bf16_isas = known_bf16_isas(compiler)
+    for source in sources(".cpp"):
+        for isa, flags in cpp_flags(source, torch, nvcc is not None, bf16_isas).items():
+            compile_step(source, [*compiler, *flags], isa)
 
     # libtorch stays needed though no symbol may be taken from it: the CUDA kernels' weak symbols
     # are found through it where torch has CUDA. --no-undefined: a symbol that is neither torch's
@@ -211,22 +243,9 @@ def make_plan() -> Plan:
     libraries = [f"-L{torch / 'lib'}", "-ltorch", "-ltorch_cpu"]
     if nvcc:
         codes = cuda_archs(nvcc)
-        gencode = [f"-gencode=arch=compute_{code.split('_')[1]},code={code}" for code in codes]
-        archs = f'-DC2D_CUDA_ARCHS="{" ".join(codes)}"'
-        host = ["-ccbin", compiler[-1], "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-        for source in sorted(path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*.cu")):
-            flags = [
-                "-std=c++20",
-                "-O3",
-                "--threads=2",
-                *host,
-                *gencode,
-                archs,
-                "-DUSE_CUDA",
-                TARGET,
-            ]
-            report = [sys.executable, "csrc/nvcc_report.py"]  # registers and spills, readable
-            compile_step(source, [*report, nvcc, *flags, *includes], ".cuda")
+        report = [sys.executable, "csrc/nvcc_report.py"]  # registers and spills, readable
+        for source in sources(".cu"):
+            compile_step(source, [*report, nvcc, *cuda_flags(torch, compiler, codes)], "cuda")
         cuda_note += " for " + " ".join(codes)
         link = [nvcc, "-shared", "-cudart=static", "-ccbin", compiler[-1]]
         link += [f"-Xlinker={flag}" for flag in linker_flags]
@@ -358,8 +377,9 @@ class BdistWheel(bdist_wheel):
         return "py3", "none", "any" if self.root_is_pure else super().get_tag()[2]
 
 
-setup(
-    license="Apache-2.0",
-    distclass=PlatformDistribution,
-    cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": BdistWheel},
-)
+if __name__ == "__main__":  # not where these functions are imported
+    setup(
+        license="Apache-2.0",
+        distclass=PlatformDistribution,
+        cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": BdistWheel},
+    )

@@ -121,7 +121,6 @@ def test_without_compiler_the_wheel_is_pure(tree: Path, tmp_path: Path) -> None:
 def test_native_wheel_suits_every_python(tree: Path, tmp_path: Path) -> None:
     for source in tree.glob("csrc/*/*.cpp"):
         source.write_text("", encoding="utf-8")  # the tag is at stake, not the kernels
-    (tree / "csrc" / "registration.cpp").write_text("", encoding="utf-8")
     done = run_setup(tree, "bdist_wheel", "-d", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = tmp_path.glob("*.whl")
@@ -139,7 +138,6 @@ def test_a_compiler_without_avx512_bf16_builds_the_rest(
         pytest.skip(f"AVX-512 is not of {platform.machine()}")
     for source in tree.glob("csrc/*/*.cpp"):
         source.write_text("", encoding="utf-8")
-    (tree / "csrc" / "registration.cpp").write_text("", encoding="utf-8")
     compiler = tmp_path / "c++"
     refusal = "" if knows else "case $* in *avx512bf16*) exit 1;; esac\n"
     real = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
@@ -158,7 +156,7 @@ def test_a_compiler_without_avx512_bf16_builds_the_rest(
 def test_compile_error_fails_the_build(tree: Path, tmp_path: Path, with_ninja: bool) -> None:
     for source in tree.glob("csrc/*/*.cpp"):
         source.write_text("", encoding="utf-8")
-    (tree / "csrc" / "registration.cpp").write_text("#error broken on purpose\n", encoding="utf-8")
+    (tree / "csrc/common/isa.cpp").write_text("#error broken on purpose\n", encoding="utf-8")
     environment = {}
     if with_ninja:
         if shutil.which("ninja") is None:

@@ -7,12 +7,13 @@
 // of threads, and one 64 x 64 window keeps several threads busy.
 #include "channel_correlation.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include <algorithm>
 #include <tuple>
 
 #include "../common/checks.h"
 #include "../common/isa.h"
-#include "../kernels.h"
 
 namespace c2d {
 namespace {
@@ -238,8 +239,7 @@ void check(const Tensor& q, const Tensor& v, int64_t window_height, int64_t wind
 // A dense tensor of the same shape, whatever the strides of the argument.
 Tensor dense_like(const Tensor& tensor) { return torch::stable::new_empty(tensor, tensor.sizes()); }
 
-}  // namespace
-
+// out = v (q^T v / n)^T in each window of n tokens; q, v (B, H, W, C), float32 or float64.
 Tensor channel_correlation(const Tensor& q, const Tensor& v, int64_t window_height,
                            int64_t window_width) {
     check(q, v, window_height, window_width);
@@ -257,6 +257,7 @@ Tensor channel_correlation(const Tensor& q, const Tensor& v, int64_t window_heig
     return out;
 }
 
+// (dq, dv) of channel_correlation.
 std::tuple<Tensor, Tensor> channel_correlation_backward(const Tensor& grad, const Tensor& q,
                                                         const Tensor& v, int64_t window_height,
                                                         int64_t window_width) {
@@ -278,4 +279,17 @@ std::tuple<Tensor, Tensor> channel_correlation_backward(const Tensor& grad, cons
     return {dq, dv};
 }
 
+}  // namespace
 }  // namespace c2d
+
+STABLE_TORCH_LIBRARY_FRAGMENT(c2d_native, m) {
+    m.def("channel_correlation(Tensor q, Tensor v, int window_height, int window_width) -> Tensor");
+    m.def(
+        "channel_correlation_backward(Tensor grad, Tensor q, Tensor v, int window_height, "
+        "int window_width) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
+    m.impl("channel_correlation", TORCH_BOX(&c2d::channel_correlation));
+    m.impl("channel_correlation_backward", TORCH_BOX(&c2d::channel_correlation_backward));
+}

@@ -6,6 +6,8 @@
 // for any number of threads.
 #include "backward.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include <algorithm>
 #include <tuple>
 #include <vector>
@@ -13,7 +15,6 @@
 #include "../common/gradient_sums.h"
 #include "../common/isa.h"
 #include "../common/row_tiles.h"
-#include "../kernels.h"
 
 namespace c2d {
 namespace {
@@ -66,8 +67,7 @@ void backward(const ConvFfnSizes<T>& sizes, const ConvFfnWeights<T>& weights, co
     sums.finish();
 }
 
-}  // namespace
-
+// (dx, dfirst, dconv, dsecond, dnorm) of conv_ffn; dsecond is turned round, (hidden + 1, C).
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_ffn_backward(
     const Tensor& grad, const Tensor& x, const Tensor& first, const Tensor& conv,
     const Tensor& second, const Tensor& norm, bool norm_first, double eps) {
@@ -104,4 +104,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_ffn_backward(
     return {x_grad, weight_grads[0], weight_grads[1], weight_grads[2], weight_grads[3]};
 }
 
+}  // namespace
 }  // namespace c2d
+
+STABLE_TORCH_LIBRARY_FRAGMENT(c2d_native, m) {
+    m.def(
+        "conv_ffn_backward(Tensor grad, Tensor x, Tensor first, Tensor conv, Tensor second, "
+        "Tensor norm, bool norm_first, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
+    m.impl("conv_ffn_backward", TORCH_BOX(&c2d::conv_ffn_backward));
+}

@@ -5,10 +5,11 @@
 // results do not depend on the number of threads.
 #include "conv_ffn.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include "../common/checks.h"
 #include "../common/isa.h"
 #include "../common/row_tiles.h"
-#include "../kernels.h"
 
 namespace c2d {
 namespace {
@@ -24,8 +25,9 @@ void run(const ConvFfnKernels<T, Weight, Map>& kernel, bool norm_first, double e
     run_tiles<T, Map>(kernel, sizes, weights, kKernel / 2, x, out);
 }
 
-}  // namespace
-
+// y = x + fc2(h + GELU(depthwise 5x5 of h)), h = GELU(fc1(x)), with a norm before fc1 (folded into
+// it) or after fc2; x (B, H, W, C). The rows of first (hidden, C + 1), conv (hidden, 26) and second
+// (C, hidden + 1) are output channels, the last column is the bias; norm is (2, C).
 Tensor conv_ffn(const Tensor& x, const Tensor& first, const Tensor& conv, const Tensor& second,
                 const Tensor& norm, bool norm_first, double eps) {
     check_floating_cpu(x, "x", 4, true);
@@ -54,4 +56,13 @@ Tensor conv_ffn(const Tensor& x, const Tensor& first, const Tensor& conv, const 
     return out;
 }
 
+}  // namespace
 }  // namespace c2d
+
+STABLE_TORCH_LIBRARY_FRAGMENT(c2d_native, m) {
+    m.def(
+        "conv_ffn(Tensor x, Tensor first, Tensor conv, Tensor second, Tensor norm, "
+        "bool norm_first, float eps) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) { m.impl("conv_ffn", TORCH_BOX(&c2d::conv_ffn)); }

@@ -4,13 +4,14 @@
 // A run of queries adds up the weights' gradients for itself; runs are added in their order, in
 // double. The neighbours' gradients of a few runs are kept, then added to the LR pixels by channel
 // slices, so that no two threads add to one number. Results are the same for any number of threads.
+#include <torch/csrc/stable/library.h>
+
 #include <algorithm>
 #include <memory>
 #include <tuple>
 #include <vector>
 
 #include "../common/aligned.h"
-#include "../kernels.h"
 #include "segment.h"
 
 namespace c2d {
@@ -169,8 +170,10 @@ QueryArguments checked_segment(QueryArguments in, int64_t segment, const Tensor&
     return in;
 }
 
-}  // namespace
-
+// The decoder in segments, cut behind each attention's k^T v, over free positions; `state` is the
+// end of the segment before, (B, queries, C), for the first one anything. A segment leaves its own
+// end in `out` and returns the sums of k^T v; the last one leaves the RGB, a bilinear sample of the
+// image added.
 Tensor coordinate_query_segment(const Tensor& features, const Tensor& weights, const Tensor& folds,
                                 const Tensor& y_low, const Tensor& y_high, const Tensor& y_t,
                                 const Tensor& y_digits, const Tensor& x_low, const Tensor& x_high,
@@ -204,6 +207,8 @@ Tensor coordinate_query_segment(const Tensor& features, const Tensor& weights, c
     return sums;
 }
 
+// From the gradients of these: those of features or the state, of `weights` as far as this segment
+// uses them, and of its fold, (B, C^2 + C).
 std::tuple<Tensor, Tensor, Tensor> coordinate_query_segment_backward(
     const Tensor& grad, const Tensor& moment_grad, const Tensor& features, const Tensor& weights,
     const Tensor& folds, const Tensor& y_low, const Tensor& y_high, const Tensor& y_t,
@@ -245,4 +250,24 @@ std::tuple<Tensor, Tensor, Tensor> coordinate_query_segment_backward(
     return {out, line_grad, fold_grad};
 }
 
+}  // namespace
 }  // namespace c2d
+
+STABLE_TORCH_LIBRARY_FRAGMENT(c2d_native, m) {
+    m.def(
+        "coordinate_query_segment(Tensor features, Tensor weights, Tensor folds, "
+        "Tensor y_low, Tensor y_high, Tensor y_t, Tensor y_digits, Tensor x_low, Tensor x_high, "
+        "Tensor x_t, Tensor x_digits, Tensor rel_cell, int levels, int heads, int attentions, "
+        "int segment, Tensor state, Tensor image, Tensor(a!) out) -> Tensor");
+    m.def(
+        "coordinate_query_segment_backward(Tensor grad, Tensor moment_grad, "
+        "Tensor features, Tensor weights, Tensor folds, "
+        "Tensor y_low, Tensor y_high, Tensor y_t, Tensor y_digits, Tensor x_low, Tensor x_high, "
+        "Tensor x_t, Tensor x_digits, Tensor rel_cell, int levels, int heads, int attentions, "
+        "int segment, Tensor state) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
+    m.impl("coordinate_query_segment", TORCH_BOX(&c2d::coordinate_query_segment));
+    m.impl("coordinate_query_segment_backward", TORCH_BOX(&c2d::coordinate_query_segment_backward));
+}

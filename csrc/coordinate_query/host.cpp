@@ -8,12 +8,13 @@
 // same for any number of threads.
 #include "coordinate_query.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include <algorithm>
 #include <tuple>
 #include <vector>
 
 #include "../common/isa.h"
-#include "../kernels.h"
 #include "arguments.h"
 
 namespace c2d {
@@ -247,8 +248,8 @@ void decode(const QueryArguments& in, const Tensor& picture, T* out) {
     });
 }
 
-}  // namespace
-
+// For the attention after those folded so far, the sums of k^T v over all queries, (B, heads, d, d)
+// in float64.
 Tensor coordinate_query_moments(const Tensor& features, const Tensor& weights, const Tensor& folds,
                                 const Tensor& y_low, const Tensor& y_high, const Tensor& y_t,
                                 const Tensor& y_digits, const Tensor& x_low, const Tensor& x_high,
@@ -269,6 +270,9 @@ Tensor coordinate_query_moments(const Tensor& features, const Tensor& weights, c
     return sums;
 }
 
+// The coordinate query's decoder (positions.py, reference.py) over a grid or free positions, with
+// every attention folded into `folds`: RGB (B, queries, 3). `weights` hold the folded decoder in
+// the order of native.py.
 Tensor coordinate_query(const Tensor& features, const Tensor& image, const Tensor& weights,
                         const Tensor& folds, const Tensor& y_low, const Tensor& y_high,
                         const Tensor& y_t, const Tensor& y_digits, const Tensor& x_low,
@@ -293,4 +297,22 @@ Tensor coordinate_query(const Tensor& features, const Tensor& image, const Tenso
     return out;
 }
 
+}  // namespace
 }  // namespace c2d
+
+STABLE_TORCH_LIBRARY_FRAGMENT(c2d_native, m) {
+    m.def(
+        "coordinate_query(Tensor features, Tensor image, Tensor weights, Tensor folds, "
+        "Tensor y_low, Tensor y_high, Tensor y_t, Tensor y_digits, Tensor x_low, Tensor x_high, "
+        "Tensor x_t, Tensor x_digits, Tensor rel_cell, int levels, int heads, int attentions) "
+        "-> Tensor");
+    m.def(
+        "coordinate_query_moments(Tensor features, Tensor weights, Tensor folds, Tensor y_low, "
+        "Tensor y_high, Tensor y_t, Tensor y_digits, Tensor x_low, Tensor x_high, Tensor x_t, "
+        "Tensor x_digits, Tensor rel_cell, int levels, int heads, int attentions) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
+    m.impl("coordinate_query", TORCH_BOX(&c2d::coordinate_query));
+    m.impl("coordinate_query_moments", TORCH_BOX(&c2d::coordinate_query_moments));
+}

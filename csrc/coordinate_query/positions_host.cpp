@@ -1,12 +1,13 @@
 // Where free queries fall on the LR map, as positions.py defines it for coordinates, and bilinear
 // samples at such positions, back to the image. In torch the same takes some sixty short passes
 // over the queries, each of them a start and a wait for all threads.
+#include <torch/csrc/stable/library.h>
+
 #include <algorithm>
 #include <cmath>
 #include <tuple>
 
 #include "../common/checks.h"
-#include "../kernels.h"
 #include "coordinate_query.h"
 
 namespace c2d {
@@ -47,8 +48,8 @@ void place(const Coordinate* coordinate, int64_t begin, int64_t end, int64_t cou
     }
 }
 
-}  // namespace
-
+// Where free coordinates (B, queries, 2) fall on the map of features (positions.py), for `levels`
+// digits: low, high, t and digits of y, then of x, in the type of features.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 coordinate_query_positions(const Tensor& coords, const Tensor& features, int64_t levels) {
     check_floating_cpu(features, "features", 4);
@@ -90,6 +91,8 @@ coordinate_query_positions(const Tensor& coords, const Tensor& features, int64_t
     return {low[0], high[0], t[0], digit[0], low[1], high[1], t[1], digit[1]};
 }
 
+// The gradient of the image, (B, height, width, 3), from that of bilinear samples of it at such
+// positions, (B, queries, 3).
 Tensor coordinate_query_image_backward(const Tensor& grad, const Tensor& y_low,
                                        const Tensor& y_high, const Tensor& y_t, const Tensor& x_low,
                                        const Tensor& x_high, const Tensor& x_t, int64_t height,
@@ -137,4 +140,19 @@ Tensor coordinate_query_image_backward(const Tensor& grad, const Tensor& y_low,
     return out;
 }
 
+}  // namespace
 }  // namespace c2d
+
+STABLE_TORCH_LIBRARY_FRAGMENT(c2d_native, m) {
+    m.def(
+        "coordinate_query_positions(Tensor coords, Tensor features, int levels) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+    m.def(
+        "coordinate_query_image_backward(Tensor grad, Tensor y_low, Tensor y_high, Tensor y_t, "
+        "Tensor x_low, Tensor x_high, Tensor x_t, int height, int width) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
+    m.impl("coordinate_query_positions", TORCH_BOX(&c2d::coordinate_query_positions));
+    m.impl("coordinate_query_image_backward", TORCH_BOX(&c2d::coordinate_query_image_backward));
+}

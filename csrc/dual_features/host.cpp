@@ -5,12 +5,13 @@
 // results do not depend on the number of threads.
 #include "dual_features.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include <optional>
 
 #include "../common/checks.h"
 #include "../common/isa.h"
 #include "../common/row_tiles.h"
-#include "../kernels.h"
 
 namespace c2d {
 namespace {
@@ -49,8 +50,10 @@ void run(const Tensor& x, const Tensor& local, const Tensor& linear, const Tenso
     run<T>({x.size(1), x.size(2), x.size(3), local.size(0)}, weights, dense_channels(x), out);
 }
 
-}  // namespace
-
+// expand(f(conv3x3(f(local(x))))) * linear(x), f = LeakyReLU(0.2); x (B, H, W, C). The rows of
+// local (hidden, C + 1), linear (C, C + 1) and expand (C, hidden + 1) are output channels, the last
+// column is the bias; conv (9 hidden, hidden) tap by tap, conv_bias (1, hidden). by_row (hidden +
+// C, H) and by_column (hidden + C, W) are added to local's and, below, linear's channels.
 Tensor dual_features(const Tensor& x, const Tensor& local, const Tensor& linear, const Tensor& conv,
                      const Tensor& conv_bias, const Tensor& expand, std::optional<Tensor> by_row,
                      std::optional<Tensor> by_column) {
@@ -80,4 +83,15 @@ Tensor dual_features(const Tensor& x, const Tensor& local, const Tensor& linear,
     return out;
 }
 
+}  // namespace
 }  // namespace c2d
+
+STABLE_TORCH_LIBRARY_FRAGMENT(c2d_native, m) {
+    m.def(
+        "dual_features(Tensor x, Tensor local, Tensor linear, Tensor conv, Tensor conv_bias, "
+        "Tensor expand, Tensor? by_row, Tensor? by_column) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
+    m.impl("dual_features", TORCH_BOX(&c2d::dual_features));
+}

@@ -7,6 +7,8 @@
 // alone, so that results are bitwise the same for any number of threads.
 #include "backward.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include <algorithm>
 #include <tuple>
 #include <vector>
@@ -15,7 +17,6 @@
 #include "../common/checks.h"
 #include "../common/gradient_sums.h"
 #include "../common/isa.h"
-#include "../kernels.h"
 #include "places.h"
 
 namespace c2d {
@@ -93,8 +94,7 @@ void backward(const PostNormSizes<T>& sizes, const PostNormWeights<T>& weights, 
     sums.finish();
 }
 
-}  // namespace
-
+// dx, the gradients of the parts, and those of the weights; proj's and second's are turned round.
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> res_post_norm_backward(
     const Tensor& grad, const Tensor& x, std::vector<Tensor> parts, std::vector<Tensor> weights,
     double eps) {
@@ -141,4 +141,15 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> res_post_norm_backw
     return {maps.written[0], part_grads, weight_grads};
 }
 
+}  // namespace
 }  // namespace c2d
+
+STABLE_TORCH_LIBRARY_FRAGMENT(c2d_native, m) {
+    m.def(
+        "res_post_norm_backward(Tensor grad, Tensor x, Tensor[] parts, Tensor[] weights, "
+        "float eps) -> (Tensor, Tensor[], Tensor[])");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
+    m.impl("res_post_norm_backward", TORCH_BOX(&c2d::res_post_norm_backward));
+}

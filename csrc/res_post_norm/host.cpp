@@ -5,13 +5,14 @@
 // task, the same way for any number of threads.
 #include "res_post_norm.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include <algorithm>
 #include <vector>
 
 #include "../common/aligned.h"
 #include "../common/checks.h"
 #include "../common/isa.h"
-#include "../kernels.h"
 #include "places.h"
 
 namespace c2d {
@@ -53,8 +54,10 @@ void run(const PostNormKernels<T, Weight, Map>& kernel, double eps, const Tensor
     });
 }
 
-}  // namespace
-
+// y = x + LN(proj([parts])), then y + LN(fc2(GELU(fc1(y)))); x (B, H, W, C), parts (B, H, W, any).
+// The weights are proj (C, inputs + 1), norm1 (2, C), first (hidden, C + 1), second (C, hidden + 1)
+// and norm2 (2, C): rows are output channels, the last column is the bias. With the first two alone
+// the result is y.
 Tensor res_post_norm(const Tensor& x, std::vector<Tensor> parts, std::vector<Tensor> weights,
                      double eps) {
     check_floating_cpu(x, "x", 4, true);
@@ -91,4 +94,13 @@ Tensor res_post_norm(const Tensor& x, std::vector<Tensor> parts, std::vector<Ten
     return out;
 }
 
+}  // namespace
 }  // namespace c2d
+
+STABLE_TORCH_LIBRARY_FRAGMENT(c2d_native, m) {
+    m.def("res_post_norm(Tensor x, Tensor[] parts, Tensor[] weights, float eps) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
+    m.impl("res_post_norm", TORCH_BOX(&c2d::res_post_norm));
+}

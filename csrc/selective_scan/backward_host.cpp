@@ -4,9 +4,10 @@
 // to the first, in threads as host.h has it. dB and dC are sums over channels, hence over
 // blocks: each set of blocks writes its part of a run, and whoever finishes an image's run last
 // adds the parts in their order. So few runs are under way at a time that the parts stay in cache.
+#include <torch/csrc/stable/library.h>
+
 #include <tuple>
 
-#include "../kernels.h"
 #include "host.h"
 
 namespace c2d {
@@ -240,8 +241,8 @@ Gradients ScanBackward<T>::operator()(const Tensor& grad_state, const Tensor& ke
     return {du, ddelta, dA, dB, dC, dD, dz, ddelta_bias};
 }
 
-}  // namespace
-
+// (du, ddelta, dA, dB, dC, dD, dz, ddelta_bias) of selective_scan; empty for what was not given.
+// kept_states may be empty, or hold anything but 0 in the first place: then they are found again.
 Gradients selective_scan_backward(const Tensor& grad_y, const Tensor& grad_last_state,
                                   const Tensor& kept_states, const Tensor& u, const Tensor& delta,
                                   const Tensor& A, const Tensor& B, const Tensor& C,
@@ -265,4 +266,17 @@ Gradients selective_scan_backward(const Tensor& grad_y, const Tensor& grad_last_
                : ScanBackward<float>(in, grad_y)(grad_state, kept);
 }
 
+}  // namespace
 }  // namespace c2d
+
+STABLE_TORCH_LIBRARY_FRAGMENT(c2d_native, m) {
+    m.def(
+        "selective_scan_backward(Tensor grad_y, Tensor grad_last_state, Tensor kept_states, "
+        "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+        "Tensor? delta_bias, bool delta_softplus) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
+    m.impl("selective_scan_backward", TORCH_BOX(&c2d::selective_scan_backward));
+}

@@ -1,20 +1,20 @@
 // The selective scan's gradients on CUDA tensors; the kernels are in cuda_backward.cuh.
 #include "cuda_backward.cuh"
 
+#include <torch/csrc/stable/library.h>
+
 #include <tuple>
 
-#include "../kernels.h"
 #include "cuda_tensors.h"
 
-namespace c2d {
+namespace c2d::cuda {
+namespace {
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
-selective_scan_backward_cuda(const Tensor& grad_y, const Tensor& grad_last_state,
-                             const Tensor& kept_states, const Tensor& u, const Tensor& delta,
-                             const Tensor& A, const Tensor& B, const Tensor& C,
-                             std::optional<Tensor> D, std::optional<Tensor> z,
-                             std::optional<Tensor> delta_bias, bool delta_softplus) {
-    using namespace cuda;
+// The scan's gradients; those of A, B, C, D and delta_bias in float32.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> selective_scan_backward(
+    const Tensor& grad_y, const Tensor& grad_last_state, const Tensor& kept_states, const Tensor& u,
+    const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C, std::optional<Tensor> D,
+    std::optional<Tensor> z, std::optional<Tensor> delta_bias, bool delta_softplus) {
     (void)kept_states;
     const torch::stable::accelerator::DeviceGuard guard(u.get_device_index());
     Scan scan = arguments(u, delta, A, B, C, D, z, delta_bias, delta_softplus);
@@ -74,4 +74,9 @@ selective_scan_backward_cuda(const Tensor& grad_y, const Tensor& grad_last_state
     return {du, ddelta, dA, dB, dC, dD, dz, dbias};
 }
 
-}  // namespace c2d
+}  // namespace
+}  // namespace c2d::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CUDA, m) {
+    m.impl("selective_scan_backward", TORCH_BOX(&c2d::cuda::selective_scan_backward));
+}

@@ -1,20 +1,22 @@
 // The selective scan's forward operator on CUDA tensors; the kernels are in cuda_forward.cuh.
 #include "cuda_forward.cuh"
 
+#include <torch/csrc/stable/library.h>
+
 #include <tuple>
 
-#include "../kernels.h"
 #include "cuda_tensors.h"
 
-namespace c2d {
+namespace c2d::cuda {
+namespace {
 
-std::tuple<Tensor, Tensor, Tensor> selective_scan_cuda(const Tensor& u, const Tensor& delta,
-                                                       const Tensor& A, const Tensor& B,
-                                                       const Tensor& C, std::optional<Tensor> D,
-                                                       std::optional<Tensor> z,
-                                                       std::optional<Tensor> delta_bias,
-                                                       bool delta_softplus, bool keep_states) {
-    using namespace cuda;
+// The scan on CUDA tensors: u, delta, z and what varies of B and C in float32, bfloat16 or float16;
+// A, D, delta_bias and what is constant in float32, dense. keep_states has to be false.
+std::tuple<Tensor, Tensor, Tensor> selective_scan(const Tensor& u, const Tensor& delta,
+                                                  const Tensor& A, const Tensor& B, const Tensor& C,
+                                                  std::optional<Tensor> D, std::optional<Tensor> z,
+                                                  std::optional<Tensor> delta_bias,
+                                                  bool delta_softplus, bool keep_states) {
     STD_TORCH_CHECK(!keep_states, "the CUDA kernel keeps no states for its backward.");
     const torch::stable::accelerator::DeviceGuard guard(u.get_device_index());
     Scan scan = arguments(u, delta, A, B, C, D, z, delta_bias, delta_softplus);
@@ -50,4 +52,9 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan_cuda(const Tensor& u, const Te
     return {y, last, kept};
 }
 
-}  // namespace c2d
+}  // namespace
+}  // namespace c2d::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CUDA, m) {
+    m.impl("selective_scan", TORCH_BOX(&c2d::cuda::selective_scan));
+}

@@ -1,8 +1,9 @@
 // The selective scan on the CPU: its arguments, and the forward operator. How the work is cut and
 // shared is in host.h, the backward in backward_host.cpp.
+#include <torch/csrc/stable/library.h>
+
 #include <tuple>
 
-#include "../kernels.h"
 #include "host.h"
 
 namespace c2d {
@@ -90,6 +91,12 @@ std::vector<Place> cut(const ScanArguments& in, int lanes, int64_t most_sets) {
     return places;
 }
 
+namespace {
+
+// (y, last state, kept states) of the scan in scan.h; u, delta, z (batch, D, L), A (D, N), B and C
+// (D, N), (batch, N, L) or (batch, G, N, L), D and delta_bias (D,), all of one type: float32 or
+// float64. Kept are, if asked for, the states before every 16th step, (batch, ceil(L / 16), N, D),
+// which spare the backward a sweep; else an empty tensor.
 std::tuple<Tensor, Tensor, Tensor> selective_scan(const Tensor& u, const Tensor& delta,
                                                   const Tensor& A, const Tensor& B, const Tensor& C,
                                                   std::optional<Tensor> D, std::optional<Tensor> z,
@@ -100,4 +107,16 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan(const Tensor& u, const Tensor&
                                                  : forward<float>(in, keep_states);
 }
 
+}  // namespace
 }  // namespace c2d
+
+STABLE_TORCH_LIBRARY_FRAGMENT(c2d_native, m) {
+    m.def(
+        "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
+        "Tensor? z, Tensor? delta_bias, bool delta_softplus, bool keep_states) -> "
+        "(Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
+    m.impl("selective_scan", TORCH_BOX(&c2d::selective_scan));
+}

@@ -4,11 +4,12 @@
 // With G = p^T p / d and D = q^T grad / d in each window and head:
 //   dq = grad G,   dp = p (D + D^T) + P^T grad,   dP = grad p^T,
 // and dv, dweight and dweight_bias follow from dp, dbias_table from dP.
+#include <torch/csrc/stable/library.h>
+
 #include <algorithm>
 #include <tuple>
 #include <vector>
 
-#include "../kernels.h"
 #include "host.h"
 
 namespace c2d {
@@ -283,6 +284,9 @@ void backward(const Grid& grid, const Tensor& grad, const Tensor& q, const Tenso
 }  // namespace
 }  // namespace spatial
 
+namespace {
+
+// (dq, dv, dweight, dweight_bias, dbias_table) of spatial_correlation.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> spatial_correlation_backward(
     const Tensor& grad, const Tensor& q, const Tensor& v, const Tensor& weight,
     const Tensor& weight_bias, const Tensor& bias_table, int64_t window_height,
@@ -309,4 +313,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> spatial_correlation_backward(
     return {to.dq, to.dv, to.dweight, to.dweight_bias, to.dtable};
 }
 
+}  // namespace
 }  // namespace c2d
+
+STABLE_TORCH_LIBRARY_FRAGMENT(c2d_native, m) {
+    m.def(
+        "spatial_correlation_backward(Tensor grad, Tensor q, Tensor v, Tensor weight, "
+        "Tensor weight_bias, Tensor bias_table, int window_height, int window_width, "
+        "int base_height, int base_width, int num_heads) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
+    m.impl("spatial_correlation_backward", TORCH_BOX(&c2d::spatial_correlation_backward));
+}

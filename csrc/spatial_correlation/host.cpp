@@ -1,9 +1,10 @@
 // Spatial correlation on the CPU, forward on the host side: how the bias is laid out, and the walk
 // over windows.
+#include <torch/csrc/stable/library.h>
+
 #include <algorithm>
 #include <vector>
 
-#include "../kernels.h"
 #include "host.h"
 
 namespace c2d {
@@ -126,6 +127,11 @@ void check(const Tensor& q, const Tensor& v, const Tensor& weight, const Tensor&
 
 }  // namespace spatial
 
+namespace {
+
+// (q p^T / d + P) p in each window, p being v reduced to base_height x base_width cells by weight
+// (1, tokens of a cell) and weight_bias (1,), P the bias table ((2h-1)(2w-1), heads) averaged over
+// cells. q, v (B, H, W, C), the map a multiple of the window; all of one type, float32 or float64.
 Tensor spatial_correlation(const Tensor& q, const Tensor& v, const Tensor& weight,
                            const Tensor& weight_bias, const Tensor& bias_table,
                            int64_t window_height, int64_t window_width, int64_t base_height,
@@ -146,4 +152,16 @@ Tensor spatial_correlation(const Tensor& q, const Tensor& v, const Tensor& weigh
     return out;
 }
 
+}  // namespace
 }  // namespace c2d
+
+STABLE_TORCH_LIBRARY_FRAGMENT(c2d_native, m) {
+    m.def(
+        "spatial_correlation(Tensor q, Tensor v, Tensor weight, Tensor weight_bias, "
+        "Tensor bias_table, int window_height, int window_width, int base_height, "
+        "int base_width, int num_heads) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
+    m.impl("spatial_correlation", TORCH_BOX(&c2d::spatial_correlation));
+}

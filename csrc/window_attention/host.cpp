@@ -8,6 +8,8 @@
 // tokens over the group and then over the pairs that share an entry of the bias table. Groups
 // depend on the shapes alone and their sums are added in order: results are bitwise the same for
 // any number of threads.
+#include <torch/csrc/stable/library.h>
+
 #include <algorithm>
 #include <optional>
 #include <tuple>
@@ -247,8 +249,9 @@ std::optional<Tensor> dense(const std::optional<Tensor>& kv) {
     return kv ? std::optional<Tensor>(dense_channels(*kv)) : std::nullopt;
 }
 
-}  // namespace
-
+// softmax(scale q k^T + bias + mask) v in each window, with roll and mask by `shift`: Swin's
+// without kv and q (B, H, W, 3C) = [q | k | v]; SRFormer's with q (B, H, W, C) and kv (B, H, W,
+// C/2). All of one type, float32 or float64. Returns (B, H, W, C).
 Tensor window_attention(const Tensor& q, std::optional<Tensor> kv, const Tensor& bias_table,
                         int64_t window_size, int64_t num_heads, int64_t shift, double scale) {
     const WindowGrid grid = checked(q, kv, bias_table, window_size, num_heads, shift);
@@ -265,6 +268,7 @@ Tensor window_attention(const Tensor& q, std::optional<Tensor> kv, const Tensor&
     return out;
 }
 
+// (dq, dkv, dbias_table) of window_attention; dkv is empty where kv was not given.
 std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad, const Tensor& q,
                                                              std::optional<Tensor> kv,
                                                              const Tensor& bias_table,
@@ -293,4 +297,19 @@ std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad,
     return {dq, dkv, dtable};
 }
 
+}  // namespace
 }  // namespace c2d
+
+STABLE_TORCH_LIBRARY_FRAGMENT(c2d_native, m) {
+    m.def(
+        "window_attention(Tensor q, Tensor? kv, Tensor bias_table, int window_size, "
+        "int num_heads, int shift, float scale) -> Tensor");
+    m.def(
+        "window_attention_backward(Tensor grad, Tensor q, Tensor? kv, Tensor bias_table, "
+        "int window_size, int num_heads, int shift, float scale) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
+    m.impl("window_attention", TORCH_BOX(&c2d::window_attention));
+    m.impl("window_attention_backward", TORCH_BOX(&c2d::window_attention_backward));
+}

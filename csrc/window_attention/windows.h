@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "../common/aligned.h"
-#include "../kernels.h"
+#include "../common/checks.h"
 #include "window_attention.h"
 
 namespace c2d {

@@ -6,6 +6,8 @@
 // any number of threads.
 #include "window_layer.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include <algorithm>
 #include <optional>
 #include <vector>
@@ -71,8 +73,11 @@ void run(const LayerKernels<T, Weight, Map>& kernel, const WindowGrid& grid, dou
         });
 }
 
-}  // namespace
-
+// x + attention(LN(x)), then, with first and second, that + MLP(LN(that)), in windows; x
+// (B, H, W, C). The rows of qkv (3C, C + 1), proj (C, C + 1), first (hidden, C + 1) and second (C,
+// hidden + 1) are output channels, the last column is the bias; norms and the scale of q are folded
+// into them. With qkv (3C / 2, C + 1) keys are stacked as SRFormer's are. For x in bfloat16, see
+// window_layer/window_layer.h.
 Tensor window_layer(const Tensor& x, const Tensor& qkv, const Tensor& proj,
                     std::optional<Tensor> first, std::optional<Tensor> second,
                     const Tensor& bias_table, int64_t window_size, int64_t num_heads, int64_t shift,
@@ -119,4 +124,15 @@ Tensor window_layer(const Tensor& x, const Tensor& qkv, const Tensor& proj,
     return out;
 }
 
+}  // namespace
 }  // namespace c2d
+
+STABLE_TORCH_LIBRARY_FRAGMENT(c2d_native, m) {
+    m.def(
+        "window_layer(Tensor x, Tensor qkv, Tensor proj, Tensor? first, Tensor? second, "
+        "Tensor bias_table, int window_size, int num_heads, int shift, float eps) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
+    m.impl("window_layer", TORCH_BOX(&c2d::window_layer));
+}
