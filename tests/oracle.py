@@ -7,6 +7,7 @@ dtype and answers in float64.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -15,9 +16,13 @@ from torch import Tensor
 
 from tests import compiled
 
+_FOLDER = "tests/kernels/oracle"
+_HEADERS = sorted(Path(__file__).parent.glob("kernels/oracle/*.h"))
+
 
 def _oracle() -> ModuleType:
-    return compiled.module("c2d_oracle", "tests/kernels/oracle/oracle.cpp")
+    headers = tuple(f"{_FOLDER}/{header.name}" for header in _HEADERS)
+    return compiled.module("c2d_oracle", f"{_FOLDER}/oracle.cpp", headers)
 
 
 def _array(tensor: Tensor | None) -> np.ndarray | None:
