@@ -5,14 +5,11 @@
 // rows of a. The scalars may lie at any stride, so that a needs no packing and may be turned round.
 #pragma once
 
+#include "cut.h"
 #include "simd.h"
 
 namespace c2d::C2D_ISA {
 namespace {
-
-inline int64_t rounded_up(int64_t count, int64_t multiple) {
-    return (count + multiple - 1) / multiple * multiple;
-}
 
 // Rows of a register tile of one or two vectors: it and its operands fit the registers.
 template <int vectors>

@@ -51,7 +51,7 @@ template <class T, int lanes>
 struct Scratch {
     int64_t inner, outer, lead, ring_row;
     int64_t first_width, second_width;
-    int64_t elements = 0;
+    int64_t elements;
     T *x, *norm;                       // [C + 1][outer]
     T *grad, *mixed;                   // [C][outer]
     T *wide, *entry_grad;              // [hidden + 1][outer], [hidden][inner]
@@ -68,28 +68,24 @@ struct Scratch {
           second_width(rounded_up(sizes.channels, lanes)) {
         const int64_t C = sizes.channels, hidden = sizes.hidden;
         const int64_t ring = kKernel * hidden * ring_row;
-        T** const parts[] = {&x, &norm,   &grad,      &mixed, &wide,  &entry_grad, &rows, &counted,
-                             &h, &slopes, &wide_ring, &conv,  &first, &second,     &taps, &norms};
-        const int64_t counts[] = {(C + 1) * outer,
-                                  (C + 1) * outer,
-                                  C * outer,
-                                  C * outer,
-                                  (hidden + 1) * outer,
-                                  hidden * inner,
-                                  inner * first_width,
-                                  ring_row,
-                                  ring,
-                                  ring,
-                                  ring,
-                                  ring,
-                                  hidden * first_width,
-                                  (hidden + 1) * second_width,
-                                  hidden * (kTaps + 1) * lanes,
-                                  2 * C * lanes};
-        for (int i = 0; i < 16; ++i) {
-            *parts[i] = memory == nullptr ? nullptr : memory + elements;
-            elements += counts[i];
-        }
+        Cut<T> cut(memory);
+        cut(x, (C + 1) * outer);
+        cut(norm, (C + 1) * outer);
+        cut(grad, C * outer);
+        cut(mixed, C * outer);
+        cut(wide, (hidden + 1) * outer);
+        cut(entry_grad, hidden * inner);
+        cut(rows, inner * first_width);
+        cut(counted, ring_row);
+        cut(h, ring);
+        cut(slopes, ring);
+        cut(wide_ring, ring);
+        cut(conv, ring);
+        cut(first, hidden * first_width);
+        cut(second, (hidden + 1) * second_width);
+        cut(taps, hidden * (kTaps + 1) * lanes);
+        cut(norms, 2 * C * lanes);
+        elements = cut.elements();
     }
 };
 

@@ -22,19 +22,17 @@ struct Scratch {
     RingSizes<float, kLanes> rows;
     float *x, *ring, *mixed;
     Pair* pairs;
-    int64_t elements = 0;
+    int64_t elements;
 
     Scratch(const ConvFfnSizes<float>& sizes, int64_t columns, float* memory)
         : rows(sizes.hidden, columns) {
         const int64_t C = sizes.channels, hidden = sizes.hidden;
-        float** const parts[] = {&x, &ring, &mixed};
-        const int64_t counts[] = {C * rows.outer, rows.elements(), C * rows.inner};
-        for (int i = 0; i < 3; ++i) {
-            *parts[i] = memory == nullptr ? nullptr : memory + elements;
-            elements += counts[i];
-        }
-        pairs = memory == nullptr ? nullptr : (Pair*)(memory + elements);
-        elements += weight_pairs(hidden > C ? hidden : C) * rows.row;
+        Cut<float> cut(memory);
+        cut(x, C * rows.outer);
+        cut(ring, rows.elements());
+        cut(mixed, C * rows.inner);
+        cut(pairs, weight_pairs(hidden > C ? hidden : C) * rows.row);
+        elements = cut.elements();
     }
 };
 

@@ -42,18 +42,17 @@ template <class T, int lanes>
 struct Scratch {
     RingSizes<T, lanes> rows;
     T *x, *norm, *ring, *mixed;
-    int64_t elements = 0;
+    int64_t elements;
 
     Scratch(const ConvFfnSizes<T>& sizes, int64_t columns, T* memory)
         : rows(sizes.hidden, columns) {
         const int64_t C = sizes.channels;
-        T** const parts[] = {&x, &norm, &ring, &mixed};
-        const int64_t counts[] = {(C + 1) * rows.outer, (C + 1) * rows.outer, rows.elements(),
-                                  C * rows.inner};
-        for (int i = 0; i < 4; ++i) {
-            *parts[i] = memory == nullptr ? nullptr : memory + elements;
-            elements += counts[i];
-        }
+        Cut<T> cut(memory);
+        cut(x, (C + 1) * rows.outer);
+        cut(norm, (C + 1) * rows.outer);
+        cut(ring, rows.elements());
+        cut(mixed, C * rows.inner);
+        elements = cut.elements();
     }
 };
 

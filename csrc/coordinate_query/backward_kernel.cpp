@@ -95,7 +95,7 @@ inline void ones(int64_t count, int64_t channel, Rows<T> x) {
 // its MLP's backward needs.
 template <class T, int lanes>
 struct Scratch {
-    int64_t elements = 0;
+    int64_t elements;
     Rows<T> normed[kMostLevels], hidden[kMostLevels], slope[kMostLevels];
     T* scale[kMostLevels];
     Rows<T> state, mixed, mixed_slope;    // before the attention, and its hidden channels
@@ -105,15 +105,17 @@ struct Scratch {
 
     Scratch(const QuerySegment<T>& segment, T* memory) {
         const int64_t C = segment.width;
+        Cut<T> cut(memory);
         const auto rows = [&](int64_t channels) {
-            const int64_t stride = rounded_up(channels, lanes);
-            return Rows<T>{take(memory, kSegmentChunk * stride), stride};
+            Rows<T> rows = {nullptr, rounded_up(channels, lanes)};
+            cut(rows.data, kSegmentChunk * rows.stride);
+            return rows;
         };
         for (int64_t l = 0; l < segment.levels; ++l) {
             normed[l] = rows(segment.fc1[l].inputs + 1);
             hidden[l] = rows(C + 1);
             slope[l] = rows(C + 1);
-            scale[l] = take(memory, kSegmentChunk);
+            cut(scale[l], kSegmentChunk);
         }
         if (!segment.first) {
             state = rows(C + 1);
@@ -126,20 +128,14 @@ struct Scratch {
             keys = rows(2 * C + lanes);
             plain = rows(2 * C + lanes);
             grad_keys = rows(2 * C + lanes);
-            key_scale = take(memory, kSegmentChunk * 2 * segment.heads);
+            cut(key_scale, kSegmentChunk * 2 * segment.heads);
             const int64_t d = segment.head_dim();
-            moment = take(memory, d * rounded_up(d, lanes));
+            cut(moment, d * rounded_up(d, lanes));
         }
         grad = rows(segment.fc1[0].inputs);
         next = rows(segment.fc1[0].inputs);
         inner = rows(C);
-    }
-
-  private:
-    T* take(T* memory, int64_t count) {
-        T* const here = memory == nullptr ? nullptr : memory + elements;
-        elements += rounded_up(count, lanes);
-        return here;
+        elements = cut.elements();
     }
 };
 

@@ -26,20 +26,20 @@ template <class T, int lanes>
 struct Scratch {
     int64_t inner, outer, ring_row;
     T *x, *ring, *local, *linear, *expanded;
-    int64_t elements = 0;
+    int64_t elements;
 
     Scratch(const DualSizes<T>& sizes, int64_t columns, T* memory)
         : inner(rounded_up(columns, lanes)),
           outer(rounded_up(columns + 2, lanes)),
           ring_row(outer + lanes) {
         const int64_t C = sizes.channels, hidden = sizes.hidden;
-        T** const parts[] = {&x, &ring, &local, &linear, &expanded};
-        const int64_t counts[] = {(C + 1) * outer, kSide * hidden * ring_row, (hidden + 1) * inner,
-                                  C * inner, C * inner};
-        for (int i = 0; i < 5; ++i) {
-            *parts[i] = memory == nullptr ? nullptr : memory + elements;
-            elements += counts[i];
-        }
+        Cut<T> cut(memory);
+        cut(x, (C + 1) * outer);
+        cut(ring, kSide * hidden * ring_row);
+        cut(local, (hidden + 1) * inner);
+        cut(linear, C * inner);
+        cut(expanded, C * inner);
+        elements = cut.elements();
     }
 };
 

@@ -37,36 +37,30 @@ struct Scratch {
     T *input, *y, *hidden, *slope;     // [inputs + 1], [C + 1], [hidden + 1], [hidden]
     T *mixed1, *mixed2, *grad, *wide;  // [C], [C], [C], [hidden or inputs]
     T* rows;                           // [kTokens][wide_width]
-    int64_t sums_at, elements = 0;     // sums are the last
+    int64_t sums_at, elements;         // sums are the last
     T *proj, *first, *second, *norm1, *norm2;
 
     Scratch(const PostNormSizes<T>& sizes, T* memory)
         : wide_width(rounded_up(sizes.channels + 1, lanes)),
           width(rounded_up(sizes.channels, lanes)) {
         const int64_t C = sizes.channels, inputs = sizes.inputs, wide_rows = sizes.hidden;
-        T** const parts[] = {&input, &y,    &hidden, &slope, &mixed1, &mixed2, &grad,
-                             &wide,  &rows, &proj,   &first, &second, &norm1,  &norm2};
-        const int64_t counts[] = {(inputs + 1) * kTokens,
-                                  (C + 1) * kTokens,
-                                  (wide_rows + 1) * kTokens,
-                                  wide_rows * kTokens,
-                                  C * kTokens,
-                                  C * kTokens,
-                                  C * kTokens,
-                                  (inputs > wide_rows ? inputs : wide_rows) * kTokens,
-                                  kTokens * wide_width,
-                                  (inputs + 1) * width,
-                                  wide_rows * wide_width,
-                                  (wide_rows + 1) * width,
-                                  2 * C * lanes,
-                                  2 * C * lanes};
-        for (int i = 0; i < 14; ++i) {
-            *parts[i] = memory == nullptr ? nullptr : memory + elements;
-            if (parts[i] == &proj) {
-                sums_at = elements;
-            }
-            elements += counts[i];
-        }
+        Cut<T> cut(memory);
+        cut(input, (inputs + 1) * kTokens);
+        cut(y, (C + 1) * kTokens);
+        cut(hidden, (wide_rows + 1) * kTokens);
+        cut(slope, wide_rows * kTokens);
+        cut(mixed1, C * kTokens);
+        cut(mixed2, C * kTokens);
+        cut(grad, C * kTokens);
+        cut(wide, (inputs > wide_rows ? inputs : wide_rows) * kTokens);
+        cut(rows, kTokens * wide_width);
+        sums_at = cut.elements();
+        cut(proj, (inputs + 1) * width);
+        cut(first, wide_rows * wide_width);
+        cut(second, (wide_rows + 1) * width);
+        cut(norm1, 2 * C * lanes);
+        cut(norm2, 2 * C * lanes);
+        elements = cut.elements();
     }
 };
 

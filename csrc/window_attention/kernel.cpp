@@ -63,7 +63,7 @@ inline __attribute__((always_inline)) void copy(const T* from, int64_t count, T*
 template <class T, int lanes>
 struct Scratch {
     int64_t width, length;  // head_dim and queries, filled up
-    int64_t elements = 0;   // in all
+    int64_t elements;       // in all
     T *k, *v;               // [keys][width]
     T* q;                   // [head_dim][length], times scale
     T* scores;              // [keys][block]
@@ -78,23 +78,21 @@ struct Scratch {
         : width(rounded_up(sizes.head_dim, lanes)), length(sizes.block * sizes.blocks) {
         const int64_t tokens = sizes.keys * width, map = sizes.head_dim * length;
         const int64_t square = sizes.keys * sizes.block;
-        T** const parts[] = {&k,      &v,         &q,  &scores, &out,        &grad,
-                             &q_rows, &grad_rows, &dk, &dv,     &grad_scores};
-        const int64_t counts[] = {tokens,
-                                  tokens,
-                                  map,
-                                  square,
-                                  sizes.head_dim * sizes.block,
-                                  map,
-                                  length * width,
-                                  length * width,
-                                  tokens,
-                                  tokens,
-                                  square};
-        for (int i = 0; i < (with_backward ? 11 : 5); ++i) {
-            *parts[i] = memory == nullptr ? nullptr : memory + elements;
-            elements += rounded_up(counts[i], lanes);
+        Cut<T> cut(memory);
+        cut(k, tokens);
+        cut(v, tokens);
+        cut(q, map);
+        cut(scores, square);
+        cut(out, sizes.head_dim * sizes.block);
+        if (with_backward) {
+            cut(grad, map);
+            cut(q_rows, length * width);
+            cut(grad_rows, length * width);
+            cut(dk, tokens);
+            cut(dv, tokens);
+            cut(grad_scores, square);
         }
+        elements = cut.elements();
     }
 };
 

@@ -32,7 +32,7 @@ constexpr float kMasked = -100 * 1.44269504f;  // the mask between regions, in p
 // Scratch memory of a call, cut up: rows of `length` tokens, those of a panel, of `half` pairs for
 // v. x and q are of all panels, one behind the other.
 struct Scratch {
-    int64_t length, half, head_pairs, elements = 0;
+    int64_t length, half, head_pairs, elements;
     float *x, *wide, *keys, *values, *scores, *inverse;
     Pair *input, *q, *k, *v, *powers, *hidden;
 
@@ -41,11 +41,7 @@ struct Scratch {
           half(length / 2),
           head_pairs((sizes.channels / sizes.heads + 1) / 2) {
         const int64_t C = sizes.channels, wide_rows = C > sizes.hidden ? C : sizes.hidden;
-        const auto cut = [&](auto*& part, int64_t count) {
-            static_assert(sizeof(*part) == sizeof(float));
-            part = memory == nullptr ? nullptr : (__typeof__(part + 0))(memory + elements);
-            elements += rounded_up(count, kLanes);
-        };
+        Cut<float> cut(memory);
         cut(x, sizes.cells * C * length);
         cut(wide, wide_rows * length);
         cut(keys, C * length);
@@ -58,6 +54,7 @@ struct Scratch {
         cut(v, C * half);
         cut(powers, (sizes.keys + 1) / 2 * sizes.block);
         cut(hidden, weight_pairs(sizes.hidden) * length);
+        elements = cut.elements();
     }
 };
 

@@ -37,22 +37,21 @@ namespace {
 // Scratch memory of a call, cut up: rows of `length` tokens, those of a panel.
 template <class T, int lanes>
 struct Scratch {
-    int64_t length, elements = 0;
+    int64_t length, elements;
     T *x, *norm, *k, *v, *q, *hidden, *scores;  // x and q of all panels, one behind the other
 
     Scratch(const LayerSizes<T>& sizes, T* memory) : length(sizes.block * sizes.blocks) {
         const int64_t map = sizes.channels * length, mlp = (sizes.hidden + 1) * length;
         const int64_t kvq = (2 + sizes.cells) * map;
-        T** const parts[] = {&x, &norm, &k, &scores};
-        const int64_t counts[] = {sizes.cells * map, map + length, kvq > mlp ? kvq : mlp,
-                                  sizes.keys * sizes.block};
-        for (int i = 0; i < 4; ++i) {
-            *parts[i] = memory == nullptr ? nullptr : memory + elements;
-            elements += rounded_up(counts[i], lanes);
-        }
-        v = k + map;
-        q = v + map;
+        Cut<T> cut(memory);
+        cut(x, sizes.cells * map);
+        cut(norm, map + length);
+        cut(k, map);
+        cut(v, map);
+        cut(q, (kvq > mlp ? kvq : mlp) - 2 * map);
+        cut(scores, sizes.keys * sizes.block);
         hidden = k;  // they are used up by then
+        elements = cut.elements();
     }
 };
 
