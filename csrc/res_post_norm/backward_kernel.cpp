@@ -8,7 +8,7 @@
 // Without an MLP out = y and dy = dout.
 //
 // Idea. Nothing is kept from the forward: 64 tokens go through it again, in the layout of
-// kernel.cpp, and at once back, while they, the weights and the weights' gradients stay in the
+// layer.h, and at once back, while they, the weights and the weights' gradients stay in the
 // first two levels of cache. Main memory sees x, the parts, dout, dx and dparts.
 //
 // Costs, multiply-adds a token: 3 C inputs + 6 C hidden. Bytes: 3 C + 2 inputs.
@@ -72,7 +72,7 @@ void start(const PostNormSizes<T>& sizes, T* scratch) {
     }
 }
 
-// The MLP's forward, as in kernel.cpp: y becomes x + LN(m), from x there, then h, GELU'(p) and o.
+// The MLP's forward, as in layer.h: y becomes x + LN(m), from x there, then h, GELU'(p) and o.
 template <class T, int lanes>
 void mlp_forward(const PostNormSizes<T>& sizes, const PostNormWeights<T>& weights, int64_t length,
                  const Scratch<T, lanes>& s) {

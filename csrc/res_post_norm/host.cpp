@@ -1,5 +1,5 @@
 // The part of a res-post-norm layer that sees one token at a time, on the CPU, host side: tokens,
-// threads and scratch memory. The arithmetic and its costs are in kernel.cpp.
+// threads and scratch memory. The arithmetic and its costs are in layer.h.
 //
 // A task is some pixels that follow each other in a map, row by row. Each number is computed in one
 // task, the same way for any number of threads.

@@ -1,6 +1,6 @@
 // What one instruction set offers for the part of a res-post-norm layer that sees one token at a
-// time: all the arithmetic of some tokens. kernel.cpp defines it once per instruction set; the host
-// side in host.cpp walks the map and knows where tokens lie.
+// time: all the arithmetic of some tokens. layer.h defines it, kernel.cpp once per instruction set;
+// the host side in host.cpp walks the map and knows where tokens lie.
 #pragma once
 
 #include <stdint.h>
