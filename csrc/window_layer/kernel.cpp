@@ -1,20 +1,9 @@
 // A layer of a transformer in windows on the CPU (SwinIR, 2108.10257), one instruction set at a
 // time: y = x + proj(attention(qkv(LN(x)))), then y + fc2(GELU(fc1(LN(y)))), one window after the
-// other; or the first half alone, also with SRFormer's stacked keys.
-//
-// Idea. Nothing but x and the result touches main memory: all that a window of 64 tokens makes on
-// its way (qkv, scores, hidden features) stays in the first two levels of cache, and so do the
-// weights. Features lie turned round, [channel][token]: every product then has weights for scalars
-// and tokens along the lanes, channels are never filled up to a vector, norms and softmax need no
-// sum across lanes, and q, k and v are used where the product left them. Tokens are turned on their
-// way in and out, a square of vectors at a time. A bias is the weight of one more channel that is
-// always 1; a residual is what the product starts from.
-//
-// Four tokens that share a key lie in four panels, so that their channels of k and v are stacked by
-// where they are written, and one panel of the relative bias serves all four.
+// other. How, up to y: ../attention_branch/attention.h. The MLP follows while y is in cache.
 //
 // Costs, multiply-adds a token: 4 C^2 + 2 C hidden + 2 keys C, and an exponential for each pair of
-// token and key of a head; 2.5 C^2 for the first term with stacked keys. Bytes: 2 C.
+// token and key of a head. Bytes: 2 C.
 //
 // What was measured: two cores of an AMD EPYC (Zen 5, AVX-512) in a shared virtual machine,
 // float32, 184 x 320 x 60, hidden 120, window 8, 6 heads, shift 4, by the benchmarks: 15.4 ms, the
@@ -22,115 +11,28 @@
 // GFLOP/s; composed of window_attention and torch's products the layer took 59 ms. Predicted was 28
 // ms, from the 150 GFLOP/s that torch's large products reach here: products out of cache turned out
 // faster.
-//
-// One thread of a Xeon (family 6, model 207), 192 x 320 x 60, SRFormer's branch (window 16, 6
-// heads, shift 8): 30.4 ms, composed of operators 51.4 ms (1.7 times as long); predicted were 25
-// ms. Then the largest score in four chains, 4% (7% predicted), and powers that a mask leaves out
-// instead of two choices, 3% (3% predicted).
-#include "../common/tokens.h"
-#include "../window_attention/softmax.h"
+#include "../attention_branch/attention.h"
 #include "window_layer.h"
 
 namespace c2d::C2D_ISA {
 namespace {
 
-// Scratch memory of a call, cut up: rows of `length` tokens, those of a panel.
 template <class T, int lanes>
-struct Scratch {
-    int64_t length, elements;
-    T *x, *norm, *k, *v, *q, *hidden, *scores;  // x and q of all panels, one behind the other
-
-    Scratch(const LayerSizes<T>& sizes, T* memory) : length(sizes.block * sizes.blocks) {
-        const int64_t map = sizes.channels * length, mlp = (sizes.hidden + 1) * length;
-        const int64_t kvq = (2 + sizes.cells) * map;
-        Cut<T> cut(memory);
-        cut(x, sizes.cells * map);
-        cut(norm, map + length);
-        cut(k, map);
-        cut(v, map);
-        cut(q, (kvq > mlp ? kvq : mlp) - 2 * map);
-        cut(scores, sizes.keys * sizes.block);
-        hidden = k;  // they are used up by then
-        elements = cut.elements();
-    }
-};
-
-// Reads a panel and writes its x, its q and its share of the channels of k and v.
-template <class T, int lanes>
-inline void project(const LayerSizes<T>& sizes, const LayerWeights<T>& weights,
-                    const LayerWindow<T>& window, const Scratch<T, lanes>& s, int64_t panel) {
-    const int64_t C = sizes.channels, length = s.length, share = C / sizes.cells;
-    T* const x = s.x + panel * C * length;
-    turn_in<T, lanes>(length, C, window.x, window.x_token + panel * length, length, x);
-    normalise<T, lanes>(C, length, sizes.eps, x, s.norm);
-    ones<T, lanes>(length, s.norm + C * length);
-    const T* const key_weights = weights.qkv + C * (C + 1);
-    const int64_t at = panel * share * length;
-    multiply<T, lanes>(C, C + 1, length, weights.qkv, s.norm, false, s.q + panel * C * length);
-    multiply<T, lanes>(share, C + 1, length, key_weights, s.norm, false, s.k + at);
-    multiply<T, lanes>(share, C + 1, length, key_weights + share * (C + 1), s.norm, false,
-                       s.v + at);
-}
-
-// Attention of a panel, all heads; its result takes the place of the norm in s.norm, above the row
-// of ones.
-template <class T, int lanes>
-inline void attend(const LayerSizes<T>& sizes, const LayerWeights<T>& weights,
-                   const LayerWindow<T>& window, const Scratch<T, lanes>& s, int64_t panel) {
-    const int64_t C = sizes.channels, step = sizes.block, keys = sizes.keys;
-    const int64_t head_dim = C / sizes.heads, length = s.length;
-    const T* const region = window.region == nullptr ? nullptr : window.region + panel * length;
-    const T* bias = weights.bias;
-    Inverse<T, lanes> inverse;
-    for (int64_t head = 0; head < sizes.heads; ++head) {
-        const int64_t at = head * head_dim * length;
-        const T* const q = s.q + panel * C * length + at;
-        const T* const k = s.k + at;
-        const T* const v = s.v + at;
-        T* const out = s.norm + at;
-        for (int64_t first = 0; first < length; first += step, bias += keys * step) {
-            product<T, lanes>({head_dim, k, 1, length, q + first, length, bias, s.scores, step},
-                              keys, step);
-            softmax<T, lanes>(s.scores, keys, step, region == nullptr ? nullptr : region + first,
-                              window.region, inverse);
-            long_product<T, lanes>(
-                {keys, v, length, 1, s.scores, step, nullptr, out + first, length}, head_dim, step);
-            for (int64_t column = 0; column < step; column += lanes) {
-                const Vector<T, lanes> factor = load<T, lanes>(inverse.of + column);
-                for (int64_t d = 0; d < head_dim; ++d) {
-                    T* const to = out + d * length + first + column;
-                    store<T, lanes>(to, factor * load<T, lanes>(to));
-                }
-            }
-        }
-    }
+int64_t scratch(const BranchSizes<T>& sizes, int64_t hidden) {
+    return Scratch<T, lanes>(sizes, hidden, nullptr).elements;
 }
 
 template <class T, int lanes>
-void run(const LayerSizes<T>& sizes, const LayerWeights<T>& weights, const LayerWindow<T>& window,
-         T* scratch) {
-    const Scratch<T, lanes> s(sizes, scratch);
-    const int64_t C = sizes.channels, hidden = sizes.hidden, length = s.length;
-    for (int64_t panel = 0; panel < sizes.cells; ++panel) {
-        project<T, lanes>(sizes, weights, window, s, panel);
-    }
-    for (int64_t panel = 0; panel < sizes.cells; ++panel) {
-        T* const x = s.x + panel * C * length;
-        attend<T, lanes>(sizes, weights, window, s, panel);
-        multiply<T, lanes>(C, C + 1, length, weights.proj, s.norm, true, x);
-        if (hidden > 0) {
-            normalise<T, lanes>(C, length, sizes.eps, x, s.norm);
-            multiply<T, lanes>(hidden, C + 1, length, weights.first, s.norm, false, s.hidden);
-            activate<T, lanes>(hidden, length, s.hidden);
-            multiply<T, lanes>(C, hidden + 1, length, weights.second, s.hidden, true, x);
-        }
-        turn_out<T, lanes>(length, C, x, length, window.out_token + panel * length, window.out);
-    }
-}
-
-template <class T, int lanes>
-int64_t scratch(const LayerSizes<T>& sizes) {
-    return Scratch<T, lanes>(sizes, nullptr).elements;
+void run(const BranchSizes<T>& sizes, const BranchWeights<T>& weights, const MlpWeights<T>& mlp,
+         const BranchWindow<T>& window, T* memory) {
+    const Scratch<T, lanes> s(sizes, mlp.hidden, memory);
+    const int64_t C = sizes.channels, length = s.length;
+    run_window<T, lanes>(sizes, weights, window, s, [&](T* x) {
+        normalise<T, lanes>(C, length, sizes.eps, x, s.norm);
+        multiply<T, lanes>(mlp.hidden, C + 1, length, mlp.first, s.norm, false, s.hidden);
+        activate<T, lanes>(mlp.hidden, length, s.hidden);
+        multiply<T, lanes>(C, mlp.hidden + 1, length, mlp.second, s.hidden, true, x);
+    });
 }
 
 constexpr int kFloats = kVectorBytes / sizeof(float), kDoubles = kVectorBytes / sizeof(double);

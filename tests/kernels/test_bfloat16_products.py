@@ -203,8 +203,7 @@ OPERATORS = {
 @pytest.mark.parametrize("case", OPERATORS.values(), ids=list(OPERATORS))
 def test_bfloat16_reaches_the_kernel_as_it_is(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """The map and what is multiplied; of other types only float32 does."""
-    name = "window_layer" if case.operator == "attention_branch" else case.operator
-    packet, seen = getattr(torch.ops.c2d_native, name), []
+    packet, seen = getattr(torch.ops.c2d_native, case.operator), []
     kernel = packet.default
     monkeypatch.setattr(packet, "default", lambda *args: seen.append(args) or kernel(*args))
     for dtype in (torch.bfloat16, torch.float16, torch.float32):

@@ -1,4 +1,4 @@
-"""The attention branch by the native CPU kernel of whole layers (csrc/window_layer)."""
+"""The attention branch by the native CPU kernel (csrc/attention_branch)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def fold(
     weights: Sequence[Tensor],
     mlp: Sequence[Tensor],
     num_heads: int,
-) -> list[Tensor | None]:
-    """What the kernel reads for maps of a dtype: qkv, proj, fc1 and fc2 (or None), and the table.
+) -> list[Tensor]:
+    """What a layer's kernel reads for maps of a dtype: qkv, proj, those of `mlp`, and the table.
 
     In float32, or for products of bfloat16 where the machine has them. Weights are of that type or
     wider; `mlp` is empty or the matrices of fc1 and fc2 as native.bias_column makes them.
@@ -35,26 +35,26 @@ def fold(
         qkv[:channels] *= LOG2_E  # its softmax takes powers of two
         table = table * LOG2_E
         matrices = [native.bfloat16_columns(matrix) for matrix in matrices]
-    return [*matrices, *([] if mlp else [None, None]), table.contiguous()]
+    return [*matrices, table.contiguous()]
 
 
 def run(
     x: Tensor,
-    folded: Sequence[Tensor | None],
+    folded: Sequence[Tensor],
     window_size: int,
     num_heads: int,
     shift: int,
     eps: float,
 ) -> Tensor:
-    """The branch, and the MLP after it if `fold` was given one."""
-    op = torch.ops.c2d_native.window_layer.default
+    """The forward."""
+    op = torch.ops.c2d_native.attention_branch.default
     out = op(native.computed(x), *folded, window_size, num_heads, shift, eps)
     return out.to(x.dtype)
 
 
 def fold_branch(
     features: torch.dtype, bias_table: Tensor, weights: Sequence[Tensor], num_heads: int
-) -> list[Tensor | None]:
+) -> list[Tensor]:
     """`fold` of attention_branch's own arguments."""
     compute = torch.promote_types(features, torch.float32)
     weights = [weight.to(compute) for weight in weights]

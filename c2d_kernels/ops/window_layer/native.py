@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ... import native
 from ...dispatch import Kernel
-from ..attention_branch.native import fold, run
+from ..attention_branch.native import fold
 
 
 def fold_layer(
     features: torch.dtype, bias_table: Tensor, weights: Sequence[Tensor], num_heads: int
-) -> list[Tensor | None]:
+) -> list[Tensor]:
     """What `run` takes for maps of a dtype."""
     compute = torch.promote_types(features, torch.float32)
     weights = [weight.to(compute) for weight in weights]
@@ -24,6 +24,20 @@ def fold_layer(
         native.bias_column(fc2, fc2_bias),
     ]
     return fold(features, bias_table, weights[:6], mlp, num_heads)
+
+
+def run(
+    x: Tensor,
+    folded: Sequence[Tensor],
+    window_size: int,
+    num_heads: int,
+    shift: int,
+    eps: float,
+) -> Tensor:
+    """The forward."""
+    op = torch.ops.c2d_native.window_layer.default
+    out = op(native.computed(x), *folded, window_size, num_heads, shift, eps)
+    return out.to(x.dtype)
 
 
 def _forward(
