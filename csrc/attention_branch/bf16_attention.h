@@ -16,7 +16,7 @@
 namespace c2d::C2D_ISA {
 namespace {
 
-constexpr float kMasked = -100 * 1.44269504f;  // the mask between regions, in powers of two
+constexpr float kMasked = float(kMask) * float(kLog2E);  // as powers of two
 
 // Scratch memory of a call, cut up: rows of `length` tokens, those of a panel, of `half` pairs for
 // v. x and q are of all panels, one behind the other. `hidden` rows are an MLP's.

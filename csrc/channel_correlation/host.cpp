@@ -172,6 +172,8 @@ void forward(const Grid& grid, const Tensor& q_tensor, const Tensor& v_tensor,
 
 // With M = q^T v / n and K = grad^T v / n (K is dM / n turned round):
 //   dv = grad M + q K,   dq = v K^T.
+constexpr int64_t kSums = 2, kMatrices = 3;  // of a strip, M and K; of a window, K^T as well
+
 template <class T>
 void backward(const Grid& grid, const Tensor& grad_tensor, const Tensor& q_tensor,
               const Tensor& v_tensor, const Tensor& dq_tensor, const Tensor& dv_tensor) {
@@ -179,17 +181,18 @@ void backward(const Grid& grid, const Tensor& grad_tensor, const Tensor& q_tenso
     const Map<const T> grad = input<T>(grad_tensor), q = input<T>(q_tensor), v = input<T>(v_tensor);
     const Map<T> dq = output<T>(dq_tensor), dv = output<T>(dv_tensor);
     const int64_t C = grid.channels, square = C * C;
-    const Tensor partial_tensor = scratch_like(v_tensor, grid.windows * grid.strips * 2 * square);
-    const Tensor matrix_tensor = scratch_like(v_tensor, grid.windows * 3 * square);
+    const Tensor partial_tensor =
+        scratch_like(v_tensor, grid.windows * grid.strips * kSums * square);
+    const Tensor matrix_tensor = scratch_like(v_tensor, grid.windows * kMatrices * square);
     T* partials = partial_tensor.mutable_data_ptr<T>();
     T* matrices = matrix_tensor.mutable_data_ptr<T>();
 
     torch::stable::parallel_for(
-        0, grid.windows * grid.strips, grid.grain(2 * square), [&](int64_t begin, int64_t end) {
+        0, grid.windows * grid.strips, grid.grain(kSums * square), [&](int64_t begin, int64_t end) {
             for (int64_t s = begin; s < end; ++s) {
                 const Grid::Place place = grid.strip(s);
                 if (place.rows > 0) {
-                    T* partial = partials + s * 2 * square;
+                    T* partial = partials + s * kSums * square;
                     kernel.gram(place.rows, place.columns, C, q.at(place), v.at(place), partial);
                     kernel.gram(place.rows, place.columns, C, grad.at(place), v.at(place),
                                 partial + square);
@@ -197,13 +200,13 @@ void backward(const Grid& grid, const Tensor& grad_tensor, const Tensor& q_tenso
             }
         });
     torch::stable::parallel_for(
-        0, grid.windows, grid.grain(2 * square), [&](int64_t begin, int64_t end) {
+        0, grid.windows, grid.grain(kSums * square), [&](int64_t begin, int64_t end) {
             for (int64_t w = begin; w < end; ++w) {
                 const Grid::Place place = grid.window(w);
                 const int64_t count = (place.rows + grid.strip_rows - 1) / grid.strip_rows;
-                T* matrix = matrices + w * 3 * square;
-                sum_partials(partials + w * grid.strips * 2 * square, count, 2 * square, 2 * square,
-                             T(1) / T(place.rows * place.columns), matrix);
+                T* matrix = matrices + w * kMatrices * square;
+                sum_partials(partials + w * grid.strips * kSums * square, count, kSums * square,
+                             kSums * square, T(1) / T(place.rows * place.columns), matrix);
                 const T* K = matrix + square;
                 T* K_transposed = matrix + 2 * square;
                 for (int64_t i = 0; i < C; ++i) {
@@ -214,11 +217,12 @@ void backward(const Grid& grid, const Tensor& grad_tensor, const Tensor& q_tenso
             }
         });
     torch::stable::parallel_for(
-        0, grid.windows * grid.strips, grid.grain(3 * square), [&](int64_t begin, int64_t end) {
+        0, grid.windows * grid.strips, grid.grain(kMatrices * square),
+        [&](int64_t begin, int64_t end) {
             for (int64_t s = begin; s < end; ++s) {
                 const Grid::Place place = grid.strip(s);
                 if (place.rows > 0) {
-                    const T* M = matrices + s / grid.strips * 3 * square;
+                    const T* M = matrices + s / grid.strips * kMatrices * square;
                     kernel.apply(place.rows, place.columns, C, grad.at(place), M, q.at(place),
                                  M + square, dv.at(place));
                     kernel.apply(place.rows, place.columns, C, v.at(place), M + 2 * square, {},

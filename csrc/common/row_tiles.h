@@ -15,6 +15,7 @@
 namespace c2d {
 
 constexpr int64_t kFewestRows = 16, kMostRows = 128;  // of a tile, about
+constexpr int64_t kRowsTogether = 4;                  // that a kernel may walk at once
 
 inline int64_t parts_of(int64_t length, int64_t most) { return (length + most - 1) / most; }
 
@@ -33,13 +34,13 @@ inline int64_t tile_columns(int64_t width, int64_t reach, int64_t lanes) {
 }
 
 // Rows of tiles for which the thread with the most of them walks the fewest rows, with `reach` rows
-// more at both ends, which are computed twice; a multiple of the four that a kernel may walk at
-// once. `across` tiles lie side by side, in all images.
+// more at both ends, which are computed twice; a multiple of kRowsTogether. `across` tiles lie side
+// by side, in all images.
 inline int64_t tile_rows(int64_t height, int64_t reach, int64_t across, int64_t threads) {
     int64_t best = 0, fewest = 0;
     const int64_t most = parts_of(height, kFewestRows);
     for (int64_t down = parts_of(height, kMostRows); down <= most; ++down) {
-        const int64_t rows = parts_of(parts_of(height, down), 4) * 4;
+        const int64_t rows = parts_of(parts_of(height, down), kRowsTogether) * kRowsTogether;
         const int64_t tiles = parts_of(height, rows) * across;
         const int64_t total = parts_of(tiles, threads) * (rows + 2 * reach);
         if (best == 0 || total < fewest) {

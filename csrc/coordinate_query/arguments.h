@@ -39,7 +39,8 @@ struct QueryLine {
         Linear proj2;
     };
 
-    // The first fc1: a matrix (C, C) for each neighbour, the other columns (C, 4), row sums, bias.
+    // The first fc1: a matrix (C, C) for each neighbour, the other columns (C, kExtras), row sums,
+    // bias.
     int64_t taps = 0, extras, row_sums, bias;
     Linear fc1[kMostLevels], fc2[kMostLevels];  // fc1 from level 1 on
     Attention attention[kMostLevels];
@@ -47,7 +48,7 @@ struct QueryLine {
 
     explicit QueryLine(const QueryArguments& in) {
         const int64_t C = in.channels();
-        int64_t next = 4 * C * C;
+        int64_t next = kNeighbours * C * C;
         const auto take = [&](int64_t count) {
             const int64_t here = next;
             next += count;
@@ -56,12 +57,12 @@ struct QueryLine {
         const auto linear = [&](int64_t outputs, int64_t inputs) {
             return Linear{take(outputs * inputs + outputs), outputs, inputs};
         };
-        extras = take(4 * C);
+        extras = take(kExtras * C);
         row_sums = take(C);
         bias = take(C);
         for (int64_t l = 0; l < in.levels; ++l) {
             if (l > 0) {
-                fc1[l] = linear(C, C + 2);
+                fc1[l] = linear(C, C + kCoordinates);
             }
             fc2[l] = linear(l + 1 < in.levels ? C : 3, C);
         }
@@ -79,7 +80,7 @@ inline QueryArguments checked(QueryArguments in) {
     check_floating_cpu(in.features, "features", 4);
     const ScalarType type = in.features.scalar_type();
     const int64_t C = in.channels();
-    STD_TORCH_CHECK(C >= 1 && C <= 256 && in.levels >= 1 && in.levels <= kMostLevels &&
+    STD_TORCH_CHECK(C >= 1 && C <= kMostWidth && in.levels >= 1 && in.levels <= kMostLevels &&
                         in.attentions >= 0 && in.attentions < in.levels && in.heads >= 1 &&
                         C % in.heads == 0 && in.height() >= 1 && in.width() >= 1,
                     "a decoder of ", C, " channels, ", in.levels, " levels, ", in.heads,

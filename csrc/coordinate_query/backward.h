@@ -42,12 +42,12 @@ struct QuerySegment {
 template <class T>
 struct SegmentChunk {
     int64_t count;
-    const T* features[4][kSegmentChunk];  // of the neighbours, in the first segment
-    T weight[4][kSegmentChunk];           // theirs
-    T rel_cell[2];
-    T digits[2 * kMostLevels][kSegmentChunk];  // y and x of each level of the segment
-    const T* state;                            // [count][width], in the other segments
-    TwoWays<T> fold;                           // unless it is the first
+    const T* features[kNeighbours][kSegmentChunk];  // of the neighbours, in the first segment
+    T weight[kNeighbours][kSegmentChunk];           // theirs
+    T rel_cell[kCoordinates];
+    T digits[kCoordinates * kMostLevels][kSegmentChunk];  // y and x of each level of the segment
+    const T* state;                                       // [count][width], in the other segments
+    TwoWays<T> fold;                                      // unless it is the first
 };
 
 template <class T>
@@ -61,8 +61,8 @@ struct SegmentKernels {
                     T* out, double* moments);
 
     // From the gradient of the segment's result, [count][width] or of RGB [count][3], to that of
-    // its input: [count][width], or in the first segment [count][4][width] of the neighbours'
-    // features. Adds to the task's gradients.
+    // its input: [count][width], or in the first segment [count][kNeighbours][width] of the
+    // neighbours' features. Adds to the task's gradients.
     void (*backward)(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk, T* scratch,
                      const T* grad, T* out, T* gradients);
 };

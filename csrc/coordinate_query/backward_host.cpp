@@ -35,7 +35,7 @@ void add_picture(const QueryArguments& in, const SegmentChunk<T>& chunk, const T
     for (int64_t i = 0; i < chunk.count; ++i) {
         for (int64_t c = 0; c < 3; ++c) {
             T bilinear = 0;
-            for (int64_t tap = 0; tap < 4; ++tap) {
+            for (int64_t tap = 0; tap < kNeighbours; ++tap) {
                 bilinear += chunk.weight[tap][i] *
                             base[(rows[tap / 2][i] * width + columns[tap % 2][i]) * 3 + c];
             }
@@ -72,7 +72,8 @@ void forward(const Segment<T>& segment, const T* picture, T* out, double* moment
     }
 }
 
-// Adds the neighbours' gradients of tasks begin..end-1, [query][4][C] in `from`, to the LR pixels.
+// Adds the neighbours' gradients of tasks begin..end-1, [query][kNeighbours][C] in `from`, to the
+// LR pixels.
 template <class T>
 void add_to_pixels(const Segment<T>& segment, int64_t begin, int64_t end, const T* from, T* to) {
     const QueryArguments& in = segment.in;
@@ -94,9 +95,9 @@ void add_to_pixels(const Segment<T>& segment, int64_t begin, int64_t end, const 
             const int64_t stop = std::min((image + 1) * Q, limit);
             T* const pixels = to + image * height * width * C + slice;
             for (int64_t q = std::max(image * Q, base); q < stop; ++q) {
-                for (int64_t tap = 0; tap < 4; ++tap) {
+                for (int64_t tap = 0; tap < kNeighbours; ++tap) {
                     T* pixel = pixels + (rows[tap / 2][q] * width + columns[tap % 2][q]) * C;
-                    const T* gradient = from + ((q - base) * 4 + tap) * C + slice;
+                    const T* gradient = from + ((q - base) * kNeighbours + tap) * C + slice;
                     for (int64_t c = 0; c < count; ++c) {
                         pixel[c] += gradient[c];
                     }
@@ -110,14 +111,14 @@ template <class T>
 void backward(const Segment<T>& segment, const T* grad, T* out, T* line_grad, T* fold_grad) {
     const QuerySegment<T>& made = segment.made;
     const int64_t C = made.width, given = made.sums ? C : 3, gradients = segment.gradients();
-    const int64_t of_task = kRun * 4 * C * static_cast<int64_t>(sizeof(T));
+    const int64_t of_task = kRun * kNeighbours * C * static_cast<int64_t>(sizeof(T));
     const int64_t together = std::max<int64_t>(1, kTogetherBytes / of_task);
     const int64_t tasks = segment.tasks(), runs = segment.runs(), Q = segment.queries();
     const int64_t shared = segment.shared(), own = segment.own();
     std::vector<double> totals(shared + segment.in.batch() * own, 0.0);
     const int64_t most = std::min(tasks, together);
     // not cleared: every task writes all of its own
-    const std::unique_ptr<T[]> taps(new T[made.first ? most * kRun * 4 * C : 0]);
+    const std::unique_ptr<T[]> taps(new T[made.first ? most * kRun * kNeighbours * C : 0]);
     const std::unique_ptr<T[]> parts(new T[most * gradients]);
     for (int64_t from = 0; from < tasks; from += together) {
         const int64_t to = std::min(from + together, tasks);
@@ -129,8 +130,8 @@ void backward(const Segment<T>& segment, const T* grad, T* out, T* line_grad, T*
                 T* const sums = parts.get() + (task - from) * gradients;
                 std::fill(sums, sums + gradients, T(0));
                 segment.each_chunk(task, [&](const SegmentChunk<T>& chunk, int64_t, int64_t first) {
-                    T* const to_chunk =
-                        made.first ? taps.get() + (first - base) * 4 * C : out + first * C;
+                    T* const to_chunk = made.first ? taps.get() + (first - base) * kNeighbours * C
+                                                   : out + first * C;
                     segment.kernel.backward(weights, chunk, scratch.data(), grad + first * given,
                                             to_chunk, sums);
                 });

@@ -147,14 +147,14 @@ void begin(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk,
     const Rows<T> x = s.normed[0];
     if (segment.first) {
         for (int64_t q = 0; q < chunk.count; ++q) {
-            for (int64_t tap = 0; tap < 4; ++tap) {
+            for (int64_t tap = 0; tap < kNeighbours; ++tap) {
                 const T *const from = chunk.features[tap][q], weight = chunk.weight[tap][q];
                 for (int64_t c = 0; c < C; ++c) {
                     x[q][tap * C + c] = weight * from[c];
                 }
             }
-            x[q][4 * C] = chunk.rel_cell[0];
-            x[q][4 * C + 1] = chunk.rel_cell[1];
+            x[q][kNeighbours * C] = chunk.rel_cell[0];
+            x[q][kNeighbours * C + 1] = chunk.rel_cell[1];
         }
     } else {
         for (int64_t q = 0; q < chunk.count; ++q) {
@@ -323,10 +323,10 @@ void backward(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk, T* s
     }
     if (segment.first) {
         for (int64_t q = 0; q < chunk.count; ++q) {
-            for (int64_t tap = 0; tap < 4; ++tap) {
+            for (int64_t tap = 0; tap < kNeighbours; ++tap) {
                 const T weight = chunk.weight[tap][q];
                 for (int64_t c = tap * C; c < (tap + 1) * C; ++c) {
-                    out[q * 4 * C + c] = weight * s.grad[q][c];
+                    out[q * kNeighbours * C + c] = weight * s.grad[q][c];
                 }
             }
         }

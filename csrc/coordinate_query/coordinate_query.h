@@ -8,6 +8,16 @@
 namespace c2d {
 
 constexpr int64_t kChunk = 64;  // queries decoded together; a multiple of two vectors of any type
+constexpr int64_t kNeighbours = 4;     // LR pixels around a query: 00, 01, 10, 11
+constexpr int64_t kExtras = 4;         // beside them in the first fc1: rel_cell, digits of level 0
+constexpr int64_t kMostWidth = 256;    // channels
+constexpr int64_t kMostLevels = 16;    // MLPs
+constexpr double kNormEpsilon = 1e-5;  // of every LayerNorm
+constexpr int64_t kCoordinates = 2;    // y and x: of rel_cell, of the digits of a level
+
+// Where the digits of a level are among what queries see beside features: behind rel_cell and those
+// of the levels before.
+constexpr int64_t digits_at(int64_t level) { return kCoordinates * (1 + level); }
 
 // A Linear, its matrix in panels of `panel` outputs: matrix[outputs / panel][inputs][panel].
 template <class T>
@@ -29,19 +39,17 @@ struct QueryAttention {
     Dense<T> proj2;
 };
 
-constexpr int64_t kMostLevels = 16;
-
 template <class T>
 struct QueryDecoder {
     int64_t width, levels, heads, attentions;
-    Dense<T> taps;  // width -> 4 width: the first fc1 on each of the four neighbours
-    const T *extras, *row_sums, *bias;  // its other columns [width][4], its rows' sums, its bias
+    Dense<T> taps;  // the first fc1 on each of the neighbours: width -> kNeighbours width
+    const T *extras, *row_sums, *bias;  // its other columns [width][kExtras], rows' sums, bias
     QueryLevel<T> level[kMostLevels];
     QueryAttention<T> attention[kMostLevels];
 };
 
-// Numbers of one row of a table: the four products, then the pixel's mean and sum of squares about
-// it, with room for whole vectors.
+// Numbers of one row of a table: the neighbours' products, then the pixel's mean and sum of squares
+// about it, with room for whole vectors.
 template <class T>
 struct TableRow {
     int64_t stride, product_stride, mean, squares;
@@ -52,9 +60,9 @@ template <class T>
 struct QueryChunk {
     int64_t count;
     const T* table;        // rows of TableRow::stride
-    const int64_t* row;    // [4][kChunk]: the row of each neighbour (00, 01, 10, 11)
-    const T* weight;       // [4][kChunk]: its bilinear weight
-    const T* extra;        // [2 + 2 levels][kChunk]: rel_cell y, x; then digits y, x a level
+    const int64_t* row;    // [kNeighbours][kChunk]: the row of each neighbour
+    const T* weight;       // [kNeighbours][kChunk]: its bilinear weight
+    const T* extra;        // [digits_at(levels)][kChunk]: rel_cell y, x; then digits y, x a level
     const Dense<T>* fold;  // [attentions done]: proj1 with the attention before it
 };
 

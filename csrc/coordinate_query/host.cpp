@@ -21,6 +21,7 @@ namespace c2d {
 namespace {
 
 constexpr int64_t kTableBytes = int64_t{1} << 20;  // of a band's table, about
+constexpr int64_t kTableRows = 8;                  // LR rows of it, at most
 constexpr int64_t kRunOfQueries = 32 * kChunk;     // free queries of a task
 
 template <class T>
@@ -48,12 +49,13 @@ class Decoder {
         made.attentions = in.attentions;
         zeros.assign(C, T(0));
         // One after the other: the kernel finds tap number i behind i times the first one's panels.
-        std::vector<T>& panels = store.emplace_back(4 * kernel.pack(nullptr, C, C, nullptr));
-        for (int64_t tap = 0; tap < 4; ++tap) {
+        std::vector<T>& panels =
+            store.emplace_back(kNeighbours * kernel.pack(nullptr, C, C, nullptr));
+        for (int64_t tap = 0; tap < kNeighbours; ++tap) {
             kernel.pack(weights + line.taps + tap * C * C, C, C,
-                        panels.data() + tap * panels.size() / 4);
+                        panels.data() + tap * panels.size() / kNeighbours);
         }
-        made.taps = {panels.data(), zeros.data(), C, 4 * C};
+        made.taps = {panels.data(), zeros.data(), C, kNeighbours * C};
         made.extras = weights + line.extras;
         made.row_sums = weights + line.row_sums;
         made.bias = weights + line.bias;
@@ -80,7 +82,7 @@ class Decoder {
         if (in.grid()) {
             const int64_t row_bytes =
                 in.width() * kernel.table_row(C).stride * static_cast<int64_t>(sizeof(T));
-            const int64_t lr_rows = std::clamp<int64_t>(kTableBytes / row_bytes, 1, 8);
+            const int64_t lr_rows = std::clamp<int64_t>(kTableBytes / row_bytes, 1, kTableRows);
             band = std::max<int64_t>(1, lr_rows * in.rows() / in.height());
         }
     }
@@ -160,9 +162,9 @@ void Decoder<T>::each_chunk(int64_t task, const Use& use) const {
         kernel.table(made, features + y * in.features.stride(1), in.features.stride(2), in.width(),
                      table.data() + (y - lr_begin) * in.width() * layout.stride);
     }
-    alignas(64) int64_t row[4 * kChunk] = {};
-    alignas(64) T weight[4 * kChunk] = {};
-    alignas(64) T extra[(2 + 2 * kMostLevels) * kChunk] = {};
+    alignas(64) int64_t row[kNeighbours * kChunk] = {};
+    alignas(64) T weight[kNeighbours * kChunk] = {};
+    alignas(64) T extra[digits_at(kMostLevels) * kChunk] = {};
     const T* rel = in.rel_cell.const_data_ptr<T>() + (in.rel_cell.size(0) > 1 ? 2 * image : 0);
     QueryChunk<T> chunk = {};
     chunk.table = table.data();
@@ -190,8 +192,9 @@ void Decoder<T>::each_chunk(int64_t task, const Use& use) const {
                 extra[i] = rel[0];
                 extra[kChunk + i] = rel[1];
                 for (int64_t l = 0; l < in.levels; ++l) {
-                    extra[(2 + 2 * l) * kChunk + i] = axis.y_digits[l * axis.y_level + line];
-                    extra[(3 + 2 * l) * kChunk + i] = axis.x_digits[l * axis.x_level + column];
+                    extra[digits_at(l) * kChunk + i] = axis.y_digits[l * axis.y_level + line];
+                    extra[(digits_at(l) + 1) * kChunk + i] =
+                        axis.x_digits[l * axis.x_level + column];
                 }
             }
             use(chunk, image, lr_begin, in.grid() ? y * in.columns() + x : x);
@@ -236,7 +239,7 @@ void decode(const QueryArguments& in, const Tensor& picture, T* out) {
                 for (int64_t i = 0; i < chunk.count; ++i) {
                     for (int64_t c = 0; c < 3; ++c) {
                         T bilinear = 0;
-                        for (int64_t tap = 0; tap < 4; ++tap) {
+                        for (int64_t tap = 0; tap < kNeighbours; ++tap) {
                             bilinear += chunk.weight[tap * kChunk + i] *
                                         base[chunk.row[tap * kChunk + i] * 3 + c];
                         }

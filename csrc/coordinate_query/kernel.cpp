@@ -24,7 +24,6 @@ namespace c2d::C2D_ISA {
 namespace {
 
 constexpr int kPanel = kTileRows;
-constexpr double kEpsilon = 1e-5;  // of every LayerNorm
 
 template <class T>
 constexpr int kLanes = kVectorBytes / sizeof(T);
@@ -38,7 +37,8 @@ inline int64_t round_up(int64_t value, int64_t multiple) {
 template <class T>
 TableRow<T> table_row(int64_t width) {
     const int64_t product = round_up(width, kLanes<T>);
-    return {round_up(4 * product + 2, kLanes<T>), product, 4 * product, 4 * product + 1};
+    const int64_t products = kNeighbours * product;
+    return {round_up(products + 2, kLanes<T>), product, products, products + 1};
 }
 
 template <class T>
@@ -114,7 +114,7 @@ void normalise(int64_t rows, int64_t columns, const T* gain, const T* bias, T* d
             const V<T> centred = load<T, lanes>(data + r * kChunk + column) - mean;
             variance += centred * centred;
         }
-        const V<T> scale = T(1) / sqrt_of(variance / T(rows) + T(kEpsilon));
+        const V<T> scale = T(1) / sqrt_of(variance / T(rows) + T(kNormEpsilon));
         for (int64_t r = 0; r < rows; ++r) {
             T* at = data + r * kChunk + column;
             V<T> y = (load<T, lanes>(at) - mean) * scale;
@@ -132,8 +132,8 @@ void table(const QueryDecoder<T>& decoder, const T* features, int64_t stride, in
     constexpr int lanes = kLanes<T>;
     const int64_t width = decoder.width;
     const TableRow<T> layout = table_row<T>(width);
-    alignas(64) T channels[256 * kChunk];
-    alignas(64) T products[256 * kChunk];
+    alignas(64) T channels[kMostWidth * kChunk];
+    alignas(64) T products[kMostWidth * kChunk];
     for (int64_t first = 0; first < count; first += kChunk) {
         const int64_t pixels = count - first < kChunk ? count - first : kChunk;
         const int64_t columns = round_up(pixels, 2 * lanes);
@@ -156,7 +156,7 @@ void table(const QueryDecoder<T>& decoder, const T* features, int64_t stride, in
             row[layout.mean] = mean;
             row[layout.squares] = squares;
         }
-        for (int64_t tap = 0; tap < 4; ++tap) {
+        for (int64_t tap = 0; tap < kNeighbours; ++tap) {
             const int64_t panels = round_up(width, kPanel) * width;
             const Dense<T> part = {decoder.taps.matrix + tap * panels, decoder.taps.bias, width,
                                    width};
@@ -180,14 +180,14 @@ void first_layer(const QueryDecoder<T>& decoder, const QueryChunk<T>& chunk, int
     const TableRow<T> layout = table_row<T>(width);
     alignas(64) T mean[kChunk], scale[kChunk];
     alignas(64) T tile[lanes * lanes];
-    const T n = T(4 * width + 4);
+    const T n = T(kNeighbours * width + kExtras);
     for (int64_t q = 0; q < columns; ++q) {
-        T sum = 0, squares = 0, weighted[4], extra[4];
-        for (int e = 0; e < 4; ++e) {
+        T sum = 0, squares = 0, weighted[kNeighbours], extra[kExtras];
+        for (int e = 0; e < kExtras; ++e) {
             extra[e] = chunk.extra[e * kChunk + q];
             sum += extra[e];
         }
-        for (int tap = 0; tap < 4; ++tap) {
+        for (int tap = 0; tap < kNeighbours; ++tap) {
             const T* row = chunk.table + chunk.row[tap * kChunk + q] * layout.stride;
             const T w = chunk.weight[tap * kChunk + q];
             weighted[tap] = w * row[layout.mean];
@@ -195,12 +195,13 @@ void first_layer(const QueryDecoder<T>& decoder, const QueryChunk<T>& chunk, int
             squares += w * w * row[layout.squares];
         }
         const T mu = sum / n;
-        for (int i = 0; i < 4; ++i) {
+        static_assert(kNeighbours == kExtras);
+        for (int i = 0; i < kNeighbours; ++i) {
             squares += T(width) * (weighted[i] - mu) * (weighted[i] - mu);
             squares += (extra[i] - mu) * (extra[i] - mu);
         }
         mean[q] = mu;
-        scale[q] = squares / n + T(kEpsilon);
+        scale[q] = squares / n + T(kNormEpsilon);
     }
     for (int64_t q = 0; q < columns; q += lanes) {
         store<T, lanes>(scale + q, T(1) / sqrt_of(load<T, lanes>(scale + q)));
@@ -211,7 +212,7 @@ void first_layer(const QueryDecoder<T>& decoder, const QueryChunk<T>& chunk, int
             for (int i = 0; i < lanes; ++i) {
                 V<T> sum = {};
 #pragma GCC unroll 4
-                for (int tap = 0; tap < 4; ++tap) {
+                for (int tap = 0; tap < kNeighbours; ++tap) {
                     const int64_t place = tap * kChunk + q + i;
                     sum += chunk.weight[place] *
                            load<T, lanes>(chunk.table + chunk.row[place] * layout.stride +
@@ -233,8 +234,8 @@ void first_layer(const QueryDecoder<T>& decoder, const QueryChunk<T>& chunk, int
             for (int64_t i = 0; i < present; ++i) {
                 V<T> y = load<T, lanes>(tile + i * lanes) - mu * decoder.row_sums[c + i];
 #pragma GCC unroll 4
-                for (int e = 0; e < 4; ++e) {
-                    y += decoder.extras[(c + i) * 4 + e] *
+                for (int e = 0; e < kExtras; ++e) {
+                    y += decoder.extras[(c + i) * kExtras + e] *
                          load<T, lanes>(chunk.extra + e * kChunk + q);
                 }
                 y = y * inverse + decoder.bias[c + i];
@@ -244,7 +245,7 @@ void first_layer(const QueryDecoder<T>& decoder, const QueryChunk<T>& chunk, int
     }
 }
 
-constexpr int64_t kMostRows = 2 * 256 + 2;
+constexpr int64_t kMostRows = 2 * kMostWidth + kCoordinates;  // k and v, or features and digits
 
 // Buffers of a chunk on its way, channels by queries.
 template <class T>
@@ -263,9 +264,9 @@ void levels(const QueryDecoder<T>& decoder, const QueryChunk<T>& chunk, int64_t 
         if (l == 0) {
             first_layer(decoder, chunk, columns, buffers.inner);
         } else {
-            __builtin_memcpy(buffers.hidden + width * kChunk, chunk.extra + (2 + 2 * l) * kChunk,
-                             2 * kChunk * sizeof(T));
-            normalise<T>(width + 2, columns, nullptr, nullptr, buffers.hidden);
+            __builtin_memcpy(buffers.hidden + width * kChunk, chunk.extra + digits_at(l) * kChunk,
+                             kCoordinates * kChunk * sizeof(T));
+            normalise<T>(width + kCoordinates, columns, nullptr, nullptr, buffers.hidden);
             dense<T, Then::gelu>(level.fc1, columns, buffers.hidden, buffers.inner);
         }
         dense<T, Then::nothing>(level.fc2, columns, buffers.inner, buffers.hidden);
@@ -283,6 +284,8 @@ void decode(const QueryDecoder<T>& decoder, const QueryChunk<T>& chunk, T* value
     levels(decoder, chunk, columns, decoder.levels - 1, buffers);
     __builtin_memcpy(values, buffers.hidden, 3 * kChunk * sizeof(T));
 }
+
+constexpr int kSide = 4;  // of a register tile of moments
 
 // moment[i][j] += sum over the chunk of k[i] v[j], for `rows` i and `columns` j.
 template <class T, int rows, int columns>
@@ -335,15 +338,15 @@ void moments(const QueryDecoder<T>& decoder, const QueryChunk<T>& chunk, int64_t
             }
         }
         double* moment = sums + head * d * d;
-        for (int64_t i = 0; i < d; i += 4) {
-            for (int64_t j = 0; j < d; j += 4) {
-                if (i + 4 <= d && j + 4 <= d) {
-                    products<T, 4, 4>(k + i * kChunk, v + j * kChunk, columns, d,
-                                      moment + i * d + j);
+        for (int64_t i = 0; i < d; i += kSide) {
+            for (int64_t j = 0; j < d; j += kSide) {
+                if (i + kSide <= d && j + kSide <= d) {
+                    products<T, kSide, kSide>(k + i * kChunk, v + j * kChunk, columns, d,
+                                              moment + i * d + j);
                     continue;
                 }
-                for (int64_t a = i; a < d && a < i + 4; ++a) {
-                    for (int64_t b = j; b < d && b < j + 4; ++b) {
+                for (int64_t a = i; a < d && a < i + kSide; ++a) {
+                    for (int64_t b = j; b < d && b < j + kSide; ++b) {
                         products<T, 1, 1>(k + a * kChunk, v + b * kChunk, columns, d,
                                           moment + a * d + b);
                     }

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "../common/vector_math.h"
+#include "coordinate_query.h"
 
 namespace c2d::C2D_ISA {
 namespace {
@@ -73,7 +74,7 @@ void normalise(int64_t rows, int64_t count, T* x, int64_t stride, T* scale) {
             });
             sums[i] = sum;
         }
-        const V variance = sums_over_lanes<T, lanes, lanes>(sums) / T(count) + T(1e-5);
+        const V variance = sums_over_lanes<T, lanes, lanes>(sums) / T(count) + T(kNormEpsilon);
         const V scales = T(1) / sqrt_of(variance);
         store<T, lanes>(scale, scales);
         for (int i = 0; i < lanes; ++i) {

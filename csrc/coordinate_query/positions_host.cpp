@@ -14,6 +14,9 @@ namespace c2d {
 namespace {
 
 constexpr int64_t kPositions = 4096;  // that a thread takes at once
+// A position this little before a cell, in cells, or a part of one, in parts, counts as on it: so
+// that rounding does not decide where positions lie exactly on an edge.
+constexpr double kCellMargin = 1.0 / (1 << 13), kDigitMargin = 1.0 / (1 << 10);
 
 // One axis of all queries.
 template <class T>
@@ -31,7 +34,7 @@ void place(const Coordinate* coordinate, int64_t begin, int64_t end, int64_t cou
     for (int64_t i = begin; i < end; ++i) {
         const Coordinate u = (coordinate[2 * i] + 1) * static_cast<Coordinate>(length) / 2 -
                              static_cast<Coordinate>(0.5);
-        const Coordinate low = std::floor(u + static_cast<Coordinate>(1.0 / (1 << 13)));
+        const Coordinate low = std::floor(u + static_cast<Coordinate>(kCellMargin));
         const Coordinate t = u - low, next = low + 1;
         // written so that a coordinate which is no number falls on pixel 0
         out.low[i] = low > 0 ? static_cast<int64_t>(std::min(low, last)) : 0;
@@ -40,7 +43,7 @@ void place(const Coordinate* coordinate, int64_t begin, int64_t end, int64_t cou
         for (int64_t level = 0; level < levels; ++level) {
             const int64_t cells = int64_t{2} << level;
             const Coordinate scaled =
-                t * static_cast<Coordinate>(cells) + static_cast<Coordinate>(1.0 / (1 << 10));
+                t * static_cast<Coordinate>(cells) + static_cast<Coordinate>(kDigitMargin);
             const Coordinate most = static_cast<Coordinate>(cells - 1);
             const int64_t digit = scaled > 0 ? static_cast<int64_t>(std::min(scaled, most)) : 0;
             out.digits[level * count + i] = static_cast<T>(digit % 2);

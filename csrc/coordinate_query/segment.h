@@ -141,7 +141,7 @@ class Segment {
 
     // The first fc1, whose columns are apart in the line.
     TwoWays<T> first_layer(const T* weights) {
-        const int64_t C = in.channels(), inputs = 4 * C + 4;
+        const int64_t C = in.channels(), inputs = kNeighbours * C + kExtras;
         std::vector<T> matrix(C * inputs);
         for (int64_t j = 0; j < C; ++j) {
             for (int64_t k = 0; k < inputs; ++k) {
@@ -153,8 +153,9 @@ class Segment {
 
     int64_t first_place(int64_t output, int64_t input) const {
         const int64_t C = in.channels();
-        return input < 4 * C ? line.taps + (input / C * C + output) * C + input % C
-                             : line.extras + output * 4 + input - 4 * C;
+        const int64_t extra = input - kNeighbours * C;
+        return extra < 0 ? line.taps + (input / C * C + output) * C + input % C
+                         : line.extras + output * kExtras + extra;
     }
 
     std::vector<std::vector<T>> store;
@@ -192,8 +193,9 @@ void Segment<T>::each_chunk(int64_t task, const Use& use) const {
         for (int64_t i = 0; i < chunk.count; ++i) {
             const int64_t q = first + i;
             const T ty = y_t[q], tx = x_t[q];
-            const T weights[4] = {(1 - ty) * (1 - tx), (1 - ty) * tx, ty * (1 - tx), ty * tx};
-            for (int64_t tap = 0; tap < 4; ++tap) {
+            const T weights[kNeighbours] = {(1 - ty) * (1 - tx), (1 - ty) * tx, ty * (1 - tx),
+                                            ty * tx};
+            for (int64_t tap = 0; tap < kNeighbours; ++tap) {
                 chunk.features[tap][i] = features + (tap < 2 ? y_low : y_high)[q] * down +
                                          (tap % 2 == 0 ? x_low : x_high)[q] * across;
                 chunk.weight[tap][i] = weights[tap];

@@ -7,12 +7,14 @@
 
 namespace c2d {
 
+constexpr int64_t kSide = 3;  // of the convolution
+
 // Weights as kernels read them: rows of output channels, the bias in the last column.
 template <class T>
 struct DualWeights {
     const T* local;      // (hidden, C + 1)
     const T* linear;     // (C, C + 1)
-    const T* conv;       // (9, hidden, hidden), tap by tap
+    const T* conv;       // (kSide^2, hidden, hidden), tap by tap
     const T* conv_bias;  // (hidden)
     const T* expand;     // (C, hidden + 1)
     // What an encoding of the place adds to local and, below it, linear: (hidden + C, H) and

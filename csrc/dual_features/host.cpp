@@ -31,7 +31,7 @@ template <class T>
 void run(const DualSizes<T>& sizes, const DualWeights<T>& weights, const Tensor& x,
          const Tensor& out) {
     const auto& kernel = kernels<T>();
-    run_tiles<T>(kernel, sizes, weights, 1, x, out);
+    run_tiles<T>(kernel, sizes, weights, kSide / 2, x, out);
 }
 
 template <class T>
@@ -62,7 +62,7 @@ Tensor dual_features(const Tensor& x, const Tensor& local, const Tensor& linear,
     const int64_t C = x.size(3), hidden = local.size(0);
     check_matrix(local, "local", x, hidden, C + 1);
     check_matrix(linear, "linear", x, C, C + 1);
-    check_matrix(conv, "conv", x, 9 * hidden, hidden);
+    check_matrix(conv, "conv", x, kSide * kSide * hidden, hidden);
     check_matrix(conv_bias, "conv_bias", x, 1, hidden);
     check_matrix(expand, "expand", x, C, hidden + 1);
     STD_TORCH_CHECK(by_row.has_value() == by_column.has_value(),

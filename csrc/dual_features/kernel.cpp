@@ -18,7 +18,8 @@
 namespace c2d::C2D_ISA {
 namespace {
 
-constexpr int64_t kSide = 3;
+constexpr double kSlope = 0.2;         // of the LeakyReLU where x < 0
+constexpr int64_t kReach = kSide / 2;  // of the convolution, to each side
 
 // Scratch memory of a call, cut up. Rows of `inner` tokens are the tile's; those of the ring have a
 // pixel more at both ends, and a vector more to read in.
@@ -30,7 +31,7 @@ struct Scratch {
 
     Scratch(const DualSizes<T>& sizes, int64_t columns, T* memory)
         : inner(rounded_up(columns, lanes)),
-          outer(rounded_up(columns + 2, lanes)),
+          outer(rounded_up(columns + 2 * kReach, lanes)),
           ring_row(outer + lanes) {
         const int64_t C = sizes.channels, hidden = sizes.hidden;
         Cut<T> cut(memory);
@@ -66,7 +67,7 @@ template <class T, int lanes>
 inline void leaky(int64_t elements, T* x) {
     for (int64_t i = 0; i < elements; i += lanes) {
         const Vector<T, lanes> value = load<T, lanes>(x + i);
-        store<T, lanes>(x + i, value > T(0) ? value : value * T(0.2));
+        store<T, lanes>(x + i, value > T(0) ? value : value * T(kSlope));
     }
 }
 
@@ -75,7 +76,7 @@ template <class T, int lanes>
 inline void local_row(const DualSizes<T>& sizes, const DualWeights<T>& weights,
                       const RowTile<T>& tile, const Scratch<T, lanes>& s, int64_t y, T* to) {
     const int64_t C = sizes.channels, hidden = sizes.hidden;
-    const int64_t start = tile.left - 1, end = tile.left + tile.columns + 1;
+    const int64_t start = tile.left - kReach, end = tile.left + tile.columns + kReach;
     const int64_t first = start < 0 ? 0 : start, last = end < sizes.width ? end : sizes.width;
     for (int64_t i = 0; i < hidden * s.ring_row; i += lanes) {
         store<T, lanes>(to + i, Vector<T, lanes>{});
@@ -126,13 +127,13 @@ void run(const DualSizes<T>& sizes, const DualWeights<T>& weights, const RowTile
     const int64_t C = sizes.channels, hidden = sizes.hidden, length = s.inner;
     const T* rows[kSide] = {};
     int64_t used = 0;
-    for (int64_t y = tile.top - 1; y <= tile.top + tile.rows; ++y, ++used) {
+    for (int64_t y = tile.top - kReach; y < tile.top + tile.rows + kReach; ++y, ++used) {
         T* const row = s.ring + used % kSide * hidden * s.ring_row;
         local_row<T, lanes>(sizes, weights, tile, s, y, row);
         rows[0] = rows[1];
         rows[1] = rows[2];
         rows[2] = row;
-        const int64_t target = y - 1;
+        const int64_t target = y - kReach;
         if (target < tile.top) {
             continue;
         }

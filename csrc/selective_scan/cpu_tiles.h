@@ -42,7 +42,6 @@ constexpr int kGroup = 8;
 #else
 constexpr int kGroup = 4;
 #endif
-constexpr int64_t kMostStates = 256;
 
 template <class T>
 constexpr int kLanes = kVectorBytes / sizeof(T);

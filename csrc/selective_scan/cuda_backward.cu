@@ -59,7 +59,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> selec
     if (!scan.B.constant || !scan.C.constant) {
         scan.parts = workspace(A, scan.batch * scan.blocks * scan.length * 2 * scan.padded, parts);
     }
-    scan.sums = workspace(A, chunks * (3 * scan.padded + 2), sums);
+    scan.sums = workspace(A, chunks * sum_numbers(scan.padded), sums);
     void* stream = current_stream(u);
     if (u.scalar_type() == ScalarType::Float) {
         launch_backward<float>(scan, stream);

@@ -104,7 +104,7 @@ C2D_SCAN_FUNCTION float sum_over_channels(float (&values)[kLanes], int lane) {
 }
 
 template <int states>
-constexpr int kSumNumbers = 3 * states + 2;
+constexpr int kSumNumbers = sum_numbers(states);
 
 // Every gradient of a chunk, from the state before it and the adjoint after it.
 template <class In, int states>

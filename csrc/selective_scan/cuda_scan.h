@@ -48,6 +48,10 @@ constexpr int kBackwardTile = 4;  // and backwards, where the states of each ste
 constexpr int kMostForward = 16;  // states swept at once; more states take more launches
 constexpr int kMostBackward = 8;  // 16 would spill registers
 constexpr unsigned kWholeWarp = 0xffffffffu;
+constexpr int64_t kMostImages = 65535;  // a grid's limit along its second and third axis
+
+// Numbers of a channel's sums over steps: dA, dB and dC of each state, dD and d(delta_bias).
+constexpr int sum_numbers(int states) { return 3 * states + 2; }
 
 // A (batch, channel, step) tensor; null where an optional one was not given.
 struct Sequence {
@@ -87,7 +91,7 @@ struct Scan {
     float* adjoints_at;  // the same of the adjoints, then those after
     float* unfinished;   // (3, batch, channels, length): sums over the states of earlier launches
     float* parts;        // (batch, blocks, length, 2 padded): dB and dC of a block
-    float* sums;         // (batch * chunks, channels, 3 padded + 2): dA, dB, dC, dD, d(delta_bias)
+    float* sums;         // (batch * chunks, channels, sum_numbers): dA, dB, dC, dD, d(delta_bias)
     float *dA, *dB, *dC, *dD,
         *ddelta_bias;  // results, float; dB, dC (batch, groups, states, steps)
 };

@@ -87,8 +87,8 @@ inline Scan arguments(const Tensor& u, const Tensor& delta, const Tensor& A, con
     check_sequence(u, "u", u);
     check_sequence(delta, "delta", u);
     STD_TORCH_CHECK(A.dim() == 2 && A.size(0) == u.size(1) && A.size(1) >= 1 && u.size(1) >= 1 &&
-                        u.size(2) >= 1 && u.size(0) <= 65535,
-                    "A must be (D, N), and u not empty, of at most 65,535 images.");
+                        u.size(2) >= 1 && u.size(0) <= kMostImages,
+                    "A must be (D, N), and u not empty, of at most ", kMostImages, " images.");
     const int64_t channels = u.size(1), states = A.size(1);
     check_float(A, "A", channels * states);
     check_mixing(B, "B", u, states);

@@ -50,9 +50,10 @@ ScanArguments checked(ScanArguments in) {
     check_sequence(in.delta, "delta", in.u);
     check_floating_cpu(in.A, "A", 2);
     STD_TORCH_CHECK(in.A.scalar_type() == in.u.scalar_type() && in.A.size(0) == in.channels() &&
-                        in.states() >= 1 && in.states() <= 256 && in.channels() >= 1 &&
+                        in.states() >= 1 && in.states() <= kMostStates && in.channels() >= 1 &&
                         in.length() >= 1,
-                    "A must be (D, N) of the type of u, with 1 to 256 states, and u not empty.");
+                    "A must be (D, N) of the type of u, with 1 to ", kMostStates,
+                    " states, and u not empty.");
     check_mixing(in.B, "B", in.u, in.states());
     check_mixing(in.C, "C", in.u, in.states());
     check_vector(in.D, "D", in.u);

@@ -8,6 +8,7 @@
 
 namespace c2d {
 
+constexpr int64_t kMostStates = 256;
 constexpr int kForwardTile = 64;   // steps whose inputs are kept in cache while states are swept
 constexpr int kBackwardTile = 16;  // fewer: the states of each step are kept as well
 

@@ -9,6 +9,7 @@ namespace c2d::C2D_ISA {
 namespace {
 
 constexpr double kLog2E = 1.4426950408889634074;
+constexpr double kMask = -100;  // added to the score of a key in another region, as Swin does it
 
 // Powers of two of less than this are taken for 0, beside a sum of at least 1. Any number of keys
 // with less would not change the sum, and as denormal numbers they, and what they are multiplied
@@ -60,7 +61,7 @@ inline void softmax(T* all, int64_t keys, int64_t step, const T* query_region, c
         T* const scores = all + column;
         if (query_region != nullptr) {
             const V region = load<T, lanes>(query_region + column);
-            const V kept{}, masked = kept - T(100);
+            const V kept{}, masked = kept + T(kMask);
             for (int64_t m = 0; m < keys; ++m) {
                 const V other = kept + key_region[m];
                 T* const at = scores + m * step;
