@@ -34,7 +34,7 @@ def _tokens(tokens, window, size, strides, HEIGHT: tl.constexpr, WIDTH: tl.const
     image, inside = window // (rows * columns), window % (rows * columns)
     y = inside // columns * HEIGHT + tokens // WIDTH
     x = inside % columns * WIDTH + tokens % WIDTH
-    offset = image.to(tl.int64) * strides[0]
+    offset = tl.cast(image, tl.int64) * strides[0]
     offset += y.to(tl.int64) * strides[1] + x.to(tl.int64) * strides[2]
     return offset, (tokens < HEIGHT * WIDTH) & (y < size[0]) & (x < size[1])
 

@@ -78,7 +78,7 @@ def keep_states(
     )  # fmt: skip
     channels = tl.arange(0, DEPTH)[None, :]
     for i in tl.static_range(LEVELS - 1 + ATTENTIONS):
-        row = i * batch.to(tl.int64) * count + number
+        row = i * tl.cast(batch, tl.int64) * count + number
         _store(states_ptr + (row[:, None] * DEPTH + channels), states[i], exists)
 
 
@@ -105,7 +105,7 @@ def mlp(
     x = tl.load(x_ptr + (number[:, None] * DEPTH + channels[None, :])).to(SUM)
     dy = _gradient(dy_ptr, number, exists, dy_stride, OUT, SUM)
     if ATTENTION:
-        fold = LEVEL * batch + image.to(tl.int64)
+        fold = LEVEL * batch + tl.cast(image, tl.int64)
         first_ptr, bias_ptr = folds_ptr + fold * DEPTH * DEPTH, offsets_ptr + fold * DEPTH
         second_ptr = matrices_ptr + (2 * last + LEVEL + 1) * DEPTH * DEPTH
         digits_ptr, digit, scale = vectors_ptr, digits, 1.0
@@ -159,7 +159,7 @@ def attention(
     image = tl.program_id(0) // blocks
     query = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     exists = query < count
-    number = image.to(tl.int64) * count + tl.minimum(query, count - 1)
+    number = tl.cast(image, tl.int64) * count + tl.minimum(query, count - 1)
     channels, columns = tl.arange(0, DEPTH), tl.arange(0, HEAD)
     x = tl.load(x_ptr + (number[:, None] * DEPTH + channels[None, :])).to(DOT)
     total = tl.load(dx_ptr + (number[:, None] * DEPTH + channels[None, :]))
@@ -180,7 +180,8 @@ def attention(
             x, keys_ptr + mine * DEPTH * HEAD, norms_ptr + mine * 3 * HEAD, HEAD, HEAD_DIM, DEPTH,
             DOT,
         )  # fmt: skip
-        sums = partial_ptr + (tl.program_id(0).to(tl.int64) * 2 * HEADS + i) * 2 * HEAD + columns
+        sums = tl.cast(tl.program_id(0), tl.int64) * 2 * HEADS + i
+        sums = partial_ptr + sums * 2 * HEAD + columns
         tl.store(sums, tl.sum(gradient * normed, 0))
         tl.store(sums + HEAD, tl.sum(gradient, 0))
         gradient *= gain
@@ -262,7 +263,7 @@ def sum_by_pixel(
 
     order lists (query, tap) pairs by place; those of place i begin at starts[i].
     """
-    place = tl.program_id(0).to(tl.int64) * PLACES + tl.arange(0, PLACES)
+    place = tl.cast(tl.program_id(0), tl.int64) * PLACES + tl.arange(0, PLACES)
     here = place < places
     begin = tl.load(starts_ptr + place, mask=here, other=0)
     length = tl.load(starts_ptr + place + 1, mask=here, other=0) - begin

@@ -49,7 +49,7 @@ def _queries(
     query = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     exists = query < count
     query = tl.minimum(query, count - 1)  # the last one again, where there is none
-    number = image.to(tl.int64) * count + query
+    number = tl.cast(image, tl.int64) * count + query
     if GRID:
         line, column = query // columns, query % columns
     else:
@@ -59,8 +59,8 @@ def _queries(
     x_low = tl.load(x_places_ptr + column * 3)
     x_high = tl.load(x_places_ptr + column * 3 + 1)
     digits = (tl.load(y_places_ptr + line * 3 + 2), tl.load(x_places_ptr + column * 3 + 2))
-    low = (image.to(tl.int64) * size[0] + y_low) * size[1]
-    high = (image.to(tl.int64) * size[0] + y_high) * size[1]
+    low = (tl.cast(image, tl.int64) * size[0] + y_low) * size[1]
+    high = (tl.cast(image, tl.int64) * size[0] + y_high) * size[1]
     y, x = tl.load(y_t_ptr + line), tl.load(x_t_ptr + column)
     pixels = (low + x_low, low + x_high, high + x_low, high + x_high)
     weights = ((1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x)
@@ -200,7 +200,7 @@ def _levels(
     for level in tl.static_range(1, STOP + 1):
         states = states + (x,)
         if level <= ATTENTIONS:
-            place = (level - 1) * batch + image.to(tl.int64)
+            place = (level - 1) * batch + tl.cast(image, tl.int64)
             x += _mlp(
                 x.to(DOT), digits, folds_ptr + place * DEPTH * DEPTH, offsets_ptr + place * DEPTH,
                 vectors_ptr, matrices_ptr + (2 * last + level) * DEPTH * DEPTH,
@@ -254,7 +254,7 @@ def moments(
     )  # fmt: skip
     x = x.to(DOT)
     i, j = tl.arange(0, HEAD)[:, None], tl.arange(0, HEAD)[None, :]
-    place = tl.program_id(0).to(tl.int64) * (HEADS * HEAD_DIM * HEAD_DIM) + i * HEAD_DIM + j
+    place = tl.cast(tl.program_id(0), tl.int64) * (HEADS * HEAD_DIM * HEAD_DIM) + i * HEAD_DIM + j
     for head in range(HEADS):
         key, value = STOP * 2 * HEADS + head, (STOP * 2 + 1) * HEADS + head
         k = _head(

@@ -231,7 +231,7 @@ def backward(
         both = ((dgram + tl.trans(dgram)) / HEAD_DIM).to(DOT)
         dp += tl.dot(p, both, input_precision="ieee")
         if GIVEN:
-            numbers = tl.num_programs(0).to(tl.int64) * (BASE_HEIGHT * BASE_WIDTH * HEAD_DIM)
+            numbers = tl.cast(tl.num_programs(0), tl.int64) * (BASE_HEIGHT * BASE_WIDTH * HEAD_DIM)
             part_ptr = partial_ptr + tl.program_id(1) * (numbers * heads)
             tl.store(part_ptr + v_places, dp, mask=cells_here)
         else:

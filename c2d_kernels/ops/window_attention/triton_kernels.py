@@ -53,7 +53,7 @@ def _offset(image, y, x, size, strides, SHIFT: tl.constexpr):
     if SHIFT > 0:
         y = tl.where(y + SHIFT >= size[0], y + SHIFT - size[0], y + SHIFT)
         x = tl.where(x + SHIFT >= size[1], x + SHIFT - size[1], x + SHIFT)
-    offset = image.to(tl.int64) * strides[0]
+    offset = tl.cast(image, tl.int64) * strides[0]
     return offset + y.to(tl.int64) * strides[1] + x.to(tl.int64) * strides[2]
 
 
@@ -234,7 +234,7 @@ def backward_tile(
         if BIAS:
             total += ds
     if BIAS:
-        rows = tl.program_id(0).to(tl.int64) * QUERIES + queries
+        rows = tl.cast(tl.program_id(0), tl.int64) * QUERIES + queries
         here = (queries < QUERIES)[:, None] & (keys < KEYS)[None, :]
         tl.store(partial_ptr + (rows[:, None] * KEYS + keys[None, :]), total, mask=here)
 
@@ -268,7 +268,7 @@ def backward_queries(
             kv_strides, SCALE, WINDOW, SHIFT, CELL, BLOCK_K, DOT, SUM,
         )  # fmt: skip
         delta = tl.sum(out * grad.to(SUM), 1)
-        rows = (tl.program_id(0).to(tl.int64) * heads + head) * QUERIES + queries
+        rows = (tl.cast(tl.program_id(0), tl.int64) * heads + head) * QUERIES + queries
         tl.store(lse_ptr + rows, lse, mask=queries < QUERIES)
         tl.store(delta_ptr + rows, delta, mask=queries < QUERIES)
         dq = tl.zeros([BLOCK_Q, BLOCK_D], SUM)
@@ -322,7 +322,7 @@ def backward_keys(
             q = tl.load(q_ptr + at_q, mask=here, other=0.0).to(DOT)
             at_q = _query_offsets(queries, channels, corner, size, grad_strides, WINDOW, SHIFT)
             grad = tl.load(grad_ptr + at_q, mask=here, other=0.0).to(DOT)
-            rows = (tl.program_id(0).to(tl.int64) * heads + head) * QUERIES + queries
+            rows = (tl.cast(tl.program_id(0), tl.int64) * heads + head) * QUERIES + queries
             lse = tl.load(lse_ptr + rows, mask=queries < QUERIES, other=0.0)
             delta = tl.load(delta_ptr + rows, mask=queries < QUERIES, other=0.0)
             scores = _scores(q, k, table, queries, keys, corner, size, SCALE, WINDOW, SHIFT, CELL)
