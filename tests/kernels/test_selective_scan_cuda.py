@@ -11,6 +11,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,8 @@ import torch
 from torch import Tensor
 
 import c2d_kernels
-from c2d_kernels import selective_scan
+from c2d_kernels import native, selective_scan
+from c2d_kernels.selective_scan import cuda
 from tests import cuda_emulation
 from tests.kernels.test_selective_scan import LAYOUTS, Tensors, draw, error
 
@@ -179,6 +182,69 @@ def test_registers_and_spills(direction: str, arch: str, tmp_path: Path) -> None
         assert int(registers) <= most[arch] + 8, kernel
         assert int(shared) == most["shared"], kernel
         assert int(spilled or 0) <= most["spilled"], kernel
+
+
+@pytest.fixture
+def gpu_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[int]]]:
+    """gpu_code(90): as if here were a GPU that runs the library's code for sm_90; 0: none of it.
+
+    Returns what was answered, one number for each time that the library was asked.
+    """
+    answered: list[int] = []
+    with torch.library._scoped_library("c2d_tests", "FRAGMENT") as library:
+        library.define("cuda_image() -> int")  # an operator, as the library's own is
+        monkeypatch.setattr(
+            torch.ops.c2d_native, "cuda_image", torch.ops.c2d_tests.cuda_image, raising=False
+        )
+        monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+        monkeypatch.setattr(native, "missing", None)
+
+        def answer(image: int) -> list[int]:
+            def cuda_image() -> int:
+                answered.append(image)
+                return image
+
+            library.impl("cuda_image", cuda_image, "CompositeExplicitAutograd")
+            return answered
+
+        cuda._image.cache_clear()
+        torch.compiler.reset()
+        yield answer
+        cuda._image.cache_clear()
+        torch.compiler.reset()
+
+
+def fake(length: int) -> Tensors:
+    tensors = single(draw(channels=8, length=length))
+    return {name: torch.empty(x.shape, device="cuda") for name, x in tensors.items()}
+
+
+def test_compiles_without_tracing_what_the_gpu_runs(gpu_code) -> None:
+    """Fake CUDA tensors through Dynamo: no GPU is needed for that."""
+    answered, graphs = gpu_code(90), []
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> Callable:
+        graphs.append(graph.code)
+        return graph.forward
+
+    scan = torch.compile(selective_scan, fullgraph=True, backend=keep, dynamic=False)
+    with torch._subclasses.FakeTensorMode(), c2d_kernels.backend("cuda"):
+        for length in (70, 64):
+            tensors = fake(length)
+            y = scan(**tensors, delta_softplus=True)
+            assert y.shape == tensors["u"].shape and y.device.type == "cuda"
+    assert [code.count("torch.ops.c2d.selective_scan") for code in graphs] == [1, 1]
+    assert answered == [90]
+
+
+def test_refuses_a_gpu_that_the_library_has_no_code_for(gpu_code) -> None:
+    answered = gpu_code(0)
+    with torch._subclasses.FakeTensorMode():
+        reasons = {cuda.kernel.can_run(*fake(length).values()) for length in (70, 64)}
+    assert reasons == {
+        "the native library holds no code for this GPU: see python -m c2d_kernels",
+    }
+    assert answered == [0]
 
 
 @gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -23,10 +24,26 @@ def _can_run(u: Tensor, *_: object) -> str | None:
         return f"it computes in float32, and u is {str(u.dtype).removeprefix('torch.')}"
     if u.shape[0] > MAX_BATCH:
         return f"it takes at most {MAX_BATCH} images, and u has {u.shape[0]}"
-    with torch.cuda.device(u.device):
-        if torch.ops.c2d_native.cuda_image() == 0:
-            return "the native library holds no code for this GPU: see python -m c2d_kernels"
+    if not _has_code(u.device):
+        return "the native library holds no code for this GPU: see python -m c2d_kernels"
     return None
+
+
+@functools.cache
+def _image(device: torch.device) -> int:
+    """The architecture of the library's code that this GPU runs; 0: none. Asked once."""
+    with torch.cuda.device(device):
+        return torch.ops.c2d_native.cuda_image()
+
+
+def _has_code(device: torch.device) -> bool:
+    return _image(device) != 0
+
+
+# torch.compile takes the answer instead of tracing the question, which is an operator that returns
+# no tensor. This is what torch.compiler.assume_constant_result sets; to call it imports the
+# compiler, which takes longer than the upscaling of a small picture.
+_has_code._dynamo_marked_constant = True
 
 
 def _forward(*arguments: Tensor | bool | None) -> tuple[Tensor, Tensor]:
