@@ -196,12 +196,16 @@ def cuda_flags(torch: Path, compiler: list[str], codes: list[str]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One command of the build: what it makes, from what, how."""
+    """One command of the build: what it makes, from what, how.
+
+    compiler: of a step that compiles, its command as far as the flags: no source and no outputs.
+    """
 
     output: Path
     inputs: list[Path]
     command: list[str]
     depfile: Path | None = None
+    compiler: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,22 +218,22 @@ class Plan:
 
 
 @functools.cache
-def make_plan() -> Plan:
-    """Look at this machine and decide, once."""
+def make_plan(torch: Path | None = None) -> Plan:
+    """Look at this machine and decide, once; torch: a folder as find_torch's, instead of that."""
     if sys.platform != "linux":
         return Plan(False, f"pure Python: the native library is made on Linux, not {sys.platform}")
     compiler = find_compiler()
     if compiler is None:
         return Plan(False, "pure Python: no C++ compiler was found (CXX, c++, g++, clang++)")
-    torch = find_torch()
+    torch = torch or find_torch()
     nvcc, cuda_note = find_nvcc()
     steps = []
 
     def compile_step(source: Path, command: list[str], name: str) -> None:
         output = BUILD / source.with_suffix(f".{name}.o" if name else ".o")
         depfile = output.with_suffix(".d")
-        command = [*command, "-MD", "-MF", str(depfile), "-c", str(source), "-o", str(output)]
-        steps.append(Step(output, [source], command, depfile))
+        written = ["-MD", "-MF", str(depfile), "-c", str(source), "-o", str(output)]
+        steps.append(Step(output, [source], [*command, *written], depfile, command))
 
     bf16_isas = known_bf16_isas(compiler)
     for source in sources(".cpp"):

@@ -24,8 +24,9 @@ inline void* current_stream(const Tensor& tensor) {
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
                     "this torch has no CUDA, so that a CUDA kernel cannot be launched.");
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    const int32_t device = tensor.get_device_index();
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == AOTI_TORCH_SUCCESS,
+                    "torch has no current stream on CUDA device ", device, ".");
     return stream;
 }
 
