@@ -60,14 +60,14 @@ def query_calls(dtype: torch.dtype) -> Iterator[Call]:
 
 # Files of kernels -> calls that launch all of them, and the integers that no call can make 1.
 FILES = {
-    "window_attention/triton_kernels.py": (window_calls, set()),
-    "window_correlation/triton_kernels.py": (channel_calls, {("gram", "span")}),
-    "window_correlation/spatial_triton_kernels.py": (
+    "ops/window_attention/triton_kernels.py": (window_calls, set()),
+    "ops/channel_correlation/triton_kernels.py": (channel_calls, {("gram", "span")}),
+    "ops/spatial_correlation/triton_kernels.py": (
         spatial_calls,
         {("reduce", "area"), ("spread", "area"), ("spread", "parts")},
     ),
-    "coordinate_query/triton_kernels.py": (query_calls, set()),
-    "coordinate_query/triton_backward_kernels.py": (
+    "ops/coordinate_query/triton_kernels.py": (query_calls, set()),
+    "ops/coordinate_query/triton_backward_kernels.py": (
         query_calls,
         {("mlp", "dy_stride"), ("first_mlp", "dy_stride"), ("sum_by_pixel", "places")},
     ),

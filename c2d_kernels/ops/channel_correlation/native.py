@@ -1,4 +1,4 @@
-"""Channel and spatial correlation by the native CPU kernels (csrc/window_correlation)."""
+"""Channel correlation by the native CPU kernels (csrc/channel_correlation)."""
 
 from __future__ import annotations
 
