@@ -2,7 +2,7 @@
 #
 #   make demo    upscale the photo in examples/ four times, into out/
 #   make test    build, install (editable) and run the tests
-#   make lint    ruff and clang-format
+#   make lint    ruff, mypy and clang-format
 #   make bench   time every operator against what exists
 #   make scores  score the shipped models on BENCHMARKS, for c2d models and the README
 #   make gpu     the tests and benchmarks that need a CUDA device
@@ -40,6 +40,7 @@ installed: $(STAMP)-test
 lint: $(STAMP)-lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' | \
 	    xargs $(VENV)/bin/clang-format --dry-run -Werror
 
@@ -64,7 +65,7 @@ experiment: $(STAMP)-test
 	$(PY) docs/experiments.py report $(EXPERIMENT)
 
 clean:
-	rm -rf build dist out *.egg-info .pytest_cache .ruff_cache .benchmarks
+	rm -rf build dist out *.egg-info .pytest_cache .ruff_cache .mypy_cache .benchmarks
 	rm -f c2d_kernels/_native.so c2d_kernels/_build.json
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
@@ -90,7 +91,8 @@ $(STAMP)-test: $(STAMP)-torch $(SOURCES)
 	@$(PIP) install --no-build-isolation -e ".[test,bench]"
 	@mkdir -p build && touch $@ $(STAMP)-c2d
 
-$(STAMP)-lint: pyproject.toml $(VENV)/pyvenv.cfg
-	@echo "installing ruff and clang-format"
-	@$(PIP) install ruff clang-format
+# mypy reads the types of what the packages import: they are installed too.
+$(STAMP)-lint: pyproject.toml $(STAMP)-c2d
+	@echo "installing ruff, mypy and clang-format"
+	@$(PIP) install ruff clang-format mypy types-PyYAML
 	@mkdir -p build && touch $@

@@ -97,7 +97,7 @@ def plan(
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise EvaluationError(
-            "pictures need matplotlib; install it by: pip install c2d-isr[pictures]"
+            "pictures need matplotlib; install it by: pip install matplotlib"
         )
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -110,7 +110,7 @@ class TrainingLog:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            self.say("no curves for TensorBoard: pip install 'c2d-isr[train]' adds them")
+            self.say("no curves for TensorBoard: pip install tensorboard adds them")
             return None
         try:
             return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
