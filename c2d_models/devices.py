@@ -47,7 +47,7 @@ def memory_budget(device: torch.device) -> int:
 
 def available_memory() -> int:
     """Bytes of main memory that this process can still take, container limits included."""
-    known = []
+    known: list[int] = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         known.extend(
             int(line.split()[1]) * 1024
@@ -75,10 +75,10 @@ def available_memory() -> int:
     with contextlib.suppress(ImportError, OSError, ValueError, IndexError):
         import resource
 
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit != resource.RLIM_INFINITY:
+        most = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if most != resource.RLIM_INFINITY:
             pages = int(_text("/proc/self/statm").split()[0])
-            known.append(max(limit - pages * os.sysconf("SC_PAGE_SIZE"), 0))
+            known.append(max(most - pages * os.sysconf("SC_PAGE_SIZE"), 0))
     if not known:
         with contextlib.suppress(AttributeError, OSError, ValueError):
             known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)

@@ -12,16 +12,17 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import EvaluationError
+from ..networks.network import Network
 
 WINDOW, STEPS, SIGMA = 16, 50, 1.2
 """The paper's: pixels of the window's side, steps of the integral, blur at the path's beginning."""
 
 
 def local_attribution(
-    net: nn.Module,
+    net: Network,
     lr: Tensor,
     window: tuple[int, int, int],
     *,
@@ -53,9 +54,9 @@ def local_attribution(
     """
     if steps < 1 or not sigma > 0:
         raise EvaluationError(f"steps is {steps} and sigma {sigma:g}; give positive numbers")
-    if net.scale is None and scale is None:
-        raise EvaluationError("a continuous network needs a scale")
     factor = net.scale or scale
+    if factor is None:
+        raise EvaluationError("a continuous network needs a scale")
     height, width = (round(side * factor) for side in lr.shape[-2:])
     top, left, size = window
     if size < 2 or min(top, left) < 0 or top + size > height or left + size > width:

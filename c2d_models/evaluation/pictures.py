@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import EvaluationError
 from ..files import write_whole
 from ..images import sets
 from ..images.metrics import to_y
+from ..networks.network import Network
 from .attribution import STEPS, WINDOW, diffusion_index, local_attribution
 from .results import BICUBIC, Result
 from .scoring import enlarge
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 CROP = 96  # side of the region that is looked for, HR pixels
@@ -96,9 +96,7 @@ def plan(
             holds the crop.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise EvaluationError(
-            "pictures need matplotlib; install it by: pip install matplotlib"
-        )
+        raise EvaluationError("pictures need matplotlib; install it by: pip install matplotlib")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -112,7 +110,7 @@ def draw(
     folder: str | Path,
     regions: Sequence[Region],
     results: Sequence[Result],
-    nets: dict[str, nn.Module | None],
+    nets: dict[str, Network | None],
     *,
     ensemble: bool = False,
 ) -> list[Path]:
@@ -183,7 +181,7 @@ def psnr_gmacs(rows: Sequence[Row], labels: dict[str, str]) -> Figure:
 
 def crops(
     rows: Sequence[Row],
-    nets: dict[str, nn.Module | None],
+    nets: dict[str, Network | None],
     labels: dict[str, str],
     ensemble: bool,
 ) -> Figure:
@@ -201,7 +199,7 @@ def crops(
 
 
 def attribution(
-    rows: Sequence[Row], nets: dict[str, nn.Module | None], labels: dict[str, str]
+    rows: Sequence[Row], nets: dict[str, Network | None], labels: dict[str, str]
 ) -> Figure:
     """Which LR pixels each network used for the framed window (figure 4 of the C2D-ISR paper).
 
@@ -297,7 +295,8 @@ def _around(region: Region) -> tuple[Tensor, tuple[int, int, int]]:
         place = round(start - first * region.scale)
         window.append(min(max(place, 0), round(length * region.scale) - size))
         piece.append(slice(first, first + length))
-    return region.lr[:, piece[1], piece[0]], (*window, size)
+    left, top = window
+    return region.lr[:, piece[1], piece[0]], (left, top, size)
 
 
 # Drawing -------------------------------------------------------------------------------------
@@ -309,8 +308,8 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 
-def _panels(rows: Sequence[Row], titles: Sequence[str]) -> tuple[Figure, Sequence[Sequence[Axes]]]:
-    """A row of square panels for each row, titled at the top, named at the left."""
+def _panels(rows: Sequence[Row], titles: Sequence[str]) -> tuple[Figure, np.ndarray]:
+    """Square panels, an array of Axes: a row for each row, titled at the top, named at the left."""
     figure = _figure(2.1 * len(titles) + 0.4, 2.5 * len(rows) + 0.4)
     grid = figure.subplots(len(rows), len(titles), squeeze=False)
     for axes in grid.flat:
@@ -330,7 +329,7 @@ def _pixels(image: Tensor) -> np.ndarray:
     return image.permute(1, 2, 0).cpu().numpy()
 
 
-def _like(net: nn.Module | None, image: Tensor) -> Tensor:
+def _like(net: Network | None, image: Tensor) -> Tensor:
     return image if net is None else image.to(next(net.parameters()).device)
 
 

@@ -100,7 +100,7 @@ def _title(results: Sequence[Result]) -> str:
 def _rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
     """One line of text cells a result, for the terminal and for Markdown."""
     bicubic = {(r.dataset, r.scale): r.psnr_y for r in results if r.model == BICUBIC}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for r in results:
         gain = r.psnr_y - bicubic.get((r.dataset, r.scale), math.nan)
         rows.append(

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import nn
 
 from ..errors import DataError, EvaluationError
 from ..files import write_whole
 from ..images.sets import pair_files
+from ..networks.network import Network
 from ..pretrained import loading
 from . import pictures as drawing
 from .results import BICUBIC, WRITERS, Result, output_files, to_table
@@ -69,7 +69,7 @@ def run(
         raise DataError("no image folder is given; name at least one")
     psnr_by(rule)
     files = output_files(output)
-    nets: dict[str, nn.Module | None] = {BICUBIC: None}
+    nets: dict[str, Network | None] = {BICUBIC: None}
     for model in models:
         nets[str(model)] = loading.load(model, device=device)
     if not scales:

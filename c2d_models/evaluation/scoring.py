@@ -10,18 +10,19 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ArgumentError, DataError, EvaluationError
 from ..images.metrics import RULES, ssim_y
 from ..images.resize import imresize
 from ..images.sets import orient, pair_files, read_pair
 from ..networks import complexity
+from ..networks.network import Network
 from .results import BICUBIC, ImageScore, Result
 
 
 def evaluate(
-    net: nn.Module | None,
+    net: Network | None,
     hr_folder: str | Path | Sequence[Path],
     scale: float,
     lr_folder: str | Path | None = None,
@@ -57,10 +58,11 @@ def evaluate(
     check_scale(net, scale, name)
     psnr = psnr_by(rule)
     hr_files, lr_files, dataset = pair_files(hr_folder, lr_folder, scale)
-    name = name or (BICUBIC if net is None else getattr(net, "name", type(net).__name__))
+    if name is None:
+        name = BICUBIC if net is None else net.name or type(net).__name__
     border = math.ceil(scale)
     device = torch.device("cpu") if net is None else next(net.parameters()).device
-    scores = []
+    scores: list[ImageScore] = []
     pairs = list(zip(hr_files, lr_files, strict=True))
     for hr_file, lr_file in track(
         pairs,
@@ -103,15 +105,14 @@ def evaluate(
     )
 
 
-def check_scale(net: nn.Module | None, scale: float, name: str | None = None) -> None:
+def check_scale(net: Network | None, scale: float, name: str | None = None) -> None:
     """EvaluationError if `net` (None: bicubic) cannot enlarge by `scale`."""
     if not (math.isfinite(scale) and scale >= 1):
         raise EvaluationError(f"scale is {scale}; give a number of at least 1")
-    own = None if net is None else net.scale
-    if own is not None and own != scale:
+    if net is not None and net.scale is not None and net.scale != scale:
         raise EvaluationError(
-            f"{name or net.name} enlarges by {own} only, not by {scale:g}; "
-            f"give scale {own} or a continuous model"
+            f"{name or net.name} enlarges by {net.scale} only, not by {scale:g}; "
+            f"give scale {net.scale} or a continuous model"
         )
 
 
@@ -129,7 +130,7 @@ def psnr_by(rule: str) -> Callable[[Tensor, Tensor, int], float]:
 
 
 @torch.inference_mode()
-def enlarge(net: nn.Module | None, lr: Tensor, size: Sequence[int], ensemble: bool) -> Tensor:
+def enlarge(net: Network | None, lr: Tensor, size: Sequence[int], ensemble: bool) -> Tensor:
     """SR image (3, *size): uint8 from bicubic, floating point from a network."""
     height, width = size
     if net is None:

@@ -236,17 +236,18 @@ class Writer:
                 f"rows are {rows.dtype} {rows.shape}, not {self.dtype} (h, *{expected})"
             )
         stride = self.width * self.channels * self.dtype.itemsize
+        file = self._open_file()
         try:
-            self._file.seek(top * stride)
-            left = memoryview(np.ascontiguousarray(rows)).cast("B")
+            file.seek(top * stride)
+            left = np.ascontiguousarray(rows).data.cast("B")
             while left:
-                left = left[self._file.write(left) :]
+                left = left[file.write(left) :]
         except OSError as error:
             raise ImageError(f"cannot write {self.path}: {error.strerror or error}.") from None
 
     def finish(self) -> None:
         """Encode what was written and put it in place."""
-        self._file.close()
+        self._open_file().close()
         try:
             _interruptible(self._assemble(), self._encode)
             os.replace(self._encoded, self.path)
@@ -254,6 +255,11 @@ class Writer:
             raise ImageError(f"cannot write {self.path}: {_reason(error)}.") from None
         finally:
             self.discard()
+
+    def _open_file(self) -> BinaryIO:
+        if self._file is None:
+            raise RuntimeError("a Writer is written to inside its `with` block")
+        return self._file
 
     def discard(self) -> None:
         """Remove the temporary files; harmless after `finish`."""

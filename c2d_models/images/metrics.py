@@ -139,8 +139,9 @@ def _luma_pair(
             f"border is {border} for an image of {sr.shape[-1]}x{sr.shape[-2]}; "
             f"at least {smallest}x{smallest} pixels must be left inside it"
         )
-    inside = (slice(border, border + height), slice(border, border + width))
-    return tuple(luma(image)[(..., *inside)].reshape(-1, height, width) for image in (sr, hr))
+    rows, columns = slice(border, border + height), slice(border, border + width)
+    y_sr, y_hr = (luma(image)[..., rows, columns].reshape(-1, height, width) for image in (sr, hr))
+    return y_sr, y_hr
 
 
 def _blur(image: Tensor) -> Tensor:

@@ -114,21 +114,26 @@ def imresize(
     """
     if not image.is_floating_point() and image.dtype != torch.uint8:
         raise TypeError(f"image is {image.dtype}; give a floating point or uint8 tensor")
-    if (scale is None) == (size is None):
-        raise ArgumentError("give imresize either scale or size")
     height, width = image.shape[-2:]
-    if size is not None:
+    if size is not None and scale is None:
         if min(size) < 1:
             raise ArgumentError(f"size is {tuple(size)}; give a height and a width of at least 1")
-        scales = (size[0] / height, size[1] / width)
+        counts, scales = size, (size[0] / height, size[1] / width)
+    elif scale is None or size is not None:
+        raise ArgumentError("give imresize either scale or size")
     else:
         if not (scale > 0 and math.isfinite(scale)):
             raise ArgumentError(f"scale is {scale}; give a number above 0, e.g. 0.25 for a quarter")
         scales = (scale, scale)
         # 1/3 * 255 may come out as 85.00000000000001: that is 85 pixels, not 86.
-        size = tuple(math.ceil(n * scale - 1e-9 * n) for n in (height, width))
+        counts = (
+            math.ceil(height * scale - 1e-9 * height),
+            math.ceil(width * scale - 1e-9 * width),
+        )
     values = image if image.is_floating_point() else image.double()
-    for dim, count, factor in sorted(zip((-2, -1), size, scales, strict=True), key=lambda a: a[2]):
+    for dim, count, factor in sorted(
+        zip((-2, -1), counts, scales, strict=True), key=lambda a: a[2]
+    ):
         length = image.shape[dim]
         if count == length and factor == 1.0:
             continue

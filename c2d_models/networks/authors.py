@@ -1,13 +1,18 @@
 """State dicts of the published networks' authors: unwrapped, and the network they fit."""
 
+from __future__ import annotations
+
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ModelFileError
 from .registry import create
+
+if TYPE_CHECKING:
+    from .network import Network
 
 _WRAPPERS = ("params_ema", "params", "state_dict", "model")
 _BUFFERS = (
@@ -46,7 +51,7 @@ def unwrap(path: Path, content: Any) -> dict[str, Tensor]:
     }
 
 
-def recognise(path: Path, state: dict[str, Tensor]) -> nn.Module:
+def recognise(path: Path, state: dict[str, Tensor]) -> Network:
     """A fresh network of the kind whose parameters' names a file has."""
     if "upsample.0.weight" in state:
         shape = state["upsample.0.weight"].shape

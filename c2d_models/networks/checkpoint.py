@@ -1,19 +1,24 @@
 """The file that holds a network: its weights, what it is, how it came to be."""
 
+from __future__ import annotations
+
 import json
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save as to_bytes
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ModelFileError
 from ..files import write_whole
 from .authors import recognise, unwrap
 from .registry import NETWORKS, create
+
+if TYPE_CHECKING:
+    from .network import Network
 
 FILE_NAME = "model.safetensors"
 """The model file in a folder: of `save_pretrained`, of a training run."""
@@ -24,7 +29,7 @@ FORMAT = 1
 
 
 def save(
-    net: nn.Module,
+    net: Network,
     path: str | Path,
     record: dict[str, Any] | None = None,
     *,
@@ -58,7 +63,7 @@ def save(
 
 def load(
     path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
-) -> nn.Module:
+) -> Network:
     """The network in a file that `save` wrote or that a published network's authors did.
 
     Args:
@@ -128,7 +133,7 @@ def header_of(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     return header
 
 
-def _build(path: Path, header: dict[str, Any]) -> nn.Module:
+def _build(path: Path, header: dict[str, Any]) -> Network:
     if header["name"] not in NETWORKS:
         raise ModelFileError(
             f"{path} holds a network {header['name']!r}, which this version does not know: it has "
@@ -142,7 +147,7 @@ def _build(path: Path, header: dict[str, Any]) -> nn.Module:
         ) from error
 
 
-def _fill(path: Path, net: nn.Module, state: dict[str, Tensor]) -> None:
+def _fill(path: Path, net: Network, state: dict[str, Tensor]) -> None:
     """Load strictly; the first difference makes the sentence."""
     wanted = net.state_dict()
     for name in [*wanted, *state]:

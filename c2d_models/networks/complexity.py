@@ -6,7 +6,6 @@ import copy
 import math
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from c2d_kernels.operators import counted_as_defined
@@ -15,7 +14,7 @@ from ..errors import ArgumentError
 from .network import Network
 
 
-def parameters(net: nn.Module) -> int:
+def parameters(net: Network) -> int:
     """The number of parameters."""
     return sum(parameter.numel() for parameter in net.parameters())
 

@@ -16,15 +16,17 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-from torch import nn
 
 from ..errors import ModelFileError
 from . import checkpoint
+
+if TYPE_CHECKING:
+    from .network import Network
 
 _CARD = """---
 {{ card_data }}
@@ -75,7 +77,7 @@ class HubModel(
         net: the network.
     """
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: Network):
         self.net = net
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -97,9 +99,9 @@ class HubModel(
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ) -> HubModel:
-        path = Path(model_id)
-        if path.is_dir():
-            path = checkpoint.file_in(path)
+        path: str | Path = Path(model_id)
+        if Path(model_id).is_dir():
+            path = checkpoint.file_in(Path(model_id))
         else:
             path = hf_hub_download(
                 model_id,
@@ -127,7 +129,7 @@ class HubModel(
         return super().generate_model_card(*args, **{**facts, **kwargs})
 
 
-def load(kind: type[nn.Module], folder_or_repo: str | Path, **options: Any) -> nn.Module:
+def load(kind: type[Network], folder_or_repo: str | Path, **options: Any) -> Network:
     """`kind.from_pretrained`.
 
     Raises:

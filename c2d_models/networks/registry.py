@@ -1,22 +1,25 @@
 """Networks by name, with their published hyper-parameters."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from ..errors import NetworkError
 from .hiif import DECODERS
+
+if TYPE_CHECKING:
+    from .network import Network
 
 
 @dataclass(frozen=True)
 class Preset:
     """A network class with the arguments that make it the named network."""
 
-    constructor: type[nn.Module]
+    constructor: Callable[..., Network]
     config: Mapping[str, Any]
 
 
@@ -27,14 +30,12 @@ TINY = {"dim": 32, "num_heads": 4, "decoder": {**HIIF_L, "width": 32}}
 """What the tiny presets change."""
 
 
-def register(name: str, constructor: type[nn.Module], config: Mapping[str, Any]) -> None:
+def register(name: str, constructor: Callable[..., Network], config: Mapping[str, Any]) -> None:
     """Make a network known by a name; each network's module names its own."""
     _networks[name] = Preset(constructor, config)
 
 
-def create(
-    name: str, scale: int | None = 4, *, config: Mapping[str, Any] | None = None
-) -> nn.Module:
+def create(name: str, scale: int | None = 4, *, config: Mapping[str, Any] | None = None) -> Network:
     """A network with fresh weights.
 
     Args:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from ..errors import ModelFileError
 from ..networks import checkpoint
+from ..networks.network import Network
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 """The folder of the shipped models."""
@@ -32,7 +32,7 @@ def load(
     name_or_path: str | Path,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
-) -> nn.Module:
+) -> Network:
     """A trained network, in evaluation mode.
 
     Args:

@@ -85,6 +85,13 @@ class TrainConfig(BaseModel):
     )
     checkpoint_every: int = Field(500, ge=1)
 
+    @property
+    def factor(self) -> int:
+        """The scale of stage 'discrete', which has one."""
+        if self.scale is None:
+            raise TypeError("stage 'continuous' has no scale of its own")
+        return self.scale
+
     @model_validator(mode="after")
     def _stage_has_its_scale(self) -> TrainConfig:
         if self.stage == "discrete" and self.scale is None:
@@ -169,7 +176,7 @@ def _fault(error: Exception) -> str:
     return f": {str(error).splitlines()[0]}"
 
 
-def _sentence(path: Path, overridden: set[str], error: ValidationError) -> str:
+def _sentence(path: Path | str, overridden: set[str], error: ValidationError) -> str:
     # a wrong key explains the missing one, not the other way round
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     if first["loc"] and first["loc"][0] in overridden:

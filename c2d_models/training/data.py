@@ -57,16 +57,16 @@ def read(config: TrainConfig) -> TrainingData:
         _check_sizes(held_out, photos)
         photos = [centre_crop(photo, config.validation_crop) for photo in photos]
         photos = [photo.clone() for photo in photos[: config.validation_images]]
-        scales = (2.0, 3.0, 4.0) if config.scale is None else (config.scale,)
+        scales = (2.0, 3.0, 4.0) if config.scale is None else (float(config.scale),)
         validation = {scale: [resize.lr_pair(photo, scale) for photo in photos] for scale in scales}
     else:
         held_out, pairs, unread = sets.read_all(held_out, partial(_read_pair, config, lr_files))
         _check_sizes(held_out, [hr for _, hr in pairs])
         crops = [
-            centre_crops(pair, config.scale, config.validation_crop)
+            centre_crops(pair, config.factor, config.validation_crop)
             for pair in pairs[: config.validation_images]
         ]
-        validation = {config.scale: crops}
+        validation = {float(config.factor): crops}
     if unread and not held_out:
         raise ConfigError(f"no held-out photograph can be read; the first: {unread[0]}")
     return TrainingData(batches, held_out, validation, batches.left_out + unread)
@@ -78,8 +78,8 @@ def _find(config: TrainConfig) -> tuple[list[Path], dict[Path, Path] | None]:
         return sets.list_images(config.data), None
     lr_files: dict[Path, Path] = {}
     for hr_folder, lr_folder in zip(config.data, config.lr_data, strict=True):
-        hr, lr, _ = sets.pair_files(hr_folder, lr_folder, config.scale)
-        lr_files |= zip(hr, lr, strict=True)
+        hr, lr, _ = sets.pair_files(hr_folder, lr_folder, config.factor)
+        lr_files |= {file: reduced for file, reduced in zip(hr, lr, strict=True) if reduced}
     return list(lr_files), lr_files
 
 
@@ -90,11 +90,11 @@ def _batches(
     if config.stage == "continuous":
         scale = (1.0, config.max_scale)
         return ContinuousBatches(files, queries=config.queries, scale=scale, **same)
-    return DiscreteBatches(files, scale=config.scale, lr_files=lr_files, **same)
+    return DiscreteBatches(files, scale=config.factor, lr_files=lr_files, **same)
 
 
 def _read_pair(config: TrainConfig, lr_files: Mapping[Path, Path], file: Path) -> Pair:
-    return sets.read_pair(file, lr_files[file], config.scale)
+    return sets.read_pair(file, lr_files[file], config.factor)
 
 
 def _check_sizes(files: list[Path], photos: list[Tensor]) -> None:

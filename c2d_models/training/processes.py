@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -107,7 +108,7 @@ class Stop:
 def stop_signal() -> Iterator[Stop]:
     """What SIGINT and SIGTERM set instead of ending the process; a second one ends it."""
     stop = Stop()
-    previous = {}
+    previous: dict[int, Any] = {}
 
     def handle(number: int, frame: object) -> None:
         stop.number = number

@@ -31,6 +31,7 @@ from ..errors import ConfigError
 from ..files import remove_unfinished, write_whole
 from ..images import metrics
 from ..networks import checkpoint, registry
+from ..networks.network import Network
 from ..pretrained import loading
 from . import data as training_data
 from .allocator import keep_freed_memory
@@ -71,7 +72,7 @@ def warmed_average(decay: float) -> Callable[..., None]:
     return torch.no_grad()(update)
 
 
-def build_network(config: TrainConfig) -> nn.Module:
+def build_network(config: TrainConfig) -> Network:
     """A fresh network; with `init`, its body comes from that checkpoint.
 
     The up-sampler comes too if `init_upsampler` says so, for fine-tuning at the same scale.

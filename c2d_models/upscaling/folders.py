@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ..errors import ImageError, UpscaleError, sentence
@@ -138,7 +139,7 @@ def upscale_files(
                     job.target,
                     upscaler,
                     quality=quality,
-                    progress=lambda fraction, job=job: progress(job, fraction),
+                    progress=partial(progress, job),
                 )
                 seconds = time.perf_counter() - started
                 report.written.append((job.source, job.target, size, seconds))

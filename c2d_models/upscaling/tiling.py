@@ -178,9 +178,9 @@ def encode_bands(
     height, width = size
     rows, columns = spans(height, plan), spans(width, plan)
     row_weights, column_weights = ramps(rows), ramps(columns)
-    carried = None
+    carried: Tensor | None = None
     for i, (y0, y1) in enumerate(rows):
-        band = None
+        band: Tensor | None = None
         for j, (x0, x1) in enumerate(columns):
             features = net.encode(source(y0, y1, x0, x1))[0]
             if len(rows) == len(columns) == 1:
@@ -195,6 +195,7 @@ def encode_bands(
             kept = features.dtype
             del features
             done((y1 - y0) * (x1 - x0))
+        assert band is not None  # there is a column
         if carried is not None:
             band[: len(carried)] += carried
         finished = (rows[i + 1][0] if i + 1 < len(rows) else height) - y0
@@ -242,8 +243,10 @@ def _decode_discrete(
     """Pixels of each band as soon as the rows that it reads below itself are there."""
     height, width = size
     margin, scale = net.decode_margin, net.scale
+    assert scale is not None
     step = max(plan.strip_bytes // (width * scale * scale * 3 * 4 * 4), 1)
-    held, top, decoded = None, 0, 0  # features from row `top` on; rows before `decoded` are out
+    held: Tensor | None = None
+    top = decoded = 0  # features from row `top` on; rows before `decoded` are out
     for start, band in bands:
         held = band if held is None else torch.cat([held, band])
         end = start + len(band)
@@ -272,7 +275,7 @@ def _decode_continuous(
     """Keep all bands, sum each attention's matrices over the strips, decode strips with them."""
     (height, width), (out_height, out_width) = size, out_size
     with _feature_store(folder) as store:
-        features = None
+        features: Tensor | None = None
         for start, band in bands:
             if len(band) == height:
                 features = band
@@ -280,6 +283,7 @@ def _decode_continuous(
             if features is None:
                 features = store((height, width, band.shape[-1]), band)
             features[start : start + len(band)] = band
+        assert features is not None  # there is a band
         device = source(0, 1, 0, 1).device
         bytes_per_row = DECODE_BYTES * features.shape[-1] * out_width
         step = max(plan.strip_bytes // bytes_per_row, 1)

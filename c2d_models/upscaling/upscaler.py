@@ -60,8 +60,8 @@ class Upscaler:
         """Check the settings, then load the model; arguments as in `upscale`."""
         check_scale(scale, size)
         place = choose_device(device)
-        kind = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-        if kind not in DTYPES.values():
+        kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+        if kind is None or kind not in DTYPES.values():
             raise UpscaleError(f"dtype is {dtype}; use {', '.join(DTYPES)}.")
         side = check_tile(tile)
         if isinstance(model, Network):
@@ -77,7 +77,8 @@ class Upscaler:
                 f"{_title(net)} enlarges by {net.scale} only; for {scale:g} take a continuous "
                 "model (c2d models lists them)."
             )
-        return cls(net, scale, None if size is None else tuple(size), place, kind, side)
+        exact = None if size is None else (size[0], size[1])
+        return cls(net, scale, exact, place, kind, side)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(H_out, W_out) for an image; a given size has a factor of its own, 1 to 4, on each axis.
@@ -85,8 +86,9 @@ class Upscaler:
         Raises:
             UpscaleError: the size is out of reach.
         """
-        if self.size is None:
+        if self.scale is not None:
             return math.floor(height * self.scale + 0.5), math.floor(width * self.scale + 0.5)
+        assert self.size is not None  # one of the two is given
         for got, have, axis in zip(self.size, (height, width), ("height", "width"), strict=True):
             if not have <= got <= 4 * have:
                 raise UpscaleError(
