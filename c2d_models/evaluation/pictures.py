@@ -41,7 +41,7 @@ _DPI = 150
 
 
 @dataclass(frozen=True)
-class Region:
+class Excerpt:
     """A square of one image of a set: number and name of the image, the pair, the place in HR."""
 
     index: int
@@ -64,7 +64,7 @@ class Region:
 class Row:
     """What one row of a picture shows: a region, and the results on its set, bicubic's first."""
 
-    region: Region
+    region: Excerpt
     results: Sequence[Result]
 
     @property
@@ -82,7 +82,7 @@ def plan(
     folders: Sequence[str | Path],
     scales: Sequence[float],
     crop: tuple[int, int, int] | None = None,
-) -> list[Region]:
+) -> list[Excerpt]:
     """Make the folder of the pictures and choose a region of each set at each scale.
 
     Args:
@@ -108,7 +108,7 @@ def plan(
 
 def draw(
     folder: str | Path,
-    regions: Sequence[Region],
+    regions: Sequence[Excerpt],
     results: Sequence[Result],
     nets: dict[str, Network | None],
     *,
@@ -242,7 +242,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 # Regions -------------------------------------------------------------------------------------
 
 
-def _choose(images: str | Path, scale: float, crop: tuple[int, int, int] | None) -> Region:
+def _choose(images: str | Path, scale: float, crop: tuple[int, int, int] | None) -> Excerpt:
     best, most, largest = None, -1.0, (0, 0)
     hr_files, lr_files, dataset = sets.pair_files(images, None, scale)
     for index, (hr_file, lr_file) in enumerate(zip(hr_files, lr_files, strict=True)):
@@ -257,7 +257,7 @@ def _choose(images: str | Path, scale: float, crop: tuple[int, int, int] | None)
             most = detail.max().item()
             if crop is None:
                 y, x = _most(detail)
-            best = Region(index, hr_file.stem, lr, hr, float(scale), x, y, size)
+            best = Excerpt(index, hr_file.stem, lr, hr, float(scale), x, y, size)
     if best is None:
         raise EvaluationError(
             f"no image of {dataset} at scale {scale:g} holds the crop {x},{y},{size} (x,y,size; at "
@@ -280,7 +280,7 @@ def _most(detail: Tensor) -> tuple[int, int]:
     return row * _STRIDE, column * _STRIDE
 
 
-def _around(region: Region) -> tuple[Tensor, tuple[int, int, int]]:
+def _around(region: Excerpt) -> tuple[Tensor, tuple[int, int, int]]:
     """An LR piece about the window with most edges in the region, and (left, top, size) there.
 
     The window is in pixels of the enlarged piece.

@@ -92,14 +92,11 @@ class Attention(Fused):
         return self.proj(self.attend(x))
 
     def branch(
-        self, x: Tensor, norm: nn.Module, projections: Mapping[str, nn.Module], *around: nn.Module
+        self, x: Tensor, norm: nn.Module, projections: Mapping[str, nn.Module]
     ) -> Tensor | None:
-        """x + attention(norm(x)) in one operator; None if a module is not as its class says.
-
-        `around` are modules that a call also passes through.
-        """
+        """x + attention(norm(x)) in one operator; None if a module is not as its class says."""
         modules = {"norm": norm, **projections, "proj": self.proj}
-        weights = self.layer_weights("branch", modules, self, *around)
+        weights = self.layer_weights("branch", modules, self)
         if weights is None:
             return None
         return attention_branch(
@@ -113,27 +110,40 @@ class Attention(Fused):
         )
 
 
-class WindowAttention(Attention):
+class ProjectedWindowAttention(Attention):
     """Multi-head self-attention in (shifted) windows with relative position bias (Swin, eq. 4).
 
-    (B, H, W, dim) -> (B, H, W, dim); H and W are multiples of `window_size`. Partition, shift, mask
-    and bias are the operator's business.
+    Of queries, keys and values that the layer around it has made: (B, H, W, 3 dim) -> (B, H, W,
+    dim); H and W are multiples of `window_size`. Partition, shift, mask and bias are the operator's
+    business.
     """
 
-    projections = ("qkv",)
+    projections = ()
 
     def __init__(self, dim: int, window_size: int, num_heads: int, shift: int = 0):
         super().__init__(dim, window_size, num_heads, shift, keys=window_size)
-        self.qkv = nn.Linear(dim, 3 * dim)
 
-    def attend(self, x: Tensor) -> Tensor:
+    def attend(self, qkv: Tensor) -> Tensor:
         return window_attention(
-            self.qkv(x),
+            qkv,
             self.relative_position_bias_table,
             window_size=self.window_size,
             num_heads=self.num_heads,
             shift=self.shift,
         )
+
+
+class WindowAttention(ProjectedWindowAttention):
+    """The same with its own projection, (B, H, W, dim) -> (B, H, W, dim)."""
+
+    projections = ("qkv",)
+
+    def __init__(self, dim: int, window_size: int, num_heads: int, shift: int = 0):
+        super().__init__(dim, window_size, num_heads, shift)
+        self.qkv = nn.Linear(dim, 3 * dim)
+
+    def attend(self, x: Tensor) -> Tensor:
+        return super().attend(self.qkv(x))
 
 
 class PermutedWindowAttention(Attention):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from c2d_kernels import selective_scan
 
 from ..errors import NetworkError
-from .fused import WindowAttention
+from .fused import ProjectedWindowAttention
 from .layers import Conv3x3, DepthwiseConv, PointwiseConv, init_linear
 from .maps import rgb_mean, symmetric_index
 from .network import Network
@@ -249,16 +249,15 @@ class WindowAttentiveLayer(AttentiveLayer):
     ):
         super().__init__(dim, ratio, **state_space)
         self.wqkv = nn.Linear(dim, 3 * dim)
-        self.win_mhsa = WindowAttention(dim, window_size, num_heads, shift)
-        self.win_mhsa.qkv = nn.Identity()  # the authors keep it in the layer
+        self.win_mhsa = ProjectedWindowAttention(dim, window_size, num_heads, shift)
 
     def mix(self, x: Tensor) -> Tensor:
         return self.win_mhsa(self.wqkv(x))
 
     def mix_with_skip(self, x: Tensor) -> Tensor:
         attention, done = self.win_mhsa, None
-        if type(attention) is WindowAttention and type(attention.qkv) is nn.Identity:
-            done = attention.branch(x, self.norm1, {"qkv": self.wqkv}, attention.qkv)
+        if type(attention) is ProjectedWindowAttention:
+            done = attention.branch(x, self.norm1, {"qkv": self.wqkv})
         return super().mix_with_skip(x) if done is None else done
 
 

@@ -96,7 +96,7 @@ def test_the_window_is_where_the_region_has_most_edges(scale, left, top):
     hr = torch.zeros(3, round(70 * scale), round(240 * scale), dtype=torch.uint8)
     hr[:, top + 16 : top + 32 : 2, left + 8 : left + 24] = 255
     lr = torch.zeros(3, 70, 240, dtype=torch.uint8) + torch.arange(240, dtype=torch.uint8)
-    region = pictures.Region(0, "a", lr, hr, scale, left, top, 48)
+    region = pictures.Excerpt(0, "a", lr, hr, scale, left, top, 48)
     piece, (x, y, size) = pictures._around(region)
     assert piece.shape == (3, 64, 64) and size == 16
     assert x / scale + piece[0, 0, 0].item() == pytest.approx((left + 8) / scale, abs=0.3)
@@ -109,7 +109,7 @@ def test_points_lie_at_cost_and_quality():
         return Result(*fields, (ImageScore("a", psnr, 0.9, 1.0),))
 
     results = [result("bicubic", 0, 0.0, 28.4), result("s", 1e5, 2.0, 30), result("l", 4e5, 90, 31)]
-    region = pictures.Region(0, "a", torch.zeros(3, 9, 9), torch.zeros(3, 36, 36), 4.0, 0, 0, 9)
+    region = pictures.Excerpt(0, "a", torch.zeros(3, 9, 9), torch.zeros(3, 36, 36), 4.0, 0, 0, 9)
     labels = {name: name for name in ("bicubic", "s", "l")}
     figure = pictures.psnr_gmacs([pictures.Row(region, results)], labels)
     axes = figure.axes[0]

@@ -206,7 +206,7 @@ class Counted(nn.Module):
         ("hiet_srformer_tiny", "blocks.0.bottom.mlp"),
         ("hiet_srformer_tiny", "blocks.0.bottom.mlp.dwconv"),
         ("mambairv2_l", "layers.0.residual_group.layers.0.win_mhsa"),
-        ("mambairv2_l", "layers.0.residual_group.layers.0.win_mhsa.qkv"),
+        ("mambairv2_l", "layers.0.residual_group.layers.0.wqkv"),
     ],
 )
 def test_exchanged_modules_run(network, module):
