@@ -15,12 +15,7 @@ from bench.contenders import AUTO, COMPILED, REFERENCE, Contender, peer
 from bench.correctness import RoundEveryOperation, Truth, WrongResult, worst_error
 from bench.machine import Load
 from bench.networks import workloads as networks
-from bench.operators import (
-    test_coordinate_query,
-    test_selective_scan,
-    test_window_attention,
-    test_window_correlation,
-)
+from bench.operators import races, test_channel_correlation
 from bench.timing import Pairs, race, rounds_for
 from bench.workloads import Workload, table
 
@@ -49,28 +44,19 @@ class Stopwatch:
             self.stats.stats.data.append(1.0)
 
 
-def quick(module, name: str) -> list[Workload]:
-    """The quick workloads of a benchmark."""
-    marker = next(mark for mark in getattr(module, name).pytestmark if mark.name == "race")
-    return [workload for workload in marker.kwargs["workloads"] if workload.size == "quick"]
+def quick(workloads: list[Workload]) -> list[Workload]:
+    """Those of a quick run."""
+    return [workload for workload in workloads if workload.size == "quick"]
 
 
 OPERATORS = [
     pytest.param(workload, id=f"{workload.subject}-{workload.label}")
-    for module, name in (
-        (test_selective_scan, "test_selective_scan"),
-        (test_window_attention, "test_window_attention"),
-        (test_window_attention, "test_permuted_window_attention"),
-        (test_window_correlation, "test_channel_correlation"),
-        (test_window_correlation, "test_spatial_correlation"),
-        (test_coordinate_query, "test_coordinate_query"),
-    )
-    for workload in quick(module, name)[-2:]  # one shape in both directions, or both dtypes
+    for workloads in races().values()
+    for workload in quick(workloads)[-2:]  # one shape in both directions, or both dtypes
 ]
 NETWORKS = [
     pytest.param(workload, id=f"{workload.subject}-{workload.label}")
-    for workload in networks.workloads("hiet_swinir_tiny", "hiet_swinir_tiny")
-    if workload.size == "quick"
+    for workload in quick(networks.workloads("hiet_swinir_tiny", "hiet_swinir_tiny"))
 ]
 
 
@@ -99,7 +85,7 @@ def correlation(dtype: torch.dtype = torch.float32, backward: bool = False) -> W
     """A small workload to break in many ways."""
     shapes = {"quick": {"16x16 w8": {"height": 16, "width": 16, "window": 8}}}
     direction = "forward+backward" if backward else "forward"
-    make = test_window_correlation.channel_correlation
+    make = test_channel_correlation.channel_correlation
     (workload,) = table("channel_correlation", shapes, make, (dtype,), (direction,))
     return workload
 

@@ -7,6 +7,12 @@ import torch
 
 from bench import machine
 from bench.networks.workloads import NetworkWorkload, pictures
+from bench.operators import races
+from c2d_kernels.operators import operators
+
+
+def test_every_operator_races() -> None:
+    assert set(races()) == set(operators)
 
 
 def full(network: str = "swinir_l", scans: bool = False) -> list[NetworkWorkload]:

@@ -157,6 +157,11 @@ class Workload:
         return tensor.double() if exact else tensor
 
 
+def normal(generator: torch.Generator, *shape: int) -> Tensor:
+    """Normally distributed float64 numbers."""
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
 def in_one_row_on_a_cpu() -> dict[str, tuple]:
     """Arguments of `table` for shapes that take minutes on a CPU: float32, forward only, there."""
     if machine.device().type == "cuda":

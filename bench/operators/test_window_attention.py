@@ -25,7 +25,7 @@ from bench.contenders import (
     kernels_of,
     peer,
 )
-from bench.workloads import Workload, in_one_row_on_a_cpu, table
+from bench.workloads import Workload, in_one_row_on_a_cpu, normal, table
 
 SWIN = {
     "quick": {
@@ -90,10 +90,6 @@ def permuted_window_attention(
         return c2d_kernels.permuted_window_attention(**tensors, **layer)
 
     return {"function": attention, "tensors": tensors, "half": frozenset({"q", "kv"})}
-
-
-def normal(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def no_gradients_on_a_cpu(workload: Workload) -> str | None:

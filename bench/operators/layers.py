@@ -1,4 +1,4 @@
-"""Layers in one piece, at inference: SwinIR-L's, and the parts of HiT's, HiET's and SRFormer's."""
+"""What the benchmarks of layers in one piece share: sizes, weights, and the race, at inference."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import c2d_kernels
-from bench.contenders import COMPILERS, REFERENCE, Contender, kernels_of
-from bench.workloads import Workload, table
+from bench.contenders import COMPILERS, REFERENCE, kernels_of
+from bench.workloads import table
 
-CHANNELS, HIDDEN, LOCAL = 60, 120, 12  # of the light networks; LOCAL in HiT's feature extraction
+CHANNELS, HIDDEN = 60, 120  # of the light networks
 Sizes = dict[str, dict[str, dict[str, int]]]
 SIZES: Sizes = {
     "quick": {"64x48": {"height": 48, "width": 64}},
@@ -61,83 +60,9 @@ def layer(
     return make
 
 
-def window_layer(**tensors: object) -> Tensor:
-    return c2d_kernels.window_layer(**tensors, window_size=8, num_heads=6, shift=4)
-
-
-def attention_branch(**tensors: object) -> Tensor:
-    return c2d_kernels.attention_branch(**tensors, window_size=16, num_heads=6, shift=8)
-
-
-def res_post_norm(part: Tensor, **tensors: object) -> Tensor:
-    return c2d_kernels.res_post_norm(parts=[part], **tensors)
-
-
-def conv_ffn(**tensors: object) -> Tensor:
-    return c2d_kernels.conv_ffn(**tensors, norm_first=True)
-
-
 def race(operator: str, make: Callable[..., dict[str, object]], sizes: Sizes = SIZES):
     """Forward only: the backwards of two of them are timed in the networks' training steps."""
     return pytest.mark.race(
         workloads=table(operator, sizes, make, directions=("forward",)),
         contenders=[REFERENCE, *kernels_of(operator), *COMPILERS],
     )
-
-
-@race(
-    "window_layer",
-    layer(
-        window_layer,
-        {"norm1": NORM, "qkv": (3 * CHANNELS, CHANNELS), "proj": SQUARE, "norm2": NORM, **MLP},
-        {"bias_table": (225, 6)},
-    ),
-)
-def test_window_layer(workload: Workload, contender: Contender, fill_row) -> None:
-    fill_row(workload, contender)
-
-
-@race(
-    "attention_branch",
-    layer(
-        attention_branch,
-        {"norm": NORM, "q": SQUARE, "kv": (CHANNELS // 2, CHANNELS), "proj": SQUARE},
-        {"bias_table": (225, 6)},
-    ),
-    IN_WINDOWS_OF_16,
-)
-def test_attention_branch(workload: Workload, contender: Contender, fill_row) -> None:
-    fill_row(workload, contender)
-
-
-@race(
-    "res_post_norm",
-    layer(
-        res_post_norm,
-        {"proj": SQUARE, "norm1": NORM, "norm2": NORM, **MLP},
-        {"part": (None, CHANNELS)},
-    ),
-)
-def test_res_post_norm(workload: Workload, contender: Contender, fill_row) -> None:
-    fill_row(workload, contender)
-
-
-@race("conv_ffn", layer(conv_ffn, {"norm": NORM, "dwconv": (HIDDEN, 1, 5, 5), **MLP}))
-def test_conv_ffn(workload: Workload, contender: Contender, fill_row) -> None:
-    fill_row(workload, contender)
-
-
-@race(
-    "dual_features",
-    layer(
-        c2d_kernels.dual_features,
-        {
-            "local": (LOCAL, CHANNELS),
-            "conv": (LOCAL, LOCAL, 3, 3),
-            "expand": (CHANNELS, LOCAL),
-            "linear": SQUARE,
-        },
-    ),
-)
-def test_dual_features(workload: Workload, contender: Contender, fill_row) -> None:
-    fill_row(workload, contender)

@@ -1,4 +1,4 @@
-"""Channel and spatial correlation (HiT-SR): our kernels, torch.compile, and the map in memory."""
+"""Spatial correlation (HiT-SR): our kernels, torch.compile, and the map in memory."""
 
 from __future__ import annotations
 
@@ -9,20 +9,8 @@ from torch import Tensor
 import c2d_kernels
 from bench import materialised
 from bench.contenders import COMPILERS, REFERENCE, Contender, kernels_of, peer
-from bench.workloads import Workload, table
+from bench.workloads import Workload, normal, table
 
-# HiET-SwinIR: q and v of 30 channels, windows 64, 32 and 8; 320x180 is not a multiple of 64.
-CHANNEL = {
-    "quick": {
-        "96x80 w32": {"height": 80, "width": 96, "window": 32},
-        "96x80 w64": {"height": 80, "width": 96, "window": 64},
-    },
-    "full": {
-        "320x180 w8": {"height": 180, "width": 320, "window": 8},
-        "320x180 w64": {"height": 180, "width": 320, "window": 64},
-        "64x64 B4 w64": {"height": 64, "width": 64, "window": 64, "batch": 4},
-    },
-}
 # HiT-SIR: q and v of 30 channels in 6 heads, windows up to 64 over a base of 8.
 SPATIAL = {
     "quick": {"64x64 w32": {"height": 64, "width": 64, "window": 32}},
@@ -31,19 +19,6 @@ SPATIAL = {
         "320x192 w64": {"height": 192, "width": 320, "window": 64},
     },
 }
-
-
-def channel_correlation(
-    height: int, width: int, window: int, batch: int = 1, channels: int = 30
-) -> dict[str, object]:
-    def tensors(generator: torch.Generator) -> dict[str, Tensor]:
-        shape = (batch, height, width, channels)
-        return {name: normal(generator, *shape) for name in ("q", "v")}
-
-    def correlation(tensors: dict[str, Tensor]) -> Tensor:
-        return c2d_kernels.channel_correlation(**tensors, window_size=window)
-
-    return {"function": correlation, "tensors": tensors, "half": frozenset({"q", "v"})}
 
 
 def spatial_correlation(
@@ -80,18 +55,6 @@ def in_half(workload: Workload) -> str | None:
     """The formula is written for one type; our kernels' half rows have the reference to beat."""
     half = workload.dtype != torch.float32
     return "the materialised formula runs in float32 rows only" if half else None
-
-
-def normal(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-@pytest.mark.race(
-    workloads=table("channel_correlation", CHANNEL, channel_correlation),
-    contenders=[REFERENCE, *kernels_of("channel_correlation"), *COMPILERS],
-)
-def test_channel_correlation(workload: Workload, contender: Contender, fill_row) -> None:
-    fill_row(workload, contender)
 
 
 @pytest.mark.race(
