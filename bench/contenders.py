@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+import c2d_kernels
 from bench import machine
 from bench.workloads import Function, Workload
 from c2d_kernels import dispatch
@@ -118,9 +119,7 @@ def refused_by_dispatch(backend: str) -> Callable[[Workload], str | None]:
         try:
             with torch.no_grad(), dispatch.backend(backend):
                 job.function(job.tensors)
-        except RuntimeError as error:
-            if "cannot run on the backend" not in str(error):
-                raise
+        except c2d_kernels.BackendError as error:
             return str(error)
         return None
 

@@ -1,12 +1,10 @@
 """Fused operators for efficient super-resolution networks.
 
-`selective_scan`, `window_attention`, `permuted_window_attention`, `window_layer`,
-`attention_branch`, `res_post_norm`, `conv_ffn`, `dual_features`, `channel_correlation`,
-`spatial_correlation` and `coordinate_query` run on any machine: by a native or GPU kernel where one
-can, else by the short PyTorch reference that defines them. Feature maps are channels-last (B, H, W,
-C). `backend(name)` or the environment variable C2D_BACKEND asks for an implementation; `info()`
-says what is here and why. `install_as_mamba_ssm()` lets code that was written for mamba_ssm run on
-`selective_scan`.
+The operators run on any machine: by a native or GPU kernel where one can, else by the short PyTorch
+reference that defines them. README lists them, c2d_kernels/ops has a folder for each. Feature maps
+are channels-last (B, H, W, C). `backend(name)` or the environment variable C2D_BACKEND asks for an
+implementation, and one that cannot run raises BackendError; `info()` says what is here and why.
+`install_as_mamba_ssm()` lets code that was written for mamba_ssm run on `selective_scan`.
 
 Example:
     >>> import torch, c2d_kernels

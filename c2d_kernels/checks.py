@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import torch
 from torch import Tensor
 
@@ -110,41 +108,3 @@ def window_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def mlp_shapes(weights: Mapping[str, Tensor], channels: int) -> dict[str, tuple[int, int]]:
-    """The weights' shapes of the MLP fc1, fc2 on `channels`, its width read from fc1.weight."""
-    fc1 = weights.get("fc1.weight")
-    hidden = fc1.shape[0] if isinstance(fc1, Tensor) and fc1.dim() == 2 else 1
-    if hidden == 0:
-        raise ValueError("weights['fc1.weight'] must have at least one row, got none.")
-    return {"fc1": (hidden, channels), "fc2": (channels, hidden)}
-
-
-def layer_weights(
-    like: Tensor,
-    weights: Mapping[str, Tensor],
-    names: Sequence[str],
-    shapes: Mapping[str, tuple[int, ...]],
-    optional: Sequence[str] = (),
-) -> list[Tensor]:
-    """The tensors of a layer in the order of `names`, such as "fc1.weight" and "fc1.bias".
-
-    `shapes` has each module's weight; its bias is as long as the weight has rows. `optional` names
-    modules that a layer may lack, all of them together.
-    """
-    for name in weights:
-        if name not in names:
-            raise ValueError(f"weights holds {name!r}; a layer has {', '.join(names)}.")
-    may_lack = [name for name in names if name.split(".")[0] in optional]
-    if not any(name in weights for name in may_lack):
-        names = [name for name in names if name not in may_lack]
-    for name in names:
-        if name not in weights:
-            else_none = f", or nothing of {', '.join(optional)}" if name in may_lack else ""
-            raise ValueError(f"weights must hold {name!r}{else_none}.")
-        module, kind = name.split(".")
-        expected = shapes[module] if kind == "weight" else shapes[module][:1]
-        parameters(like, **{f"weights[{name!r}]": weights[name]})
-        shape(f"weights[{name!r}]", weights[name], expected, "its own")
-    return [weights[name] for name in names]

@@ -19,6 +19,9 @@ from torch import Tensor
 KERNEL_BACKENDS = ("cuda", "triton", "cpu", "torch")  # in the order auto tries them
 CHOICES = ("auto", *KERNEL_BACKENDS, "reference")
 
+# The first number of what a forward hands to its backward (see Kernel).
+KEPT, NOTHING_KEPT = 0, -1
+
 # One for the process, not one a thread: autograd runs backward kernels in threads of its own.
 _requested = os.environ.get("C2D_BACKEND") or "auto"
 _kernels: dict[str, list[Kernel]] = {}
@@ -39,9 +42,9 @@ class Kernel:
     reference run again and differentiated.
 
     A kernel that `keeps` (see Operator.kept) takes one argument more in `forward`, whether there
-    will be a backward, and returns one tensor more: what it keeps, whose first number is 0, if
+    will be a backward, and returns one tensor more: what it keeps, whose first number is KEPT, if
     there will, else an empty one. Its `backward` gets that between the gradients and the arguments,
-    or, from another kernel's forward, a tensor that begins with -1.
+    or, from another kernel's forward, a tensor that begins with NOTHING_KEPT.
 
     `trains_slower` says of arguments that can run whether forward and backward take longer than the
     reference's: auto then leaves what needs gradients to the reference, too.
@@ -152,13 +155,13 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
     return nullcontext()
 
 
-def autocast(*features: Tensor | None) -> tuple[Tensor | None, ...]:
+def autocast(*features: Tensor) -> tuple[Tensor, ...]:
     """Features in autocast's dtype where autocast is on; float64 stays, as in torch's own ops."""
     device_type = features[0].device.type
     if not _autocasting(device_type):
         return features
     dtype = torch.get_autocast_dtype(device_type)
-    return tuple(x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in features)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in features)
 
 
 def _autocasting(device_type: str) -> bool:

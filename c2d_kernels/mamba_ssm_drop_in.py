@@ -9,7 +9,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from .dispatch import backend
+from .dispatch import BackendError, backend
 from .ops.selective_scan.op import selective_scan
 
 _NAMES = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface")
@@ -27,13 +27,13 @@ def install_as_mamba_ssm(*, force: bool = False) -> None:
         force: take the place of an installed mamba_ssm in this process.
 
     Raises:
-        RuntimeError: mamba_ssm itself is installed, or imported, and `force` is not given.
+        BackendError: mamba_ssm itself is installed, or imported, and `force` is not given.
     """
     present = sys.modules.get("mamba_ssm")
     if getattr(present, "__c2d_kernels__", False):
         return
     if not force and (present is not None or importlib.util.find_spec("mamba_ssm") is not None):
-        raise RuntimeError(
+        raise BackendError(
             "mamba_ssm itself is installed here: uninstall it, or call "
             "install_as_mamba_ssm(force=True) to take its place in this process."
         )
@@ -41,7 +41,7 @@ def install_as_mamba_ssm(*, force: bool = False) -> None:
         del sys.modules[name]
     modules = {name: _module(name) for name in _NAMES}
     interface = modules[_NAMES[-1]]
-    interface.selective_scan_fn, interface.selective_scan_ref = selective_scan, selective_scan_ref
+    vars(interface).update(selective_scan_fn=selective_scan, selective_scan_ref=selective_scan_ref)
     for name, module in modules.items():
         parent, _, child = name.rpartition(".")
         if parent:
@@ -72,8 +72,6 @@ def _module(name: str) -> ModuleType:
     """An empty module that explains what it does not have."""
     module = ModuleType(name, "Part of mamba_ssm's interface, provided by c2d_kernels.")
     module.__spec__ = ModuleSpec(name, loader=None, is_package=name != _NAMES[-1])
-    module.__version__ = "0+c2d_kernels"
-    module.__c2d_kernels__ = True
     if name != _NAMES[-1]:
         module.__path__ = []
 
@@ -83,5 +81,5 @@ def _module(name: str) -> ModuleType:
             f"{' and '.join(_OFFERED)} of {_NAMES[-1]} only."
         )
 
-    module.__getattr__ = missing
+    vars(module).update(__version__="0+c2d_kernels", __c2d_kernels__=True, __getattr__=missing)
     return module

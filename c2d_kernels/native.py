@@ -52,6 +52,15 @@ def refusal(x: Tensor, *_: object) -> str | None:
     return None
 
 
+def ready(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x as a kernel that computes features of `dtype` reads it: channels side by side.
+
+    In float32, or float64 for float64 features.
+    """
+    x = x.to(torch.promote_types(dtype, torch.float32))
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def bias_column(weight: Tensor, bias: Tensor) -> Tensor:
     """(out, in + 1), as kernels read a Linear: its bias is the weight of an input that is 1."""
     return torch.cat([weight, bias[:, None]], dim=1)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ from torch.utils.flop_counter import register_flop_formula
 from . import dispatch
 
 _TENSOR_KINDS = ("Tensor", "Tensor?", "Tensor[]")
-operators: dict[str, Operator] = {}
+Result = TypeVar("Result", bound="Tensor | tuple[Tensor, ...]")
+operators: dict[str, Operator[Any]] = {}
 _as_defined = False
 
 
@@ -40,7 +42,7 @@ def counted_as_defined() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Operator:
+class Operator(Generic[Result]):
     """One public operator.
 
     Attributes:
@@ -57,23 +59,29 @@ class Operator:
             or None: contiguous. Empty: all contiguous.
         unrolls: tracing the reference would unroll a loop over the data, so that a compiled or
             exported program holds the op even where only the reference can run it.
+        kinds: of the arguments, such as "Tensor", "Tensor[]" or "SymInt".
     """
 
     name: str
     arguments: str
     outputs: int
-    reference: Callable[..., Tensor | tuple[Tensor, ...]]
-    fake: Callable[..., Tensor | tuple[Tensor, ...]]
+    reference: Callable[..., Result]
+    fake: Callable[..., Result]
     flops: Callable[..., int]
-    example: Callable[[torch.device], tuple]
+    example: Callable[[torch.device], tuple[Any, ...]]
     kept: Callable[..., Tensor] | None = None
     layouts: tuple[int | None, ...] = ()
     unrolls: bool = False
+    kinds: tuple[str, ...] = field(init=False)
 
-    def __call__(self, *args: object) -> Tensor | tuple[Tensor, ...]:
+    def __post_init__(self) -> None:
+        kinds = tuple(argument.split()[0] for argument in self.arguments.split(", "))
+        object.__setattr__(self, "kinds", kinds)
+
+    def __call__(self, *args: Any) -> Result:
         """Run checked arguments: through the op, or the reference directly (see the module)."""
         trains = torch.is_grad_enabled() and any(
-            x.requires_grad for x in _tensors(self._kinds, args) if x is not None
+            x.requires_grad for x in _tensors(self.kinds, args) if x is not None
         )
         kernel = dispatch.select(self.name, *args)
         named = dispatch.requested() != "auto"
@@ -87,96 +95,138 @@ class Operator:
         op = getattr(torch.ops.c2d, self.name).default
         if self.kept is None:
             return op(*args)
-        *outputs, _ = op(*args, trains)
-        return outputs[0] if self.outputs == 1 else tuple(outputs)
-
-    @property
-    def _kinds(self) -> list[str]:
-        return [argument.split()[0] for argument in self.arguments.split(", ")]
+        found = op(*args, trains)
+        return found[0] if self.outputs == 1 else found[:-1]
 
 
-def define(operator: Operator) -> Operator:
+def define(operator: Operator[Result]) -> Operator[Result]:
     """Register the operator's two custom ops, their fakes, autograd and FLOP formulas."""
-    name, kinds = operator.name, operator._kinds
-    operators[name] = operator
-    count, keeps = len(kinds), operator.kept is not None
-    returned = ["Tensor"] * (operator.outputs + keeps)
-    returns = "Tensor" if len(returned) == 1 else f"({', '.join(returned)})"
-    grads = ", ".join(f"Tensor grad_{i}" for i in range(operator.outputs))
+    operators[operator.name] = operator
+    _CustomOps(operator).register()
+    return operator
 
-    def forward(*args):
-        inputs, trains = args[:count], any(args[count:])
-        kernel = dispatch.select(name, *inputs)
-        kept = []
+
+class _CustomOps:
+    """`c2d::<name>` and `c2d::<name>_backward` of one operator, as torch.library wants them.
+
+    The forward op takes the operator's arguments and, if kernels may keep something, `trains`; it
+    returns the outputs and what was kept. The backward op takes the gradients of the outputs, what
+    was kept, the arguments, and a mask of the gradients that are wanted.
+    """
+
+    def __init__(self, operator: Operator[Any]) -> None:
+        self.operator = operator
+        self.kinds = operator.kinds
+        self.count = len(operator.kinds)
+        self.keeps = operator.kept is not None
+
+    def register(self) -> None:
+        """Make both known to torch."""
+        name, arguments = self.operator.name, self.operator.arguments
+        returned = ["Tensor"] * (self.operator.outputs + self.keeps)
+        returns = "Tensor" if len(returned) == 1 else f"({', '.join(returned)})"
+        trains = ", bool trains=False" if self.keeps else ""
+        schema = f"({arguments}{trains}) -> {returns}"
+        forward = (self.forward, self.fake, self.differentiate, self.save)
+        _register(f"c2d::{name}", schema, *forward)
+
+        grads = ", ".join(f"Tensor grad_{i}" for i in range(self.operator.outputs))
+        kept = ", Tensor kept" if self.keeps else ""
+        schema = f"({grads}{kept}, {arguments}, bool[] mask) -> Tensor[]"
+        backward = (self.backward, self.backward_fake, self.refuse_second_derivative)
+        _register(f"c2d::{name}_backward", schema, *backward)
+
+        packets = (getattr(torch.ops.c2d, op) for op in (name, f"{name}_backward"))
+        for packet, formula in zip(packets, (self.flops, self.backward_flops), strict=True):
+            register_flop_formula(packet)(formula)
+
+    def forward(self, *args: Any) -> Tensor | tuple[Tensor, ...]:
+        """The kernel that dispatch selects, or the reference."""
+        operator, inputs = self.operator, args[: self.count]
+        kernel = dispatch.select(operator.name, *inputs)
+        out: Sequence[Tensor]
+        kept: list[Tensor] = []
         with dispatch.without_autocast(inputs[0].device):
-            if keeps and kernel is not None and kernel.keeps:
-                *out, state = kernel.forward(*inputs, trains)
+            if self.keeps and kernel is not None and kernel.keeps:
+                *out, state = kernel.forward(*inputs, any(args[self.count :]))
                 kept = [state]
             else:
-                out = (operator.reference if kernel is None else kernel.forward)(*inputs)
-                out = [out] if operator.outputs == 1 else out
-                if keeps:  # nothing: a kernel that keeps something begins it with a 0
-                    kept = [kept_fake(inputs, trains).fill_(-1)]
+                found: Any = (operator.reference if kernel is None else kernel.forward)(*inputs)
+                out = [found] if operator.outputs == 1 else found
+                if self.keeps:
+                    kept = [self._kept_fake(*args).fill_(dispatch.NOTHING_KEPT)]
         layouts = operator.layouts or (None,) * operator.outputs
         models = (None if place is None else inputs[place] for place in layouts)
         out = [*map(_laid_out, out, models), *kept]
         return out[0] if len(out) == 1 else tuple(out)
 
-    def fake(*args):
-        inputs, trains = args[:count], any(args[count:])
-        if not keeps:
-            return operator.fake(*inputs)
-        out = operator.fake(*inputs)
-        return *((out,) if operator.outputs == 1 else out), kept_fake(inputs, trains)
+    def fake(self, *args: Any) -> Tensor | tuple[Tensor, ...]:
+        """The forward's results without numbers."""
+        out = self.operator.fake(*args[: self.count])
+        if not self.keeps:
+            return out
+        return *((out,) if self.operator.outputs == 1 else out), self._kept_fake(*args)
 
-    def kept_fake(inputs, trains):
-        kept = operator.kept(*inputs)
-        return kept if trains else kept.new_empty(0)
+    def _kept_fake(self, *args: Any) -> Tensor:
+        assert self.operator.kept is not None  # asked only where something may be kept
+        kept = self.operator.kept(*args[: self.count])
+        return kept if any(args[self.count :]) else kept.new_empty(0)
 
-    def backward(*args):
-        grads, mask = args[: operator.outputs], args[-1]
-        kept, inputs = args[operator.outputs : -1 - count], args[-1 - count : -1]
-        kernel = dispatch.select(name, *inputs)
+    def backward(self, *args: Any) -> list[Tensor]:
+        """The kernel's backward, or the reference differentiated."""
+        grads, kept, inputs, mask = self._parts(args)
+        kernel = dispatch.select(self.operator.name, *inputs)
         with dispatch.without_autocast(inputs[0].device):
             if kernel is not None and kernel.backward is not None:
                 kept = kept if kernel.keeps else ()
                 found = kernel.backward(*grads, *kept, *inputs, mask)
             else:
-                found = _differentiate(operator.reference, kinds, grads, inputs, mask)
+                found = _differentiate(self.operator.reference, self.kinds, grads, inputs, mask)
         return _owned(found, grads)
 
-    def backward_fake(*args):
-        inputs, mask = args[-1 - count : -1], args[-1]
+    def backward_fake(self, *args: Any) -> list[Tensor]:
+        """The backward's results without numbers."""
+        grads, _, inputs, mask = self._parts(args)
         return [
-            x.new_empty(x.shape) if needed else args[0].new_empty(0)
-            for x, needed in zip(_tensors(kinds, inputs), mask, strict=True)
+            x.new_empty(x.shape) if needed and x is not None else grads[0].new_empty(0)
+            for x, needed in zip(_tensors(self.kinds, inputs), mask, strict=True)
         ]
 
-    def save(ctx, inputs, output):
-        inputs = inputs[:count]
-        tensors = _tensors(kinds, inputs)
+    def _parts(
+        self, args: tuple[Any, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Any, ...], list[bool]]:
+        """The backward's arguments: gradients, what was kept (or nothing), inputs, mask."""
+        outputs, first = self.operator.outputs, len(args) - 1 - self.count
+        return args[:outputs], args[outputs:first], args[first:-1], args[-1]
+
+    def save(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """What the forward leaves for `differentiate`."""
+        inputs = inputs[: self.count]
+        tensors = _tensors(self.kinds, inputs)
         # The rest: what is not a tensor, and how long the lists are.
-        ctx.inputs = _regroup(kinds, inputs, [None] * len(tensors))
-        ctx.save_for_backward(*tensors, *(output[operator.outputs :] if keeps else ()))
-        if keeps:
+        ctx.inputs = _regroup(self.kinds, inputs, [None] * len(tensors))
+        ctx.save_for_backward(*tensors, *(output[self.operator.outputs :] if self.keeps else ()))
+        if self.keeps:
             ctx.mark_non_differentiable(output[-1])
             ctx.set_materialize_grads(False)  # zeros for what is kept would cost as much as it
 
-    def differentiate(ctx, *grads):
+    def differentiate(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        """Autograd's backward: the backward op, one gradient for each argument of the forward."""
+        kinds, count, operator = self.kinds, self.count, self.operator
         mask: list[bool] = []
         for kind, needed in zip(kinds, ctx.needs_input_grad[:count], strict=True):
             if kind in _TENSOR_KINDS:
                 mask += needed if kind == "Tensor[]" else [needed]
         tensors = ctx.saved_tensors
         inputs = _regroup(kinds, ctx.inputs, tensors[: len(mask)])
-        if keeps:
-            models = operator.fake(*inputs)
-            models = (models,) if operator.outputs == 1 else models
-            grads = [
+        if self.keeps:
+            made = operator.fake(*inputs)
+            models = (made,) if operator.outputs == 1 else made
+            grads = tuple(
                 torch.zeros_like(model) if grad is None else grad
                 for grad, model in zip(grads[: operator.outputs], models, strict=True)
-            ]
-        op = getattr(torch.ops.c2d, f"{name}_backward").default
+            )
+        op = getattr(torch.ops.c2d, f"{operator.name}_backward").default
         found = op(*grads, *tensors[len(mask) :], *inputs, mask)
         found = [x if needed else None for x, needed in zip(found, mask, strict=True)]
         found = _regroup(kinds, ctx.inputs, found)
@@ -184,37 +234,29 @@ def define(operator: Operator) -> Operator:
         # None for `trains`, which torch leaves out where it is False
         return (*found, *[None] * (len(ctx.needs_input_grad) - count))
 
-    def refuse(ctx, *grads):
-        raise RuntimeError(
-            f"{name} has no second derivative as a kernel: run it inside "
+    def refuse_second_derivative(self, ctx: Any, *grads: Tensor) -> None:
+        """Autograd's backward of the backward op."""
+        raise dispatch.BackendError(
+            f"{self.operator.name} has no second derivative as a kernel: run it inside "
             'c2d_kernels.backend("reference"), which torch differentiates any number of times.'
         )
 
-    trains = ", bool trains=False" if keeps else ""
-    schema = f"({operator.arguments}{trains}) -> {returns}"
-    _register(f"c2d::{name}", schema, forward, fake, differentiate, save)
-    kept = ", Tensor kept" if keeps else ""
-    schema = f"({grads}{kept}, {operator.arguments}, bool[] mask) -> Tensor[]"
-    _register(f"c2d::{name}_backward", schema, backward, backward_fake, refuse)
+    def flops(self, *args: Any, out_shape: object = None, **kwargs: object) -> int:
+        """The forward's, for torch's counter, which gives shapes for tensors."""
+        return self.operator.flops(*args[: self.count])
 
-    @register_flop_formula(getattr(torch.ops.c2d, name))
-    def forward_flops(*args, out_shape=None, **kwargs) -> int:
-        return operator.flops(*args[:count])
-
-    @register_flop_formula(getattr(torch.ops.c2d, f"{name}_backward"))
-    def backward_flops(*args, out_shape=None, **kwargs) -> int:
-        return 2 * operator.flops(*args[-1 - count : -1])
-
-    return operator
+    def backward_flops(self, *args: Any, out_shape: object = None, **kwargs: object) -> int:
+        """The backward's, twice the forward's."""
+        return 2 * self.operator.flops(*args[-1 - self.count : -1])
 
 
 def _register(
     name: str,
     schema: str,
-    run: Callable,
-    fake: Callable,
-    differentiate: Callable,
-    save: Callable | None = None,
+    run: Callable[..., Any],
+    fake: Callable[..., Any],
+    differentiate: Callable[..., Any],
+    save: Callable[..., None] | None = None,
 ) -> None:
     """What torch.library.custom_op does, without its import of the compiler at the first call.
 
@@ -222,7 +264,7 @@ def _register(
     a kernel from a frame that it left to Python, which only matters once something imported it.
     """
 
-    def kernel(*args):
+    def kernel(*args: Any) -> Any:
         hidden = torch.compiler.disable(run) if "torch._dynamo" in sys.modules else run
         return hidden(*args)
 
@@ -234,9 +276,9 @@ def _register(
 
 def _differentiate(
     reference: Callable[..., Tensor | tuple[Tensor, ...]],
-    kinds: list[str],
+    kinds: Sequence[str],
     grads: Sequence[Tensor],
-    inputs: Sequence[object],
+    inputs: Sequence[Any],
     mask: Sequence[bool],
 ) -> list[Tensor | None]:
     """Run the reference again and pull the gradients back to the tensors that the mask names."""
@@ -244,18 +286,18 @@ def _differentiate(
         x if x is None else x.detach().requires_grad_(needed)
         for x, needed in zip(_tensors(kinds, inputs), mask, strict=True)
     ]
-    with _recording():
-        outputs = reference(*_regroup(kinds, inputs, tensors))
-        outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-        wanted = [x for x, needed in zip(tensors, mask, strict=True) if needed]
-        found = iter(
+    with recording():
+        found = reference(*_regroup(kinds, inputs, tensors))
+        outputs = [found] if isinstance(found, Tensor) else list(found)
+        wanted = [x for x, needed in zip(tensors, mask, strict=True) if needed and x is not None]
+        gradients = iter(
             torch.autograd.grad(outputs, wanted, grads, allow_unused=True, materialize_grads=True)
         )
-    return [next(found) if needed else None for needed in mask]
+    return [next(gradients) if needed else None for needed in mask]
 
 
 @contextmanager
-def _recording() -> Iterator[None]:
+def recording() -> Iterator[None]:
     """Autograd inside a custom op, below whose dispatch keys it is otherwise switched off.
 
     enable_grad alone does not bring it back, and torch.func fails under any dispatch mode (a FLOP
@@ -277,7 +319,7 @@ def _laid_out(out: Tensor, model: Tensor | None) -> Tensor:
     return out if out.stride() == promised else torch.empty_like(model, dtype=out.dtype).copy_(out)
 
 
-def _tensors(kinds: list[str], inputs: Sequence[object]) -> list[Tensor | None]:
+def _tensors(kinds: Sequence[str], inputs: Sequence[Any]) -> list[Tensor | None]:
     """The tensor arguments in one flat list, optional ones as they are."""
     flat: list[Tensor | None] = []
     for kind, value in zip(kinds, inputs, strict=True):
@@ -289,8 +331,8 @@ def _tensors(kinds: list[str], inputs: Sequence[object]) -> list[Tensor | None]:
 
 
 def _regroup(
-    kinds: list[str], inputs: Sequence[object], flat: Sequence[Tensor | None]
-) -> list[object]:
+    kinds: Sequence[str], inputs: Sequence[Any], flat: Sequence[Tensor | None]
+) -> list[Any]:
     """The arguments again, their tensors replaced by those of a flat list."""
     values = iter(flat)
     return [

@@ -75,7 +75,7 @@ def _choice(name: str, device: str) -> Choice:
     refusals: dict[str, str] = {}
     for backend in dispatch.KERNEL_BACKENDS:
         kernel = known.get(backend)
-        reason = "no such kernel in this version"
+        reason: str | None = "no such kernel in this version"
         if kernel is not None:
             reason = kernel.can_run(*example)
         if reason is None:

@@ -54,7 +54,7 @@ def _include_folders() -> list[str]:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """One process at a time in `folder`; the lock goes with its holder, however that ends."""
-    with open(folder / "lock", "w") as lock:
+    with open(folder / "lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -63,11 +63,11 @@ def _build(source: str, headers: Sequence[str]) -> Path:
     """Path of the compiled module, compiled now if it is not there yet."""
     compiler, includes = _compiler(), _include_folders()
     flags = [*_FLAGS, *(["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else [])]
-    texts = [(_ROOT / path).read_text() for path in (source, *headers)]
+    texts = [(_ROOT / path).read_text(encoding="utf-8") for path in (source, *headers)]
     identity = [compiler, includes, flags, sys.version, texts]
     name = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
     _BUILD_FOLDER.mkdir(exist_ok=True)
-    (_BUILD_FOLDER / ".gitignore").write_text("*\n")
+    (_BUILD_FOLDER / ".gitignore").write_text("*\n", encoding="utf-8")
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     stem = Path(source).stem
     library = _BUILD_FOLDER / f"{stem}_{name}{suffix}"

@@ -109,7 +109,7 @@ def test_without_compiler_the_wheel_is_pure(tree: Path, tmp_path: Path) -> None:
         "c2d_kernels",
         "c2d_models",
     }
-    assert "c2d_kernels/_build.json" in wheel_names(wheel)
+    assert {"c2d_kernels/_build.json", "c2d_kernels/py.typed"} <= set(wheel_names(wheel))
     for weights in (ROOT / "c2d_models" / "weights").glob("*.safetensors"):
         for ending in (".safetensors", ".json", ".scores.json"):
             assert f"c2d_models/weights/{weights.stem}{ending}" in wheel_names(wheel)

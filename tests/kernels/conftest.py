@@ -9,7 +9,15 @@ import pytest
 
 import c2d_kernels
 from c2d_kernels import dispatch, native
-from tests.kernels.cases import KERNEL_ROUTES, Case, opaque_kernel
+from tests.kernels.cases import KERNEL_ROUTES, opaque_kernel
+from tests.kernels.rows import Case
+
+
+@pytest.fixture
+def reference_backend() -> Iterator[None]:
+    """Inside, operators run their reference."""
+    with c2d_kernels.backend("reference"):
+        yield
 
 
 @pytest.fixture

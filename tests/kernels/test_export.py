@@ -2,88 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from torch import Tensor
-from torch.export import Dim, export
+from torch.export import export
 
 import c2d_kernels
-from tests.kernels.cases import AWKWARD, SMALL, Case
-
-B, H, W = Dim("B", min=1, max=64), Dim("H", min=5, max=512), Dim("W", min=5, max=512)
-L, Q = Dim("L", min=1, max=4096), Dim("Q", min=1, max=4096)
-rows, columns = Dim("rows", min=2, max=64), Dim("columns", min=2, max=64)
-CASES = {case.name: case for case in SMALL + AWKWARD}
-
-
-@dataclass(frozen=True)
-class Export:
-    """Which case is exported, from and at which sizes, and on which roads."""
-
-    case: str
-    dynamic: dict[str, dict[int, object]]  # tensor -> dimension -> its symbol
-    traced: dict[object, int]  # symbol -> its size in the example
-    run: dict[object, int]  # symbol -> another size, at which the exported program must run
-    routes: tuple[str, ...] = ("op", "reference")
-
-
-# Windows of 4 (2 for attention, 4x2 for the spatial one): maps are derived dimensions, whole
-# windows. With one window along an axis, the reference in plain ATen would be traced into another
-# program; the op would not, but shares the row.
-LENGTHS = {0: B, 2: L}
-MAP = {0: B, 1: 4 * rows, 2: 4 * columns}
-EXPORTS = [
-    Export(
-        "scan",
-        {"u": LENGTHS, "delta": LENGTHS, "z": LENGTHS, "B": LENGTHS, "C": LENGTHS},
-        {B: 2, L: 6},
-        {B: 3, L: 11},
-        routes=("op", "auto"),  # the reference's loop is unrolled: its length is fixed
-    ),
-    Export(
-        "attention",
-        {"qkv": {0: B, 1: 2 * rows, 2: 2 * columns}},
-        {B: 2, rows: 3, columns: 2},
-        {B: 1, rows: 2, columns: 5},
-    ),
-    Export(
-        "permuted",
-        {"q": MAP, "kv": MAP},
-        {B: 2, rows: 3, columns: 2},
-        {B: 1, rows: 2, columns: 5},
-    ),
-    Export(
-        "channel",
-        {"q": {0: B, 1: H, 2: W}, "v": {0: B, 1: H, 2: W}},
-        {B: 2, H: 9, W: 7},
-        {B: 1, H: 6, W: 20},
-    ),
-    Export(
-        "spatial",
-        {"q": {**MAP, 2: 2 * columns}, "v": {**MAP, 2: 2 * columns}},
-        {B: 2, rows: 3, columns: 2},
-        {B: 1, rows: 2, columns: 5},
-    ),
-    Export(
-        "query-coords",
-        {
-            "features": {0: B, 1: H, 2: W},
-            "image": {0: B, 1: H, 2: W},
-            "coords": {0: B, 1: Q},
-            "cell": {0: B},
-        },
-        {B: 2, H: 5, W: 6, Q: 9},
-        {B: 3, H: 8, W: 7, Q: 21},
-    ),
-    Export(
-        "query-grid",
-        {"features": {0: B, 1: H, 2: W}, "image": {0: B, 1: H, 2: W}},
-        {B: 2, H: 5, W: 6},
-        {B: 3, H: 8, W: 7},
-    ),
-]
+from tests.kernels.cases import CASES, EXPORTS
+from tests.kernels.rows import Case, Export
 
 
 class Call(torch.nn.Module):

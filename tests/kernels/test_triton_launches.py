@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 import c2d_kernels
-from tests.kernels import test_channel_correlation_triton as channel
-from tests.kernels import test_coordinate_query_triton as query
-from tests.kernels import test_spatial_correlation_triton as spatial
-from tests.kernels import test_window_attention_triton as window
+from tests.kernels.channel_correlation import test_channel_correlation_triton as channel
+from tests.kernels.coordinate_query import test_coordinate_query_triton as query
+from tests.kernels.spatial_correlation import test_spatial_correlation_triton as spatial
 from tests.kernels.triton_checks import needs_triton
 from tests.kernels.triton_launches import ONE, SIXTEENS, launches
 from tests.kernels.triton_worker import with_gradients
+from tests.kernels.window_attention import test_window_attention_triton as window
 
 Call = tuple[str, dict[str, Tensor], dict[str, object]]
 PACKAGE = Path(c2d_kernels.__file__).parent

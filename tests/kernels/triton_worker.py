@@ -47,15 +47,12 @@ def _answer(request: bytes) -> bytes:
     import importlib
 
     import c2d_kernels
+    from c2d_kernels.operators import operators
 
     torch.set_num_threads(1)
     operator, tensors, options, settings = torch.load(io.BytesIO(request))
-    name = {
-        "channel_correlation": "channel_correlation.triton",
-        "spatial_correlation": "spatial_correlation.triton",
-        "coordinate_query": "coordinate_query.triton",
-    }.get(operator, "window_attention.triton")
-    module = importlib.import_module(f"c2d_kernels.ops.{name}")
+    package = operators[operator].reference.__module__.rpartition(".")[0]
+    module = importlib.import_module(f"{package}.triton")
     previous = {name: getattr(module, name) for name in settings}
     try:
         for name, value in settings.items():

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ... import checks, dispatch, frozen
-from ...operators import Operator, define
+from c2d_kernels import dispatch, frozen, layer_weights
+from c2d_kernels.operators import Operator, define
+
 from ..window_attention import op as window_attention
 from . import native, reference
 
@@ -62,7 +63,7 @@ def attention_branch(
     shapes = {"norm": (channels,), "qkv": (3 * channels, channels), "q": (channels, channels)}
     shapes |= {"kv": (channels // 2, channels), "proj": (channels, channels)}
     names = reference.PERMUTED_NAMES if permuted else reference.NAMES
-    ordered = checks.layer_weights(x, weights, names, shapes)
+    ordered = layer_weights.ordered(x, weights, names, shapes)
     numbers = (window_size, num_heads, shift, float(eps))
     if dispatch.in_one_piece("attention_branch", x, bias_table, ordered, *numbers):
         frozen.keep(
@@ -75,7 +76,7 @@ def attention_branch(
         )
         return _branch(x, bias_table, ordered, *numbers)
     ordered = [weight.to(x.dtype) for weight in ordered]
-    return reference.composed(x, bias_table, ordered, *numbers, ATTENTIONS)
+    return reference.composed(x, bias_table, ordered, *numbers, OPERATORS)
 
 
 def flops(batch: int, height: int, width: int, channels: int, window: int, permuted: bool) -> int:
@@ -86,25 +87,35 @@ def flops(batch: int, height: int, width: int, channels: int, window: int, permu
     return linear + count(batch, height, width, channels, window)
 
 
-def _attention(qkv, bias_table, window_size, num_heads, shift, scale) -> Tensor:
+def _attention(
+    qkv: Tensor, bias_table: Tensor, window_size: int, num_heads: int, shift: int, scale: float
+) -> Tensor:
     return window_attention.window_attention(
         qkv, bias_table, window_size=window_size, num_heads=num_heads, shift=shift, scale=scale
     )
 
 
-def _permuted(q, kv, bias_table, window_size, num_heads, shift, scale) -> Tensor:
+def _permuted(
+    q: Tensor,
+    kv: Tensor,
+    bias_table: Tensor,
+    window_size: int,
+    num_heads: int,
+    shift: int,
+    scale: float,
+) -> Tensor:
     return window_attention.permuted_window_attention(
         q, kv, bias_table, window_size=window_size, num_heads=num_heads, shift=shift, scale=scale
     )
 
 
-ATTENTIONS = (_attention, _permuted)
-"""The operators as reference.composed calls them: for qkv, and for q and kv."""
+OPERATORS = reference.Attentions(of_qkv=_attention, of_q_and_kv=_permuted)
+"""The public operators as reference.composed calls them."""
 
 
 def _example(device: torch.device) -> tuple:
-    shapes = ((4,), (4,), (12, 4), (12,), (4, 4), (4,))
-    weights = [torch.zeros(shape, device=device) for shape in shapes]
+    shapes = {"norm": (4,), "qkv": (12, 4), "proj": (4, 4)}
+    weights = layer_weights.zeros(reference.NAMES, shapes, device)
     x, table = torch.zeros(1, 4, 4, 4, device=device), torch.zeros(49, 2, device=device)
     return x, table, weights, 4, 2, 0, 1e-5
 
@@ -118,7 +129,7 @@ _branch = define(
         reference=reference.attention_branch,
         fake=lambda x, *_: x.new_empty(x.shape),
         flops=lambda x, table, weights, window, *_: flops(
-            *x, window, len(weights) == len(reference.PERMUTED_NAMES)
+            x[0], x[1], x[2], x[3], window, len(weights) == len(reference.PERMUTED_NAMES)
         ),
         example=_example,
     )

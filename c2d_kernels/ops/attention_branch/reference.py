@@ -7,21 +7,28 @@ float32 and returned in their own dtype.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from c2d_kernels.layer_weights import names
+
 from ..window_attention import reference
-
-
-def names(*modules: str) -> tuple[str, ...]:
-    """Their weights and biases, in the order in which the op takes them."""
-    return tuple(f"{module}.{kind}" for module in modules for kind in ("weight", "bias"))
-
 
 NAMES = names("norm", "qkv", "proj")
 PERMUTED_NAMES = names("norm", "q", "kv", "proj")
+
+
+class Attentions(NamedTuple):
+    """The two attentions a branch may have, called with their maps and what follows them."""
+
+    of_qkv: Callable[..., Tensor]
+    of_q_and_kv: Callable[..., Tensor]
+
+
+REFERENCES = Attentions(reference.window_attention, reference.permuted_window_attention)
 
 
 def attention_branch(
@@ -41,10 +48,8 @@ def attention_branch(
     compute = torch.promote_types(x.dtype, torch.float32)
     weights = [weight.to(compute) for weight in weights]
     numbers = (window_size, num_heads, shift, eps)
-    attentions = (reference.window_attention, reference.permuted_window_attention)
-    return composed(x.to(compute), bias_table.to(compute), weights, *numbers, attentions).to(
-        x.dtype
-    )
+    out = composed(x.to(compute), bias_table.to(compute), weights, *numbers, REFERENCES)
+    return out.to(x.dtype)
 
 
 def composed(
@@ -55,14 +60,14 @@ def composed(
     num_heads: int,
     shift: int,
     eps: float,
-    attentions: Sequence[Callable[..., Tensor]],
+    attentions: Attentions,
 ) -> Tensor:
-    """The branch out of torch's operators, and of the attention for one input map or for two."""
+    """The branch out of torch's operators and of the attention that fits its weights."""
     norm, norm_bias, *inputs, proj, proj_bias = weights
     channels = x.shape[-1]
     normed = F.layer_norm(x, [channels], norm, norm_bias, eps)
     maps = [F.linear(normed, *inputs[i : i + 2]) for i in range(0, len(inputs), 2)]
     scale = (channels // num_heads) ** -0.5
-    attend = attentions[len(maps) - 1]
+    attend = attentions.of_qkv if len(maps) == 1 else attentions.of_q_and_kv
     attended = attend(*maps, bias_table, window_size, num_heads, shift, scale)
     return (x + F.linear(attended, proj, proj_bias)).to(x.dtype)  # autocast may have widened it

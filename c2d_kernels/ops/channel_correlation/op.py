@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import checks, dispatch
-from ...operators import Operator, define
+from c2d_kernels import checks, dispatch
+from c2d_kernels.operators import Operator, define
+
 from . import native, reference, triton
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import triton_support
-from ...dispatch import Kernel
+from c2d_kernels import triton_support
+from c2d_kernels.dispatch import Kernel
 
 MAX_CHANNELS = 64
 PART = 256  # tokens of a window that one program has at most
@@ -40,7 +40,7 @@ def _forward(q: Tensor, v: Tensor, window_height: int, window_width: int) -> Ten
 
 def _backward(
     grad: Tensor, q: Tensor, v: Tensor, window_height: int, window_width: int, mask: list[bool]
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     from . import triton_kernels as kernels
 
     dq, dv = q.new_empty(q.shape), v.new_empty(v.shape)

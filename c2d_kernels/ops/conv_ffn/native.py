@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ... import native
-from ...dispatch import Kernel
+from c2d_kernels import native
+from c2d_kernels.dispatch import Kernel
 
 
 def fold(features: torch.dtype, weights: Sequence[Tensor], norm_first: bool) -> list[Tensor]:

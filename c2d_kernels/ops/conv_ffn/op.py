@@ -7,9 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ... import checks, dispatch, frozen
-from ...operators import Operator, define
+from c2d_kernels import checks, dispatch, frozen, layer_weights
+from c2d_kernels.operators import Operator, define
+
 from . import native, reference
+
+FC1 = reference.NAMES.index("fc1.weight")
 
 
 def conv_ffn(
@@ -45,9 +48,9 @@ def conv_ffn(
     checks.parameters(x, x=x)
     checks.feature_map("x", x)
     channels = x.shape[-1]
-    shapes = {"norm": (channels,), **checks.mlp_shapes(weights, channels)}
+    shapes = {"norm": (channels,), **layer_weights.mlp_shapes(weights, channels)}
     shapes["dwconv"] = (shapes["fc1"][0], 1, 5, 5)
-    ordered = checks.layer_weights(x, weights, reference.NAMES, shapes)
+    ordered = layer_weights.ordered(x, weights, reference.NAMES, shapes)
     options = (bool(norm_first), float(eps))
     if dispatch.in_one_piece("conv_ffn", x, ordered, *options):
         frozen.keep(
@@ -69,9 +72,8 @@ def flops(batch: int, height: int, width: int, channels: int, hidden: int) -> in
 
 
 def _example(device: torch.device) -> tuple:
-    weights = [torch.zeros(4, device=device) for _ in reference.NAMES]
-    weights[2] = weights[6] = torch.zeros(4, 4, device=device)
-    weights[4] = torch.zeros(4, 1, 5, 5, device=device)
+    shapes = {"norm": (4,), "fc1": (4, 4), "dwconv": (4, 1, 5, 5), "fc2": (4, 4)}
+    weights = layer_weights.zeros(reference.NAMES, shapes, device)
     return torch.zeros(1, 4, 4, 4, device=device), weights, True, 1e-5
 
 
@@ -82,7 +84,7 @@ _conv_ffn = define(
         outputs=1,
         reference=reference.conv_ffn,
         fake=lambda x, *_: x.new_empty(x.shape),
-        flops=lambda x, weights, *_: flops(*x, weights[2][0]),
+        flops=lambda x, weights, *_: flops(x[0], x[1], x[2], x[3], weights[FC1][0]),
         example=_example,
     )
 )

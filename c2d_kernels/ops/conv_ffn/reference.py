@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NAMES = tuple(
-    f"{module}.{kind}" for module in ("norm", "fc1", "dwconv", "fc2") for kind in ("weight", "bias")
-)
+from c2d_kernels.layer_weights import names
+
+NAMES = names("norm", "fc1", "dwconv", "fc2")
 """The weights, in the order in which the op takes them."""
 
 

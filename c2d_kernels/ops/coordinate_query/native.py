@@ -8,15 +8,23 @@ around it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ... import native
-from ...dispatch import Kernel
-from . import native_training, reference
+from c2d_kernels import native
+from c2d_kernels.dispatch import Kernel
+
+from . import native_training
+from .decoder_shape import DecoderShape, grouped
 from .native_decoder import Decoder
-from .positions import Region
+from .positions import Queries
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .decoder_shape import Flat
 
 MAX_WIDTH, MAX_LEVELS = 256, 16
 
@@ -47,41 +55,31 @@ def coordinate_query(
     features: Tensor,
     image: Tensor,
     weights: Mapping[str, Tensor],
-    levels: int,
-    heads: int,
-    attentions: int,
-    size: Sequence[int] | None = None,
-    coords: Tensor | None = None,
-    cell: Tensor | None = None,
-    region: Region | None = None,
+    shape: DecoderShape,
+    queries: Queries,
     moments: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """As reference.coordinate_query."""
-    decoder = Decoder(features, weights, levels, heads, attentions, size, coords, cell, region)
+    decoder = Decoder(features, weights, shape, queries)
     if moments is None:
         moments = []
-        while len(moments) < attentions:
-            moments.append(decoder.moments(moments) / decoder.queries)
+        while len(moments) < shape.attentions:
+            moments.append(decoder.moments(moments) / queries.count)
     op = torch.ops.c2d_native.coordinate_query.default
     picture = image.to(decoder.dtype)
     out = op(decoder.features, picture, *decoder.arguments(moments)).to(image.dtype)
-    return out if size is None else out.reshape(-1, *reference.grid_shape(size, region), 3)
+    return queries.shaped(out)
 
 
 def coordinate_query_moments(
     features: Tensor,
     weights: Mapping[str, Tensor],
-    levels: int,
-    heads: int,
-    attentions: int,
-    size: Sequence[int] | None = None,
-    coords: Tensor | None = None,
-    cell: Tensor | None = None,
-    region: Region | None = None,
+    shape: DecoderShape,
+    queries: Queries,
     moments: Sequence[Tensor] = (),
 ) -> Tensor:
     """As reference.coordinate_query_moments."""
-    decoder = Decoder(features, weights, levels, heads, attentions, size, coords, cell, region)
+    decoder = Decoder(features, weights, shape, queries)
     return decoder.moments(moments).to(decoder.dtype)
 
 
@@ -89,27 +87,30 @@ def _forward(
     features: Tensor,
     image: Tensor,
     weights: Sequence[Tensor],
-    levels: int,
-    heads: int,
-    attentions: int,
-    size: Sequence[int] | None,
-    coords: Tensor | None,
-    cell: Tensor | None,
-    trains: bool,
+    *rest: Unpack[tuple[Unpack[Flat], bool]],
 ) -> tuple[Tensor, Tensor]:
-    numbers = (levels, heads, attentions)
+    shape, queries = grouped(features, *rest[:-1])
+    trains = rest[-1]
+    named = shape.named(weights)
     if trains:
-        out, kept = native_training.forward(features, image, weights, *numbers, size, coords, cell)
-        out = out.to(image.dtype)
-        return out if size is None else out.reshape(-1, *size, 3), kept
-    names = reference.weight_shapes(features.shape[-1], *numbers)
-    named = dict(zip(names, weights, strict=True))
-    out = coordinate_query(features, image, named, *numbers, size, coords, cell)
+        out, kept = native_training.forward(features, image, named, shape, queries)
+        return queries.shaped(out.to(image.dtype)), kept
+    out = coordinate_query(features, image, named, shape, queries)
     return out, features.new_empty(0, dtype=torch.promote_types(features.dtype, torch.float32))
 
 
-def _backward(*args: object) -> Sequence[Tensor | None]:
-    return native_training.backward(*args)
+def _backward(
+    grad: Tensor,
+    room: Tensor,
+    features: Tensor,
+    image: Tensor,
+    weights: Sequence[Tensor],
+    *rest: Unpack[tuple[Unpack[Flat], list[bool]]],
+) -> Sequence[Tensor | None]:
+    shape, queries = grouped(features, *rest[:-1])
+    named = shape.named(weights)
+    found = native_training.backward(grad, room, features, image, named, shape, queries, rest[-1])
+    return [*found, None, None]  # positions have none
 
 
 def _trains_slower(features: Tensor, *_: object) -> bool:

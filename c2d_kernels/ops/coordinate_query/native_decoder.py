@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .positions import Axis, Region, axes, cell_in_pixels
+from .decoder_shape import DecoderShape
+from .positions import Axis, Queries, axes, cell_in_pixels
 
 
 class Decoder:
@@ -17,27 +18,22 @@ class Decoder:
         self,
         features: Tensor,
         weights: Mapping[str, Tensor],
-        levels: int,
-        heads: int,
-        attentions: int,
-        size: Sequence[int] | None,
-        coords: Tensor | None,
-        cell: Tensor | None,
-        region: Region | None,
+        shape: DecoderShape,
+        queries: Queries,
     ) -> None:
         self.dtype = torch.promote_types(features.dtype, torch.float32)
         self.features = features.to(self.dtype)
         self.weights = {name: weight.double() for name, weight in weights.items()}
-        self.numbers = (levels, heads, attentions)
-        if size is None:
+        self.shape = shape
+        self.numbers = (shape.levels, shape.heads, shape.attentions)  # as the op takes them
+        if queries.size is None:
             op = torch.ops.c2d_native.coordinate_query_positions.default
-            places = op(coords.detach(), self.features, levels)
+            coords, cell = queries.places
+            places = op(coords, self.features, shape.levels)
             rel_cell = cell_in_pixels(cell, *features.shape[1:3])
-            self.queries = coords.shape[1]
         else:
-            y, x, rel_cell = axes(self.features, levels, size, coords, cell, region)
-            places = [*_flat(y), *_flat(x)]
-            self.queries = y.t.numel() * x.t.numel()
+            y, x, rel_cell = axes(self.features, shape.levels, queries)
+            places = [*for_kernel(y), *for_kernel(x)]
         self.positions = [*places, rel_cell.to(self.dtype)]
         self.line = self._line().to(self.dtype)
 
@@ -57,9 +53,8 @@ class Decoder:
 
     def _line(self) -> Tensor:
         """All weights in one line, in the order of Decoder in coordinate_query.cpp."""
-        levels, _, attentions = self.numbers
-        width, weights, parts = self.features.shape[-1], self.weights, []
-        for level in range(levels):
+        width, weights, parts = self.shape.width, self.weights, []
+        for level in range(self.shape.levels):
             name = f"mlps.{level}"
             matrix = weights[f"{name}.fc1.weight"]
             bias = matrix @ weights[f"{name}.norm.bias"] + weights[f"{name}.fc1.bias"]
@@ -70,7 +65,7 @@ class Decoder:
             else:
                 parts += [matrix, bias]
             parts += [weights[f"{name}.fc2.weight"], weights[f"{name}.fc2.bias"]]
-        for index in range(attentions):
+        for index in range(self.shape.attentions):
             name = f"attentions.{index}"
             parts += [weights[f"{name}.qkv.{leaf}"][width:] for leaf in ("weight", "bias")]
             for norm in ("k_norm", "v_norm"):
@@ -80,14 +75,14 @@ class Decoder:
 
     def folds(self, moments: Sequence[Tensor]) -> Tensor:
         """One fold after the other, (attentions done, B, width^2 + width), float64."""
-        batch, width = self.features.shape[0], self.features.shape[-1]
+        batch, width = self.features.shape[0], self.shape.width
         if len(moments) == 0:
             return self.line.new_empty((0, batch, width * width + width), dtype=torch.float64)
         return torch.stack([self.fold(index, moment) for index, moment in enumerate(moments)])
 
     def fold(self, index: int, moment: Tensor) -> Tensor:
         """proj1 of q M + x in attention `index` as one Linear of x, (B, width^2 + width)."""
-        width, heads = self.features.shape[-1], self.numbers[1]
+        width, heads = self.shape.width, self.shape.heads
         query, offset, proj, bias = (self.weights[name] for name in self.folded(index))
         query, offset, bias = query[:width], offset[:width, None], bias[:, None]
         # (B, heads, outputs, head_dim): proj1 of each head, and M before it
@@ -104,5 +99,6 @@ class Decoder:
         ]
 
 
-def _flat(axis: Axis) -> list[Tensor]:
+def for_kernel(axis: Axis) -> list[Tensor]:
+    """An axis as the kernels take it: the digits of all levels are one tensor."""
     return [axis.low, axis.high, axis.t, torch.stack(axis.digits)]

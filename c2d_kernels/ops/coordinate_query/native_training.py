@@ -10,48 +10,44 @@ computes everything again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ...operators import _recording
-from . import reference
-from .native_decoder import Decoder
+from c2d_kernels.dispatch import KEPT
+from c2d_kernels.operators import recording
 
-# Numbers before what is kept: the first is 0 (Kernel.keeps), all of them a vector.
+from . import reference
+from .decoder_shape import DecoderShape
+from .native_decoder import Decoder, for_kernel
+from .positions import Queries
+
+# Numbers before what is kept: the first says that it is (Kernel.keeps), all of them a vector.
 HEADER = 16
 
 
-def kept(
-    features: Tensor,
-    image: Tensor,
-    weights: Sequence[Tensor],
-    levels: int,
-    heads: int,
-    attentions: int,
-    size: Sequence[int] | None,
-    coords: Tensor | None,
-    cell: Tensor | None,
-) -> Tensor:
+def kept(features: Tensor, shape: DecoderShape, queries: Queries) -> Tensor:
     """Room for the means of k^T v and the states; on other devices no kernel keeps anything."""
     if features.device.type != "cpu":
         return features.new_empty(1)
-    batch, _, _, width = features.shape
-    queries = coords.shape[1] if size is None else size[0] * size[1]
-    numbers = HEADER + attentions * batch * width * (width // heads + queries)
+    each = features.shape[0] * shape.width * (shape.head_dim + queries.count)
+    numbers = HEADER + shape.attentions * each
     return features.new_empty(numbers, dtype=torch.promote_types(features.dtype, torch.float32))
 
 
-def forward(features: Tensor, image: Tensor, weights: Sequence[Tensor], *rest: object) -> tuple:
+def forward(
+    features: Tensor,
+    image: Tensor,
+    weights: Mapping[str, Tensor],
+    shape: DecoderShape,
+    queries: Queries,
+) -> tuple[Tensor, Tensor]:
     """The RGB, (B, Q, 3), and what is kept for the backward."""
-    levels, heads, attentions, *where = rest
-    room = kept(features, image, weights, *rest)
-    room[:HEADER] = 0
-    names = reference.weight_shapes(features.shape[-1], levels, heads, attentions)
-    named = dict(zip(names, weights, strict=True))
-    decoder = Decoder(features, named, levels, heads, attentions, *where, None)
-    segments = _Segments(decoder, where, image, room)
+    room = kept(features, shape, queries)
+    room[:HEADER] = KEPT
+    segments = _Segments(Decoder(features, weights, shape, queries), queries, image, room)
     segments.walk()
     return segments.rgb(), room
 
@@ -61,77 +57,71 @@ def backward(
     room: Tensor,
     features: Tensor,
     image: Tensor,
-    weights: Sequence[Tensor],
-    levels: int,
-    heads: int,
-    attentions: int,
-    size: Sequence[int] | None,
-    coords: Tensor | None,
-    cell: Tensor | None,
+    weights: Mapping[str, Tensor],
+    shape: DecoderShape,
+    queries: Queries,
     mask: list[bool],
 ) -> list[Tensor | None]:
-    """Gradients of features, image and weights; positions have none."""
+    """Gradients of features, image and weights."""
     if grad.numel() == 0:
-        return [*(torch.zeros_like(x) for x in (features, image, *weights)), None, None]
-    names = reference.weight_shapes(features.shape[-1], levels, heads, attentions)
-    where = (size, coords, cell)
-    with _recording():
-        leaves = [weight.detach().requires_grad_() for weight in weights]
-        leaves = dict(zip(names, leaves, strict=True))
-        decoder = Decoder(features.detach(), leaves, levels, heads, attentions, *where, None)
+        return [torch.zeros_like(x) for x in (features, image, *weights.values())]
+    with recording():
+        leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+        decoder = Decoder(features.detach(), leaves, shape, queries)
     grad = grad.reshape(features.shape[0], -1, 3).to(decoder.dtype).contiguous()
-    found = room.numel() > 0 and room[0] == 0
+    found = room.numel() > 0 and room[0] == KEPT
     if not found:  # nothing was kept, or by another kernel
-        room = kept(features, image, weights, levels, heads, attentions, *where)
-    segments = _Segments(decoder, where, image, room)
+        room = kept(features, shape, queries)
+    segments = _Segments(decoder, queries, image, room)
     if not found:
         segments.walk()
     dfeatures, dweights = segments.backward(grad, leaves)
     dimage = segments.image_grad(grad).to(image.dtype) if mask[1] else None
-    return [dfeatures.to(features.dtype), dimage, *dweights.values(), None, None]
+    return [dfeatures.to(features.dtype), dimage, *dweights.values()]
 
 
 class _Segments:
     """The decoder cut behind each attention's k^T v, with room for what is kept at the cuts."""
 
-    def __init__(self, decoder: Decoder, where: Sequence, image: Tensor, room: Tensor):
+    def __init__(self, decoder: Decoder, queries: Queries, image: Tensor, room: Tensor) -> None:
         self.decoder, self.image = decoder, image.detach().to(decoder.dtype)
-        levels, heads, attentions = decoder.numbers
-        batch, _, _, width = decoder.features.shape
+        self.count, shape = queries.count, decoder.shape
+        batch = decoder.features.shape[0]
         self.positions = decoder.positions
-        if where[0] is not None:
-            y, x, cell = reference.queries(decoder.features, levels, *where, None)
+        if queries.size is not None:
+            y, x, cell = reference.positions(decoder.features, shape.levels, queries)
             self.positions = [
                 places.expand(*places.shape[:-2], batch, -1).contiguous()
                 for axis in (y, x)
-                for places in (axis.low, axis.high, axis.t, torch.stack(axis.digits))
+                for places in for_kernel(axis)
             ]
             self.positions.append(cell.to(decoder.dtype))
-        shapes = ((batch, heads, *2 * (width // heads,)), (batch, decoder.queries, width))
-        means, states = (torch.Size((attentions, *shape)) for shape in shapes)
-        _, means, states = room.detach().split([HEADER, means.numel(), states.numel()])
-        self.means = means.view(attentions, *shapes[0])
-        self.states = states.view(attentions, *shapes[1])
+        mean = (shape.attentions, batch, shape.heads, shape.head_dim, shape.head_dim)
+        state = (shape.attentions, batch, self.count, shape.width)
+        sizes = [HEADER, math.prod(mean), math.prod(state)]
+        _, means, states = room.detach().split(sizes)
+        self.means, self.states = means.view(mean), states.view(state)
 
     def walk(self) -> None:
         """Find the means and the states."""
-        for index in range(self.decoder.numbers[2]):
+        for index in range(self.decoder.shape.attentions):
             folds = self.decoder.folds(self.means[:index])
             sums = self._forward(index, folds, self.states[index])
-            self.means[index] = sums / self.decoder.queries
+            self.means[index] = sums / self.count
 
     def rgb(self) -> Tensor:
         """What the last segment makes of the state before it."""
         out = self.image.new_empty((*self.states.shape[1:3], 3))
-        self._forward(self.decoder.numbers[2], self.decoder.folds(self.means), out)
+        self._forward(self.decoder.shape.attentions, self.decoder.folds(self.means), out)
         return out
 
     def backward(self, grad: Tensor, leaves: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """From RGB's: that of the features, and those of the weights."""
         op = torch.ops.c2d_native.coordinate_query_segment_backward.default
-        decoder, dmoment, shares, dfolded = self.decoder, grad.new_empty(0), [], {}
+        decoder, dmoment, shares = self.decoder, grad.new_empty(0), []
+        dfolded: dict[str, Tensor] = {}
         means = [mean.double().requires_grad_() for mean in self.means]
-        with _recording():
+        with recording():
             folds = [decoder.fold(index, mean) for index, mean in enumerate(means)]
         tensor = torch.stack(folds) if folds else decoder.folds([])
         for index in reversed(range(len(means) + 1)):
@@ -141,12 +131,12 @@ class _Segments:
                 names = decoder.folded(index - 1)
                 through = [means[index - 1], *(leaves[name] for name in names)]
                 found = torch.autograd.grad(folds[index - 1], through, dfold.double())
-                dmoment = (found[0] / decoder.queries).to(grad.dtype).contiguous()
+                dmoment = (found[0] / self.count).to(grad.dtype).contiguous()
                 dfolded.update(zip(names, found[1:], strict=True))
-        dweights = torch.autograd.grad(
+        found = torch.autograd.grad(
             decoder.line, list(leaves.values()), sum(shares[1:], shares[0]), materialize_grads=True
         )
-        dweights = dict(zip(leaves, dweights, strict=True))
+        dweights = dict(zip(leaves, found, strict=True))
         return grad, {name: x + dfolded.get(name, 0) for name, x in dweights.items()}
 
     def image_grad(self, grad: Tensor) -> Tensor:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ... import checks, dispatch
-from ...operators import Operator, define
+from c2d_kernels import checks, dispatch
+from c2d_kernels.operators import Operator, define
+
 from . import native, native_training, reference, triton
-from .positions import Region, neighbour_range
+from .decoder_shape import DecoderShape, grouped
+from .positions import Queries, Region, neighbour_range
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .decoder_shape import Flat
 
 
 def coordinate_query(
@@ -67,24 +75,22 @@ def coordinate_query(
     (features,) = dispatch.autocast(features)
     checks.feature_map("features", features)
     checks.shape("image", image, (*features.shape[:3], 3), "(B, H, W, 3)")
-    numbers = (levels, heads, attentions)
-    _check_weights(features, weights, *numbers)
-    _check_positions(features, size, coords, cell, region)
+    shape = _decoder_shape(features.shape[-1], levels, heads, attentions)
+    queries = Queries(size, coords, cell, region)
+    ordered = _checked_weights(features, weights, shape)
+    _check_positions(features, queries)
     if moments is not None:
-        _check_moments(features, moments, heads)
+        _check_moments(features, moments, shape)
         if len(moments) != attentions:
             raise ValueError(
                 f"moments must hold one tensor an attention, {attentions}, got {len(moments)}."
             )
     if region is None and moments is None:
-        ordered = [weights[name] for name in _names(features.shape[-1], *numbers)]
-        return _operator(features, image, ordered, *numbers, size, coords, cell)
-    tensors = [features, image, *weights.values(), *(moments or ())]
-    tile = _tile_decoder("coordinate_query with region or moments", tensors, image, numbers)
+        return _operator(features, image, ordered, levels, heads, attentions, size, coords, cell)
+    tensors = [features, image, *ordered, *(moments or ())]
+    tile = _tile_decoder("coordinate_query with region or moments", tensors, image, shape)
     with dispatch.without_autocast(features.device):
-        return tile.coordinate_query(
-            features, image, weights, *numbers, size, coords, cell, region, moments
-        )
+        return tile.coordinate_query(features, image, weights, shape, queries, moments)
 
 
 def coordinate_query_moments(
@@ -120,21 +126,19 @@ def coordinate_query_moments(
     checks.parameters(features, features=features)
     (features,) = dispatch.autocast(features)
     checks.feature_map("features", features)
-    _check_weights(features, weights, levels, heads, attentions)
-    _check_positions(features, size, coords, cell, region)
-    _check_moments(features, moments, heads)
+    shape = _decoder_shape(features.shape[-1], levels, heads, attentions)
+    queries = Queries(size, coords, cell, region)
+    ordered = _checked_weights(features, weights, shape)
+    _check_positions(features, queries)
+    _check_moments(features, moments, shape)
     if len(moments) >= attentions:
         raise ValueError(
             f"moments must leave an attention to accumulate: there are {attentions}, "
             f"got {len(moments)} moments."
         )
-    numbers = (levels, heads, attentions)
-    tensors = [features, *weights.values(), *moments]
-    tile = _tile_decoder("coordinate_query_moments", tensors, None, numbers)
+    tile = _tile_decoder("coordinate_query_moments", [features, *ordered, *moments], None, shape)
     with dispatch.without_autocast(features.device):
-        return tile.coordinate_query_moments(
-            features, weights, *numbers, size, coords, cell, region, moments
-        )
+        return tile.coordinate_query_moments(features, weights, shape, queries, moments)
 
 
 def coordinate_query_weight_shapes(
@@ -146,19 +150,19 @@ def coordinate_query_weight_shapes(
         ValueError, TypeError: numbers that do not fit together.
     """
     checks.positive("width", width)
-    _check_numbers(width, levels, heads, attentions)
-    return reference.weight_shapes(width, levels, heads, attentions)
+    return _decoder_shape(width, levels, heads, attentions).weight_shapes()
 
 
-def flops(queries: int, width: int, levels: int, heads: int, attentions: int = 1) -> int:
+def flops(queries: int, shape: DecoderShape) -> int:
     """Operations of the definition for a number of queries: its matrix products, nothing folded."""
-    shapes = reference.weight_shapes(width, levels, heads, attentions)
-    products = sum(shape[0] * shape[1] for shape in shapes.values() if len(shape) == 2)
-    products += attentions * 2 * width * (width // heads)  # k^T v, and q with it
+    matrices = (sizes for sizes in shape.weight_shapes().values() if len(sizes) == 2)
+    products = sum(rows * columns for rows, columns in matrices)
+    products += shape.attentions * 2 * shape.width * shape.head_dim  # k^T v, and q with it
     return 2 * queries * products
 
 
-def _check_numbers(width: int, levels: int, heads: int, attentions: int) -> None:
+def _decoder_shape(width: int, levels: int, heads: int, attentions: int) -> DecoderShape:
+    """The numbers in one, if they fit together."""
     checks.positive("levels", levels)
     checks.positive("heads", heads)
     checks.whole("attentions", attentions)
@@ -167,13 +171,14 @@ def _check_numbers(width: int, levels: int, heads: int, attentions: int) -> None
         raise ValueError(
             f"attentions must be from 0 to levels - 1, {levels - 1}, got {attentions}."
         )
+    return DecoderShape(width, levels, heads, attentions)
 
 
-def _check_weights(
-    features: Tensor, weights: Mapping[str, Tensor], levels: int, heads: int, attentions: int
-) -> None:
-    _check_numbers(features.shape[-1], levels, heads, attentions)
-    shapes = reference.weight_shapes(features.shape[-1], levels, heads, attentions)
+def _checked_weights(
+    features: Tensor, weights: Mapping[str, Tensor], decoder: DecoderShape
+) -> list[Tensor]:
+    """The weights in the op's order."""
+    shapes = decoder.weight_shapes()
     for name in shapes:
         if name not in weights:
             raise ValueError(f"weights must hold {name!r}: see coordinate_query_weight_shapes.")
@@ -183,15 +188,11 @@ def _check_weights(
     for name, shape in shapes.items():
         checks.parameters(features, **{f"weights[{name!r}]": weights[name]})
         checks.shape(f"weights[{name!r}]", weights[name], shape, "its own")
+    return [weights[name] for name in shapes]
 
 
-def _check_positions(
-    features: Tensor,
-    size: tuple[int, int] | None,
-    coords: Tensor | None,
-    cell: Tensor | None,
-    region: Region | None,
-) -> None:
+def _check_positions(features: Tensor, queries: Queries) -> None:
+    size, coords, cell, region = queries.size, queries.coords, queries.cell, queries.region
     if size is not None:
         if coords is not None or cell is not None:
             raise ValueError("size and coords exclude each other: give a grid or coordinates.")
@@ -222,7 +223,7 @@ def _check_positions(
             raise ValueError(f"{name} must not require a gradient: positions have none; detach it.")
 
 
-def _check_region(features: Tensor, size: tuple[int, int], region: Region) -> None:
+def _check_region(features: Tensor, size: Sequence[int], region: Region) -> None:
     crop = features.shape[1:3]
     for axis, name in enumerate(("rows", "columns")):
         start, stop = region[axis]
@@ -244,16 +245,16 @@ def _check_region(features: Tensor, size: tuple[int, int], region: Region) -> No
             )
 
 
-def _check_moments(features: Tensor, moments: Sequence[Tensor], heads: int) -> None:
-    batch, head_dim = features.shape[0], features.shape[-1] // heads
+def _check_moments(features: Tensor, moments: Sequence[Tensor], decoder: DecoderShape) -> None:
+    shape = (features.shape[0], decoder.heads, decoder.head_dim, decoder.head_dim)
     for index, moment in enumerate(moments):
-        name, shape = f"moments[{index}]", (batch, heads, head_dim, head_dim)
+        name = f"moments[{index}]"
         checks.parameters(features, **{name: moment})
         checks.shape(name, moment, shape, "(B, heads, head_dim, head_dim)")
 
 
 def _tile_decoder(
-    what: str, tensors: Sequence[Tensor], image: Tensor | None, numbers: tuple[int, int, int]
+    what: str, tensors: Sequence[Tensor], image: Tensor | None, shape: DecoderShape
 ) -> ModuleType:
     """`triton`, `native` or `reference`, whichever runs tiles: they go past the custom op, whose
     schema knows nothing of them. With gradients or while tracing, it is the reference.
@@ -266,55 +267,57 @@ def _tile_decoder(
             continue
         refusal = "it decodes tiles without gradients only"
         if not trains and not torch.compiler.is_compiling():
-            refusal = module.can_run(tensors[0], image, None, *numbers)
+            refusal = module.can_run(tensors[0], image, None, shape.levels)
         if refusal is None:
             return module
     if requested in ("auto", "reference"):
         return reference
-    raise RuntimeError(
-        f"{what} cannot run on the backend {requested!r}: {refusal}; "
-        'ask for backend("auto") to take one that can.'
-    )
-
-
-def _names(width: int, levels: int, heads: int, attentions: int) -> list[str]:
-    return list(reference.weight_shapes(width, levels, heads, attentions))
+    raise dispatch.cannot_run(what, requested, refusal)
 
 
 def _reference(
-    features: Tensor,
-    image: Tensor,
-    weights: Sequence[Tensor],
+    features: Tensor, image: Tensor, weights: Sequence[Tensor], *flat: Unpack[Flat]
+) -> Tensor:
+    shape, queries = grouped(features, *flat)
+    return reference.coordinate_query(features, image, shape.named(weights), shape, queries)
+
+
+def _fake(
+    features: Tensor, image: Tensor, weights: Sequence[Tensor], *flat: Unpack[Flat]
+) -> Tensor:
+    _, queries = grouped(features, *flat)
+    return image.new_empty((image.shape[0], *queries.extent, 3))
+
+
+def _flops(
+    features: Sequence[int],
+    image: Sequence[int],
+    weights: Sequence[Sequence[int]],
     levels: int,
     heads: int,
     attentions: int,
     size: Sequence[int] | None,
-    coords: Tensor | None,
-    cell: Tensor | None,
-) -> Tensor:
-    """The reference with its weights in a list, as the op takes them."""
-    names = _names(features.shape[-1], levels, heads, attentions)
-    named = dict(zip(names, weights, strict=True))
-    return reference.coordinate_query(
-        features, image, named, levels, heads, attentions, size, coords, cell
-    )
-
-
-def _fake(features, image, weights, levels, heads, attentions, size, coords, cell) -> Tensor:
-    places = coords.shape[1:2] if size is None else size
-    return image.new_empty((image.shape[0], *places, 3))
-
-
-def _flops(features, image, weights, levels, heads, attentions, size, coords, cell) -> int:
+    coords: Sequence[int],
+    cell: Sequence[int] | None,
+) -> int:
+    """With shapes for tensors."""
     places = coords[1] if size is None else size[0] * size[1]
-    return flops(features[0] * places, features[-1], levels, heads, attentions)
+    shape = DecoderShape(features[-1], levels, heads, attentions)
+    return flops(features[0] * places, shape)
 
 
-def _example(device: torch.device) -> tuple:
+def _kept(
+    features: Tensor, image: Tensor, weights: Sequence[Tensor], *flat: Unpack[Flat]
+) -> Tensor:
+    return native_training.kept(features, *grouped(features, *flat))
+
+
+def _example(device: torch.device) -> tuple[Any, ...]:
     features, image = (torch.zeros(1, 2, 2, n, device=device) for n in (4, 3))
-    shapes = reference.weight_shapes(4, 2, 2, 1).values()
-    weights = [torch.zeros(shape, device=device) for shape in shapes]
-    return features, image, weights, 2, 2, 1, (4, 4), None, None
+    shape = DecoderShape(width=4, levels=2, heads=2, attentions=1)
+    weights = [torch.zeros(sizes, device=device) for sizes in shape.weight_shapes().values()]
+    numbers = (shape.levels, shape.heads, shape.attentions)
+    return features, image, weights, *numbers, (4, 4), None, None
 
 
 _operator = define(
@@ -327,7 +330,7 @@ _operator = define(
         fake=_fake,
         flops=_flops,
         example=_example,
-        kept=native_training.kept,
+        kept=_kept,
     )
 )
 dispatch.register(triton.kernel)

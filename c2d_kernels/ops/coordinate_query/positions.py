@@ -7,7 +7,9 @@ Grid positions are worked out in int64, exactly; free coordinates in their own f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -32,6 +34,55 @@ class Region(NamedTuple):
     lr_size: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Queries:
+    """Where the decoder is asked: a grid, a region of one, or coordinates.
+
+    Attributes:
+        size: (H_out, W_out) of the whole output grid, or None.
+        coords: (B, Q, 2), where there is no grid.
+        cell: (B, 2), the size of an output pixel beside coords.
+        region: the part of the grid that is asked for, or None: all of it.
+    """
+
+    size: Sequence[int] | None
+    coords: Tensor | None = None
+    cell: Tensor | None = None
+    region: Region | None = None
+
+    @property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """coords and cell, where there is no grid."""
+        assert self.coords is not None and self.cell is not None
+        return self.coords.detach(), self.cell.detach()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a grid, or of the region of it."""
+        if self.region is None:
+            assert self.size is not None
+            return self.size[0], self.size[1]
+        (top, bottom), (left, right) = self.region.rows, self.region.columns
+        return bottom - top, right - left
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """Rows and columns, or how many coordinates there are."""
+        if self.size is None:
+            assert self.coords is not None
+            return (self.coords.shape[1],)
+        return self.grid
+
+    @property
+    def count(self) -> int:
+        """Queries of one image."""
+        return math.prod(self.extent)
+
+    def shaped(self, rgb: Tensor) -> Tensor:
+        """(B, count, 3) as the operator returns it: a grid has rows and columns."""
+        return rgb if self.size is None else rgb.reshape(rgb.shape[0], *self.grid, 3)
+
+
 class Axis(NamedTuple):
     """Positions along one axis, all of one shape."""
 
@@ -42,7 +93,13 @@ class Axis(NamedTuple):
 
 
 def grid_axis(
-    start: int, stop: int, out_length: int, length: int, levels: int, dtype: torch.dtype, device
+    start: int,
+    stop: int,
+    out_length: int,
+    length: int,
+    levels: int,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
 ) -> Axis:
     """Pixel centres start..stop-1 of an out_length grid over length LR pixels: u = a/b, exactly."""
     i = torch.arange(start, stop, device=device)
@@ -70,22 +127,16 @@ def free_axis(coordinate: Tensor, length: int, levels: int, dtype: torch.dtype) 
     return _axis(low.long(), t.to(dtype), length, digits, dtype)
 
 
-def axes(
-    features: Tensor,
-    levels: int,
-    size: Sequence[int] | None,
-    coords: Tensor | None,
-    cell: Tensor | None,
-    region: Region | None,
-) -> tuple[Axis, Axis, Tensor]:
+def axes(features: Tensor, levels: int, queries: Queries) -> tuple[Axis, Axis, Tensor]:
     """Two axes of a grid, or (B, Q) positions twice, and rel_cell (1 or B, 2) in LR pixels."""
+    size, region = queries.size, queries.region
     height, width = features.shape[1:3] if region is None else region.lr_size
-    dtype = features.dtype
+    dtype = torch.promote_types(features.dtype, torch.float32)
     if size is None:
-        y, x = coords.detach().unbind(-1)
-        rel_cell = cell_in_pixels(cell, height, width)
-        y, x = free_axis(y, height, levels, dtype), free_axis(x, width, levels, dtype)
-        return y, x, rel_cell
+        coords, cell = queries.places
+        down, across = coords.unbind(-1)
+        y, x = free_axis(down, height, levels, dtype), free_axis(across, width, levels, dtype)
+        return y, x, cell_in_pixels(cell, height, width)
     rows, columns = ((0, size[0]), (0, size[1])) if region is None else region[:2]
     y = grid_axis(*rows, size[0], height, levels, dtype, features.device)
     x = grid_axis(*columns, size[1], width, levels, dtype, features.device)
@@ -94,7 +145,27 @@ def axes(
             axis._replace(low=axis.low - origin, high=axis.high - origin)
             for axis, origin in zip((y, x), region.lr_origin, strict=True)
         )
-    return y, x, features.new_tensor([[2 * height / size[0], 2 * width / size[1]]])
+    # new_tensor would freeze a symbolic size into the graph; full keeps it.
+    rel = [
+        torch.full((1,), 2 * lr / out, dtype=dtype, device=features.device)
+        for lr, out in ((height, size[0]), (width, size[1]))
+    ]
+    return y, x, torch.stack(rel, dim=-1)
+
+
+def every_pair(y: Axis, x: Axis) -> tuple[Axis, Axis]:
+    """The axes of a grid as positions of its pixels, row by row: (1, Q) each."""
+    # Shapes, not len(): that would fix a symbolic size when exporting.
+    down, across = y.t.shape[0], x.t.shape[0]
+
+    def repeated(axis: Axis, dim: int) -> Axis:
+        low, high, t, *digits = (
+            value.unsqueeze(dim).expand(down, across).reshape(1, -1)
+            for value in (axis.low, axis.high, axis.t, *axis.digits)
+        )
+        return Axis(low, high, t, digits)
+
+    return repeated(y, 1), repeated(x, 0)
 
 
 def cell_in_pixels(cell: Tensor, height: int, width: int) -> Tensor:

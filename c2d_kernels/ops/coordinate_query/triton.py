@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ... import triton_support
-from ...dispatch import Kernel
-from . import reference
-from .positions import Region
+from c2d_kernels import triton_support
+from c2d_kernels.dispatch import Kernel
+
+from .decoder_shape import DecoderShape, grouped
+from .positions import Queries
 from .triton_decoder import Decoder
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .decoder_shape import Flat
 
 MAX_WIDTH, MAX_LEVELS = 256, 16
 
@@ -33,60 +40,49 @@ def coordinate_query(
     features: Tensor,
     image: Tensor,
     weights: Mapping[str, Tensor],
-    levels: int,
-    heads: int,
-    attentions: int,
-    size: Sequence[int] | None = None,
-    coords: Tensor | None = None,
-    cell: Tensor | None = None,
-    region: Region | None = None,
+    shape: DecoderShape,
+    queries: Queries,
     moments: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """As reference.coordinate_query."""
-    decoder = Decoder(features, weights, levels, heads, attentions, size, coords, cell, region)
+    decoder = Decoder(features, weights, shape, queries)
     if moments is None:
         moments = []
-        while len(moments) < attentions:
-            moments.append(decoder.moments(moments) / decoder.queries)
-    out = decoder.decode(image, moments)
-    return out if size is None else out.reshape(-1, *reference.grid_shape(size, region), 3)
+        while len(moments) < shape.attentions:
+            moments.append(decoder.moments(moments) / queries.count)
+    return queries.shaped(decoder.decode(image, moments))
 
 
 def coordinate_query_moments(
     features: Tensor,
     weights: Mapping[str, Tensor],
-    levels: int,
-    heads: int,
-    attentions: int,
-    size: Sequence[int] | None = None,
-    coords: Tensor | None = None,
-    cell: Tensor | None = None,
-    region: Region | None = None,
+    shape: DecoderShape,
+    queries: Queries,
     moments: Sequence[Tensor] = (),
 ) -> Tensor:
     """As reference.coordinate_query_moments."""
-    decoder = Decoder(features, weights, levels, heads, attentions, size, coords, cell, region)
-    return decoder.moments(moments)
+    return Decoder(features, weights, shape, queries).moments(moments)
 
 
 def _forward(
+    features: Tensor, image: Tensor, weights: Sequence[Tensor], *flat: Unpack[Flat]
+) -> Tensor:
+    shape, queries = grouped(features, *flat)
+    return coordinate_query(features, image, shape.named(weights), shape, queries)
+
+
+def _backward(
+    grad: Tensor,
     features: Tensor,
     image: Tensor,
     weights: Sequence[Tensor],
-    levels: int,
-    heads: int,
-    attentions: int,
-    *where: Sequence[int] | Tensor | None,
-) -> Tensor:
-    names = reference.weight_shapes(features.shape[-1], levels, heads, attentions)
-    named = dict(zip(names, weights, strict=True))
-    return coordinate_query(features, image, named, levels, heads, attentions, *where)
-
-
-def _backward(*args: object) -> Sequence[Tensor | None]:
+    *rest: Unpack[tuple[Unpack[Flat], list[bool]]],
+) -> Sequence[Tensor | None]:
     from .triton_backward import backward
 
-    return backward(*args)
+    shape, queries = grouped(features, *rest[:-1])
+    found = backward(grad, features, image, shape.named(weights), shape, queries, rest[-1])
+    return [*found, None, None]  # positions have none
 
 
 kernel = Kernel("coordinate_query", "triton", can_run, _forward, _backward)

@@ -10,15 +10,33 @@ into. What queries give to LR pixels is summed pixel by pixel, in an order sorte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ... import triton_support
-from ...operators import _recording
+from c2d_kernels import triton_support
+from c2d_kernels.operators import recording
+
 from . import reference
-from .triton_decoder import Decoder, Tables, folds, launch_constants, tables
+from .decoder_shape import DecoderShape
+from .positions import Queries
+from .triton_decoder import Decoder, launch_constants
+from .triton_tables import (
+    FIRST_BIAS,
+    RGB,
+    TAPS,
+    Tables,
+    fc1_matrix,
+    fc2_matrix,
+    folds,
+    level_vectors,
+    proj2_matrix,
+    proj2_vector,
+    tables,
+)
 
 PLACES = 32  # (pixel, tap) pairs that a program sums for
 
@@ -27,59 +45,53 @@ def backward(
     grad: Tensor,
     features: Tensor,
     image: Tensor,
-    weights: Sequence[Tensor],
-    levels: int,
-    heads: int,
-    attentions: int,
-    size: Sequence[int] | None,
-    coords: Tensor | None,
-    cell: Tensor | None,
+    weights: Mapping[str, Tensor],
+    shape: DecoderShape,
+    queries: Queries,
     mask: list[bool],
 ) -> list[Tensor | None]:
-    """Gradients of features, image and weights; positions have none."""
-    wanted = [features, *weights]
+    """Gradients of features, image and weights."""
     if grad.numel() == 0:
-        return [*(torch.zeros_like(x) for x in (features, image, *weights)), None, None]
-    names = reference.weight_shapes(features.shape[-1], levels, heads, attentions)
-    with _recording():
-        leaves = [x.detach().requires_grad_() for x in wanted]
-        named = dict(zip(names, leaves[1:], strict=True))
-        made = tables(leaves[0], named, levels, heads, attentions)
-    decoder = Decoder(
-        *(features, named, levels, heads, attentions, size, coords, cell, None),
-        made=Tables(*(x.detach() for x in made)),
-    )
+        return [torch.zeros_like(x) for x in (features, image, *weights.values())]
+    with recording():
+        leaves = [x.detach().requires_grad_() for x in (features, *weights.values())]
+        named = dict(zip(weights, leaves[1:], strict=True))
+        made = tables(leaves[0], named, shape)
+    kept = Tables(*(x.detach() for x in made))
+    decoder = Decoder(features, named, shape, queries, made=kept)
     means: list[Tensor] = []
-    while len(means) < attentions:
-        means.append((decoder.moments(means) / decoder.queries).requires_grad_())
-    with _recording():
-        folded = folds(leaves[0], named, means, heads)
+    while len(means) < shape.attentions:
+        means.append((decoder.moments(means) / queries.count).requires_grad_())
+    with recording():
+        folded = folds(leaves[0], named, shape, means)
     walk = _Walk(decoder, means, grad.reshape(decoder.batch, -1, 3).contiguous())
-    for level in reversed(range(1, levels)):
+    for level in reversed(range(1, shape.levels)):
         walk.level(level)
-        if level <= attentions:
+        if level <= shape.attentions:
             dfold = walk.attention(level - 1)
-            with _recording():
+            with recording():
                 parts = [x[level - 1] for x in folded]
                 (dmean,) = torch.autograd.grad(parts, means[level - 1], dfold, retain_graph=True)
-            walk.moments(level - 1, dmean / decoder.queries)
-    pixels, shares = _bilinear(decoder, size, coords, cell)
+            walk.moments(level - 1, dmean / queries.count)
+    pixels, shares = _bilinear(features, shape.levels, queries)
     found = walk.first(pixels)
     outputs, gradients = [*made], [*found]
-    if attentions > 0:
+    if shape.attentions > 0:
         outputs += folded
         gradients += [walk.dfolds, walk.doffsets]
     pairs = [(x, dx) for x, dx in zip(outputs, gradients, strict=True) if x.requires_grad]
-    outputs, gradients = zip(*pairs, strict=True)
-    with _recording():
-        grads = torch.autograd.grad(outputs, leaves, gradients, allow_unused=True)
-    grads = [torch.zeros_like(x) if dx is None else dx for x, dx in zip(leaves, grads, strict=True)]
+    outputs, gradients = [x for x, _ in pairs], [dx for _, dx in pairs]
+    with recording():
+        through = torch.autograd.grad(outputs, leaves, gradients, allow_unused=True)
+    grads = [
+        torch.zeros_like(x) if dx is None else dx for x, dx in zip(leaves, through, strict=True)
+    ]
     dimage = None
     if mask[1]:
-        rows = torch.nn.functional.pad(walk.grad, (0, 13)).reshape(-1, 16)
+        rows = F.pad(walk.grad, (0, RGB - 3)).reshape(-1, RGB)
         dimage = _by_pixel(decoder, rows, shares, pixels, image.dtype)[0]
-        dimage = dimage.unflatten(0, (-1, 4)).sum(1)[:, :3].reshape(image.shape)
-    return [grads[0], dimage, *grads[1:], None, None]
+        dimage = dimage.unflatten(0, (-1, TAPS)).sum(1)[:, :3].reshape(image.shape)
+    return [grads[0], dimage, *grads[1:]]
 
 
 class _Walk:
@@ -90,7 +102,7 @@ class _Walk:
 
         self.decoder, self.grad, self.kernels = decoder, grad, kernels
         self.made = decoder.tables
-        levels, heads, attentions = decoder.numbers
+        self.shape = decoder.shape
         self.constants = {
             **decoder.constants,
             **launch_constants(self.made.matrices.shape[-1], self.narrow, backward=True),
@@ -99,13 +111,13 @@ class _Walk:
         self.programs = decoder.batch * -(-decoder.queries // self.block)
         self.count = decoder.batch * decoder.queries
         self.depth = self.constants["DEPTH"]
-        self.folds = folds(decoder.features, decoder.weights, [x.detach() for x in means], heads)
+        self.folds = decoder.folds([x.detach() for x in means])
         self.dmatrices = torch.zeros_like(self.made.matrices)
         self.dvectors = torch.zeros_like(self.made.vectors)
         self.dkeys, self.dnorms = (torch.zeros_like(x) for x in (self.made.keys, self.made.norms))
         self.dfolds, self.doffsets = (torch.zeros_like(x) for x in self.folds)
         self.dy, self.stride = grad, 3
-        self.states = self._rows(levels - 1 + attentions)
+        self.states = self._rows(self.shape.levels - 1 + self.shape.attentions)
         if len(self.states) > 0:
             self._launch(kernels.keep_states, *decoder.read(self.folds), self.states, batch=True)
 
@@ -115,31 +127,30 @@ class _Walk:
 
     def level(self, level: int) -> None:
         """Through the MLP of a level but the first."""
-        x = self.states[level - 1 + min(level, self.decoder.numbers[2])]
+        x = self.states[level - 1 + min(level, self.shape.attentions)]
         normed = x.new_empty(self.count, self.depth + 2)
         dfirst, dsecond, *biases = self._mlp(x, normed, level, False)
-        self.dmatrices[2 * level - 1] = dfirst[0, : self.depth]
-        self.dmatrices[2 * level, :, : dsecond.shape[1]] = dsecond
-        vectors = self.dvectors[10 + 4 * (level - 1) :]
+        self.dmatrices[fc1_matrix(level)] = dfirst[0, : self.depth]
+        self.dmatrices[fc2_matrix(level), :, : dsecond.shape[1]] = dsecond
+        vectors = self.dvectors[level_vectors(level) :]
         vectors[:2] = dfirst[0, self.depth :]
         vectors[2] = biases[0].sum(0)
         vectors[3, : dsecond.shape[1]] = biases[1]
 
     def attention(self, index: int) -> list[Tensor]:
         """Through the two Linears after an attention: the gradient of the fold before them."""
-        last = self.decoder.numbers[0] - 1
         x = self.states[2 * index]
         dfirst, dsecond, *biases = self._mlp(x, x, index, True)
         self.dfolds[index], self.doffsets[index] = dfirst, biases[0]
-        self.dmatrices[2 * last + 1 + index] = dsecond
-        self.dvectors[10 + 4 * last + index] = biases[1]
+        self.dmatrices[proj2_matrix(self.shape, index)] = dsecond
+        self.dvectors[proj2_vector(self.shape, index)] = biases[1]
         return [self.dfolds[index], self.doffsets[index]]
 
     def moments(self, index: int, dmoment: Tensor) -> None:
         """Through k^T v of an attention."""
         heads, head = (self.decoder.heads[name] for name in ("HEADS", "HEAD"))
         pad = head - dmoment.shape[-1]
-        dmoment = torch.nn.functional.pad(dmoment, (0, pad, 0, pad)).to(self.made.norms.dtype)
+        dmoment = F.pad(dmoment, (0, pad, 0, pad)).to(self.made.norms.dtype)
         x = self.states[2 * index]
         rows = x.new_empty(self.count, 2, heads, head)
         partial = self.dy.new_empty(self.programs, 2, heads, 2, head)
@@ -161,16 +172,17 @@ class _Walk:
         """Through level 0: the gradients of all tables."""
         products, stats, matrices, vectors, *_ = self.made
         du, hidden = vectors.new_empty(self.count, self.depth), self._rows()
-        terms, shares = (vectors.new_empty(self.count, *shape) for shape in ((9,), (4, 3)))
+        terms = vectors.new_empty(self.count, FIRST_BIAS + 1)
+        shares = vectors.new_empty(self.count, TAPS, 3)
         read = [products, stats, *self.decoder.places, self.decoder.rel_cell, matrices, vectors]
         tensors = (*read, self.dy, du, hidden, terms, shares)
         self._launch(self.kernels.first_mlp, *tensors, stride=self.stride)
         dsecond, doffset = self._second(hidden)
-        self.dmatrices[0, :, : dsecond.shape[1]] = dsecond
-        self.dvectors[:9] = terms.mT @ du
-        self.dvectors[9, : dsecond.shape[1]] = doffset
+        self.dmatrices[fc2_matrix(0), :, : dsecond.shape[1]] = dsecond
+        self.dvectors[: FIRST_BIAS + 1] = terms.mT @ du
+        self.dvectors[FIRST_BIAS + 1, : dsecond.shape[1]] = doffset
         dproducts, dstats = _by_pixel(self.decoder, du, shares, pixels, products.dtype)
-        dstats = torch.nn.functional.pad(dstats.unflatten(0, (-1, 4)).sum(1), (0, 1))
+        dstats = F.pad(dstats.unflatten(0, (-1, TAPS)).sum(1), (0, 1))
         dproducts = dproducts.reshape(products.shape)
         return Tables(dproducts, dstats, self.dmatrices, self.dvectors, self.dkeys, self.dnorms)
 
@@ -204,13 +216,13 @@ class _Walk:
 
     def _launch(
         self,
-        kernel,
+        kernel: Any,  # one of Triton's
         *tensors: Tensor,
         batch: bool = False,
         stride: int | None = None,
         **constants: object,
     ) -> None:
-        size, images, *counts = self.decoder.shape()
+        size, images, *counts = self.decoder.sizes()
         numbers = [size, *([images] if batch else []), *counts]
         numbers += [] if stride is None else [stride]
         constants = {**self.constants, **constants}
@@ -220,25 +232,18 @@ class _Walk:
             kernel[self.programs,](*tensors, *numbers, **constants)
 
 
-def _bilinear(
-    decoder: Decoder,
-    size: Sequence[int] | None,
-    coords: Tensor | None,
-    cell: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def _bilinear(features: Tensor, levels: int, queries: Queries) -> tuple[Tensor, Tensor]:
     """LR pixels (B * queries, 4), and shares (B * queries, 4, 3): weight, 0, 0."""
-    features = decoder.features
-    where = (features, decoder.numbers[0], size, coords, cell, None)
-    y, x, _ = reference.queries(*where)
-    height, width = features.shape[1:3]
-    origin = torch.arange(decoder.batch, device=features.device)[:, None] * (height * width)
+    y, x, _ = reference.positions(features, levels, queries)
+    batch, height, width, _ = features.shape
+    origin = torch.arange(batch, device=features.device)[:, None] * (height * width)
     pixels, weights = [], []
     for row, weight_y in ((y.low, 1 - y.t), (y.high, y.t)):
         for column, weight_x in ((x.low, 1 - x.t), (x.high, x.t)):
             pixels.append(origin + row * width + column)
             weights.append((weight_y * weight_x).expand_as(pixels[-1]))
-    shares = torch.stack(weights, -1).reshape(-1, 4, 1)
-    return torch.stack(pixels, -1).reshape(-1, 4), torch.nn.functional.pad(shares, (0, 2))
+    shares = torch.stack(weights, -1).reshape(-1, TAPS, 1)
+    return torch.stack(pixels, -1).reshape(-1, TAPS), F.pad(shares, (0, 2))
 
 
 def _by_pixel(
@@ -248,8 +253,8 @@ def _by_pixel(
     from . import triton_backward_kernels as kernels
 
     batch, height, width, _ = decoder.features.shape
-    places = batch * height * width * 4
-    place = (pixels * 4 + torch.arange(4, device=pixels.device)).flatten()
+    places = batch * height * width * TAPS
+    place = (pixels * TAPS + torch.arange(TAPS, device=pixels.device)).flatten()
     place, order = torch.sort(place, stable=True)
     starts = torch.searchsorted(place, torch.arange(places + 1, device=pixels.device))
     sums = rows.new_empty((places, rows.shape[1]), dtype=dtype)

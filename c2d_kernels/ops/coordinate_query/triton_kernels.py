@@ -27,10 +27,12 @@ spill at any size of block tried: refused. Never run on a GPU: not measured.
 import triton
 import triton.language as tl
 
+from . import triton_tables
+
 EPSILON = tl.constexpr(1e-5)  # of every LayerNorm
-FIRST_VECTORS = tl.constexpr(10)  # of level 0: 4 row sums, 4 extras' columns, 2 biases
-LEVEL_VECTORS = tl.constexpr(4)  # of each other level: 2 digits' columns, 2 biases
-RGB = tl.constexpr(16)  # three colours, padded to what tl.dot takes
+FIRST_VECTORS = tl.constexpr(triton_tables.FIRST_VECTORS)
+LEVEL_VECTORS = tl.constexpr(triton_tables.LEVEL_VECTORS)
+RGB = tl.constexpr(triton_tables.RGB)
 
 
 @triton.jit

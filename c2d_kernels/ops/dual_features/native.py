@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ... import native
-from ...dispatch import Kernel
+from c2d_kernels import native
+from c2d_kernels.dispatch import Kernel
 
 
 def fold(features: torch.dtype, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -33,7 +33,7 @@ def run(
     """The forward."""
     entry, matrices = folded
     by_row = by_column = None
-    if rows is not None:
+    if rows is not None and columns is not None:
         # Products are linear: what is added to x adds to them what they make of it.
         by_row, by_column = (entry @ place.to(entry.dtype).t() for place in (rows, columns))
     op = torch.ops.c2d_native.dual_features.default

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ... import checks, dispatch, frozen
-from ...operators import Operator, define
+from c2d_kernels import checks, dispatch, frozen, layer_weights
+from c2d_kernels.operators import Operator, define
+
 from . import native, reference
+
+LOCAL = reference.NAMES.index("local.weight")
 
 
 def dual_features(
@@ -56,8 +59,8 @@ def dual_features(
         "expand": (channels, hidden),
         "linear": (channels, channels),
     }
-    ordered = checks.layer_weights(x, weights, reference.NAMES, shapes)
-    if encoding:
+    ordered = layer_weights.ordered(x, weights, reference.NAMES, shapes)
+    if encoding is not None:
         for index, place in enumerate(encoding):
             name = f"encoding[{index}]"
             checks.parameters(x, **{name: place})
@@ -72,8 +75,8 @@ def dual_features(
             run=lambda folded, x, rows, columns: native.run(x, rows, columns, folded),
         )
         return _dual_features(x, rows, columns, ordered)
-    if encoding:
-        rows, columns = rows.to(x.dtype), columns.to(x.dtype)
+    if encoding is not None:
+        rows, columns = (place.to(x.dtype) for place in encoding)
     ordered = [weight.to(x.dtype) for weight in ordered]
     return reference.composed(x, rows, columns, ordered).to(x.dtype)
 
@@ -85,11 +88,9 @@ def flops(batch: int, height: int, width: int, channels: int, hidden: int) -> in
 
 
 def _example(device: torch.device) -> tuple:
-    x, square = torch.zeros(1, 4, 4, 4, device=device), torch.zeros(4, 4, device=device)
-    weights = [torch.zeros(4, device=device) for _ in reference.NAMES]
-    weights[0] = weights[4] = weights[6] = square
-    weights[2] = torch.zeros(4, 4, 3, 3, device=device)
-    return x, None, None, weights
+    shapes = {"local": (4, 4), "conv": (4, 4, 3, 3), "expand": (4, 4), "linear": (4, 4)}
+    weights = layer_weights.zeros(reference.NAMES, shapes, device)
+    return torch.zeros(1, 4, 4, 4, device=device), None, None, weights
 
 
 _dual_features = define(
@@ -99,7 +100,7 @@ _dual_features = define(
         outputs=1,
         reference=reference.dual_features,
         fake=lambda x, *_: x.new_empty(x.shape),
-        flops=lambda x, rows, columns, weights: flops(*x, weights[0][0]),
+        flops=lambda x, rows, columns, weights: flops(x[0], x[1], x[2], x[3], weights[LOCAL][0]),
         example=_example,
     )
 )

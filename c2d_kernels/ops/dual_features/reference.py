@@ -12,14 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from c2d_kernels.layer_weights import names
+
 SLOPE = 0.2
 """Of the LeakyReLU."""
 
-NAMES = tuple(
-    f"{module}.{kind}"
-    for module in ("local", "conv", "expand", "linear")
-    for kind in ("weight", "bias")
-)
+NAMES = names("local", "conv", "expand", "linear")
 """The weights, in the order in which the op takes them."""
 
 
@@ -42,7 +40,7 @@ def composed(
 ) -> Tensor:
     """The same out of torch's operators, in the dtype of its arguments."""
     local, local_bias, conv, conv_bias, expand, expand_bias, linear, linear_bias = weights
-    if rows is not None:
+    if rows is not None and columns is not None:
         x = x + (rows[:, None] + columns)
     # Both branches begin with a product with x: they share one.
     entry = F.linear(x, torch.cat([local, linear]), torch.cat([local_bias, linear_bias]))

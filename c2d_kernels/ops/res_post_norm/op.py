@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ... import checks, dispatch, frozen
-from ...operators import Operator, define
+from c2d_kernels import checks, dispatch, frozen, layer_weights
+from c2d_kernels.operators import Operator, define
+
 from . import native, reference
+
+PROJ, FC1 = (reference.NAMES.index(f"{module}.weight") for module in ("proj", "fc1"))
 
 
 def res_post_norm(
@@ -55,8 +58,8 @@ def res_post_norm(
         checks.shape(f"parts[{place}]", part, pixels, "(B, H, W, any), B, H, W those of x")
     channels, inputs = x.shape[-1], sum(part.shape[-1] for part in parts)
     shapes = {"norm1": (channels,), "norm2": (channels,), "proj": (channels, inputs)}
-    shapes |= checks.mlp_shapes(weights, channels)
-    ordered = checks.layer_weights(x, weights, reference.NAMES, shapes, reference.MLP)
+    shapes |= layer_weights.mlp_shapes(weights, channels)
+    ordered = layer_weights.ordered(x, weights, reference.NAMES, shapes, reference.MLP)
     parts = [part.to(x.dtype) for part in parts]  # autocast may have rounded them
     if dispatch.in_one_piece("res_post_norm", x, parts, ordered, float(eps)):
         frozen.keep(
@@ -77,10 +80,9 @@ def flops(batch: int, height: int, width: int, channels: int, inputs: int, hidde
 
 
 def _example(device: torch.device) -> tuple:
-    x, square = torch.zeros(1, 4, 4, 4, device=device), torch.zeros(4, 4, device=device)
-    weights = [torch.zeros(4, device=device) for _ in reference.NAMES]
-    weights[0] = weights[4] = weights[6] = square
-    return x, [x], weights, 1e-5
+    x, square = torch.zeros(1, 4, 4, 4, device=device), (4, 4)
+    shapes = {"proj": square, "norm1": (4,), "fc1": square, "fc2": square, "norm2": (4,)}
+    return x, [x], layer_weights.zeros(reference.NAMES, shapes, device), 1e-5
 
 
 _res_post_norm = define(
@@ -91,7 +93,7 @@ _res_post_norm = define(
         reference=reference.res_post_norm,
         fake=lambda x, *_: x.new_empty(x.shape),
         flops=lambda x, parts, weights, eps: flops(
-            *x, weights[0][1], weights[4][0] if len(weights) > 4 else 0
+            x[0], x[1], x[2], x[3], weights[PROJ][1], weights[FC1][0] if len(weights) > FC1 else 0
         ),
         example=_example,
     )

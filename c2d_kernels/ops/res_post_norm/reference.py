@@ -12,11 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NAMES = tuple(
-    f"{module}.{kind}"
-    for module in ("proj", "norm1", "fc1", "fc2", "norm2")
-    for kind in ("weight", "bias")
-)
+from c2d_kernels.layer_weights import names
+
+NAMES = names("proj", "norm1", "fc1", "fc2", "norm2")
 """The weights of a layer, in the order in which the op takes them."""
 MLP = ("fc1", "fc2", "norm2")
 """Modules that a layer may lack, all of them; the others' weights come first in NAMES."""

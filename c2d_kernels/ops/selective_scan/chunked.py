@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...dispatch import Kernel
+from c2d_kernels.dispatch import Kernel
 
 LONGEST_CHUNK = 64
 TILE = 2**17  # numbers that one operation works on, about: half a MB in float32
@@ -73,8 +73,10 @@ def backward(
     dy, dlast = grad_y.to(scan.u), grad_last_state.to(scan.u)
     dz = None
     if z is not None:
-        wide = (x.to(scan.u) for x in (u, delta, A, B, C))
-        ungated, _ = selective_scan(*wide, D, None, delta_bias, delta_softplus)
+        wide_u, wide_delta, wide_A, wide_B, wide_C = (x.to(scan.u) for x in (u, delta, A, B, C))
+        ungated, _ = selective_scan(
+            wide_u, wide_delta, wide_A, wide_B, wide_C, D, None, delta_bias, delta_softplus
+        )
         gate = z.to(dy)
         slope = torch.sigmoid(gate)
         dz = dy * ungated * slope * (1 + gate * (1 - slope))
@@ -105,7 +107,7 @@ def backward(
     )
     inputs = (u, delta, A, B, C, D, z, delta_bias)
     return [
-        gradient.to(x.dtype) if needed else None
+        gradient.to(x.dtype) if needed and gradient is not None and x is not None else None
         for gradient, x, needed in zip(gradients, inputs, mask, strict=True)
     ]
 

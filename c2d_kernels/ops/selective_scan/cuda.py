@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ... import native
-from ...dispatch import Kernel
+from c2d_kernels import native
+from c2d_kernels.dispatch import Kernel
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .reference import Arguments
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_BATCH = 65535  # images lie along a dimension of the launch grid
@@ -46,21 +52,23 @@ def _has_code(device: torch.device) -> bool:
 _has_code._dynamo_marked_constant = True
 
 
-def _forward(*arguments: Tensor | bool | None) -> tuple[Tensor, Tensor]:
+def _forward(*arguments: Unpack[Arguments]) -> tuple[Tensor, Tensor]:
     op = torch.ops.c2d_native.selective_scan.default
     y, last_state, _ = op(*_ready(*arguments), False)
     return y, last_state
 
 
 def _backward(
-    grad_y: Tensor, grad_last_state: Tensor, *arguments: Tensor | bool | list[bool] | None
+    grad_y: Tensor,
+    grad_last_state: Tensor,
+    *rest: Unpack[tuple[Unpack[Arguments], list[bool]]],
 ) -> Sequence[Tensor | None]:
-    *arguments, mask = arguments
+    arguments, mask = rest[:-1], rest[-1]
     op = torch.ops.c2d_native.selective_scan_backward.default
     nothing = grad_last_state.new_empty(0)
     found = op(grad_y, grad_last_state.contiguous(), nothing, *_ready(*arguments))
     return [
-        gradient.to(x.dtype) if needed else None
+        gradient.to(x.dtype) if needed and x is not None else None
         for gradient, x, needed in zip(found, arguments[:-1], mask, strict=True)
     ]
 
@@ -78,11 +86,12 @@ def _ready(
 ) -> list[Tensor | bool | None]:
     """What changes with time in u's dtype, what is constant in float32 and dense."""
 
-    def dense(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.float().contiguous()
+    def dense(x: Tensor) -> Tensor:
+        return x.float().contiguous()
 
     B, C = (dense(x) if x.dim() == 2 else x.to(u.dtype) for x in (B, C))
-    return [u, delta, dense(A), B, C, dense(D), z, dense(delta_bias), delta_softplus]
+    D, delta_bias = (None if x is None else dense(x) for x in (D, delta_bias))
+    return [u, delta, dense(A), B, C, D, z, delta_bias, delta_softplus]
 
 
 kernel = Kernel("selective_scan", "cuda", _can_run, _forward, _backward)

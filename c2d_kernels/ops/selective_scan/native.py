@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ... import native
-from ...dispatch import Kernel
+from c2d_kernels import native
+from c2d_kernels.dispatch import Kernel
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .reference import Arguments
 
 
-def _forward(u: Tensor, *rest: Tensor | bool | None) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(
+    *arguments: Unpack[tuple[Unpack[Arguments], bool]],
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = arguments[0].dtype
     op = torch.ops.c2d_native.selective_scan.default
-    y, last_state, states = op(*_ready(u.dtype, u, *rest))
-    return y.to(u.dtype), last_state, states
+    y, last_state, states = op(*_ready(dtype, *arguments))
+    return y.to(dtype), last_state, states
 
 
 def _backward(
     grad_y: Tensor,
     grad_last_state: Tensor,
     states: Tensor,
-    u: Tensor,
-    *rest: Tensor | bool | list[bool] | None,
+    *rest: Unpack[tuple[Unpack[Arguments], list[bool]]],
 ) -> Sequence[Tensor | None]:
-    *rest, mask = rest
-    inputs = (u, *rest[:-1])
+    arguments, mask = rest[:-1], rest[-1]
     op = torch.ops.c2d_native.selective_scan_backward.default
-    found = op(*_ready(u.dtype, grad_y, grad_last_state, states, u, *rest))
+    found = op(*_ready(arguments[0].dtype, grad_y, grad_last_state, states, *arguments))
     return [
-        gradient.to(x.dtype) if needed else None
-        for gradient, x, needed in zip(found, inputs, mask, strict=True)
+        gradient.to(x.dtype) if needed and x is not None else None
+        for gradient, x, needed in zip(found, arguments[:-1], mask, strict=True)
     ]
 
 

@@ -2,15 +2,64 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
-from ... import checks, dispatch
-from ...operators import Operator, define
+from c2d_kernels import checks, dispatch
+from c2d_kernels.operators import Operator, define
+
 from . import chunked, cuda, native, reference
 
 MAX_STATES = 256
 STEPS_A_STATE = 16  # between the states that a kernel may keep for the backward
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    *,
+    return_last_state: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    return_last_state: bool,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def selective_scan(
@@ -53,7 +102,8 @@ def selective_scan(
     """
     checks.parameters(u, u=u, delta=delta, A=A, B=B, C=C)
     checks.parameters(u, **checks.given(D=D, z=z, delta_bias=delta_bias))
-    u, delta, z = dispatch.autocast(u, delta, z)
+    u, delta, *gate = dispatch.autocast(u, delta, *(() if z is None else (z,)))
+    z = gate[0] if gate else None
     checks.features(u=u, delta=delta, **checks.given(z=z))
     checks.shape("u", u, (None, None, None), "(batch, D, L)")
     batch, channels, length = u.shape
@@ -94,12 +144,12 @@ def flops(batch: int, channels: int, length: int, states: int) -> int:
     return 18 * batch * channels * length * states
 
 
-def _fake(u: Tensor, delta: Tensor, A: Tensor, *_) -> tuple[Tensor, Tensor]:
+def _fake(u: Tensor, delta: Tensor, A: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     state = torch.promote_types(u.dtype, torch.float32)
     return torch.empty_like(u), u.new_empty((u.shape[0], u.shape[1], A.shape[1]), dtype=state)
 
 
-def _states_kept(u: Tensor, delta: Tensor, A: Tensor, *_) -> Tensor:
+def _states_kept(u: Tensor, delta: Tensor, A: Tensor, *_: object) -> Tensor:
     """The states before every 16th step, (batch, ceil(L/16), N, D)."""
     batch, channels, length = u.shape
     shape = (batch, (length + STEPS_A_STATE - 1) // STEPS_A_STATE, A.shape[1], channels)
@@ -119,7 +169,7 @@ _operator = define(
         outputs=2,
         reference=reference.selective_scan,
         fake=_fake,
-        flops=lambda u, delta, A, *_: flops(*u, A[1]),
+        flops=lambda u, delta, A, *_: flops(u[0], u[1], u[2], A[1]),
         example=_example,
         kept=_states_kept,
         layouts=(0, None),

@@ -6,9 +6,17 @@ float32; y has the dtype of u, the last state is float32 (float64 for float64 se
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, TypeAlias
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    Arguments: TypeAlias = tuple[
+        Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, bool
+    ]
+    """u, delta, A, B, C, D, z, delta_bias, delta_softplus."""
 
 
 def selective_scan(

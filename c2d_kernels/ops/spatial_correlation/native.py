@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from ... import native
-from ...dispatch import Kernel
+from c2d_kernels import native
+from c2d_kernels.dispatch import Kernel
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-def _forward(q: Tensor, v: Tensor, *arguments: Tensor | int) -> Tensor:
-    *parameters, height, width, base_height, base_width, heads = arguments
+def _forward(
+    q: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    weight_bias: Tensor,
+    bias_table: Tensor,
+    *numbers: int,
+) -> Tensor:
     op = torch.ops.c2d_native.spatial_correlation.default
-    compute = torch.promote_types(q.dtype, torch.float32)
-    tensors = (_ready(x.to(compute)) for x in (q, v, *parameters))
-    return op(*tensors, height, width, base_height, base_width, heads).to(q.dtype)
+    inputs = (q, v, weight, weight_bias, bias_table)
+    return op(*(native.ready(x, q.dtype) for x in inputs), *numbers).to(q.dtype)
 
 
 def _backward(
-    grad: Tensor, q: Tensor, v: Tensor, *arguments: Tensor | int | list[bool]
+    grad: Tensor,
+    q: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    weight_bias: Tensor,
+    bias_table: Tensor,
+    *rest: Unpack[tuple[int, int, int, int, int, list[bool]]],
 ) -> tuple[Tensor | None, ...]:
-    *parameters, height, width, base_height, base_width, heads, mask = arguments
+    numbers, mask = rest[:-1], rest[-1]
     op = torch.ops.c2d_native.spatial_correlation_backward.default
-    inputs = (q, v, *parameters)
-    compute = torch.promote_types(q.dtype, torch.float32)
-    tensors = (_ready(x.to(compute)) for x in (grad, *inputs))
-    found = op(*tensors, height, width, base_height, base_width, heads)
+    inputs = (q, v, weight, weight_bias, bias_table)
+    found = op(*(native.ready(x, q.dtype) for x in (grad, *inputs)), *numbers)
     return tuple(
         gradient.to(x.dtype) if needed else None
         for gradient, x, needed in zip(found, inputs, mask, strict=True)
     )
-
-
-def _ready(x: Tensor) -> Tensor:
-    """float32 or float64 with channels side by side, which is what the kernel reads."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 spatial_correlation = Kernel("spatial_correlation", "cpu", native.refusal, _forward, _backward)

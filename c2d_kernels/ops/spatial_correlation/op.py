@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import checks, dispatch
-from ...operators import Operator, define
+from c2d_kernels import checks, dispatch
+from c2d_kernels.operators import Operator, define
+
 from . import native, reference, triton
 
 
@@ -91,7 +92,7 @@ _spatial = define(
         reference=reference.spatial_correlation,
         fake=lambda q, *_: q.new_empty(q.shape),
         flops=lambda q, v, w, b, table, height, width, base_height, base_width, heads: flops(
-            *q, base_height, base_width
+            q[0], q[1], q[2], q[3], base_height, base_width
         ),
         example=lambda device: (
             _map(device),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ... import triton_support
-from ...dispatch import Kernel
+from c2d_kernels import triton_support
+from c2d_kernels.dispatch import Kernel
 
 MAX_WINDOW = 64  # tokens a side; the bias gradient holds heads * N * cells numbers
 MAX_CELLS = 64
@@ -214,7 +216,7 @@ def _grid(q: Tensor, window: Pair, heads: int) -> tuple[tuple[int, int, int], in
 
 def _cell_launch(
     v: Tensor, window: Pair, base: Pair
-) -> tuple[tuple[int, int], Pair, dict[str, object]]:
+) -> tuple[tuple[int, int], Pair, dict[str, Any]]:
     """The grid over blocks of cells and channels, the map of cells, what is compiled."""
     down, across = _cell(window, base)
     size = v.shape[1] // down, v.shape[2] // across
@@ -231,7 +233,7 @@ def _cell_launch(
     return (_count(v.shape[0] * size[0] * size[1], 16), _count(v.shape[-1], depth)), size, constants
 
 
-def _constants(q: Tensor, window: Pair, base: Pair, heads: int) -> dict[str, object]:
+def _constants(q: Tensor, window: Pair, base: Pair, heads: int) -> dict[str, Any]:
     """What forward and backward are compiled for."""
     tokens, head_dim = window[0] * window[1], q.shape[-1] // heads
     depth, cells = triton_support.block(head_dim), triton_support.block(base[0] * base[1])
@@ -252,7 +254,7 @@ def _constants(q: Tensor, window: Pair, base: Pair, heads: int) -> dict[str, obj
     }
 
 
-def _bias_constants(q: Tensor, window: Pair, base: Pair, heads: int) -> dict[str, object]:
+def _bias_constants(q: Tensor, window: Pair, base: Pair, heads: int) -> dict[str, Any]:
     """What backward_bias is compiled for."""
     constants = _constants(q, window, base, heads)
     del constants["BLOCK"]

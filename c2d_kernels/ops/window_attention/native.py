@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, TypeAlias
+
 import torch
 from torch import Tensor
 
-from ... import native
-from ...dispatch import Kernel
+from c2d_kernels import native
+from c2d_kernels.dispatch import Kernel
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    NumbersAndMask: TypeAlias = tuple[int, int, int, float, list[bool]]
+    """window_size, num_heads, shift, scale, and which gradients are wanted."""
 
 
 def _forward(qkv: Tensor, bias_table: Tensor, *options: float) -> Tensor:
@@ -14,11 +22,10 @@ def _forward(qkv: Tensor, bias_table: Tensor, *options: float) -> Tensor:
 
 
 def _backward(
-    grad: Tensor, qkv: Tensor, bias_table: Tensor, *options: float | list[bool]
+    grad: Tensor, qkv: Tensor, bias_table: Tensor, *options: Unpack[NumbersAndMask]
 ) -> tuple[Tensor | None, ...]:
-    *numbers, mask = options
-    d_qkv, _, d_table = _gradients(grad, qkv, None, bias_table, *numbers)
-    return _wanted((d_qkv, d_table), (qkv, bias_table), mask)
+    d_qkv, _, d_table = _gradients(grad, qkv, None, bias_table, *options[:-1])
+    return _wanted((d_qkv, d_table), (qkv, bias_table), options[-1])
 
 
 def _permuted_forward(q: Tensor, kv: Tensor | None, bias_table: Tensor, *options: float) -> Tensor:
@@ -27,11 +34,10 @@ def _permuted_forward(q: Tensor, kv: Tensor | None, bias_table: Tensor, *options
 
 
 def _permuted_backward(
-    grad: Tensor, q: Tensor, kv: Tensor, bias_table: Tensor, *options: float | list[bool]
+    grad: Tensor, q: Tensor, kv: Tensor, bias_table: Tensor, *options: Unpack[NumbersAndMask]
 ) -> tuple[Tensor | None, ...]:
-    *numbers, mask = options
-    found = _gradients(grad, q, kv, bias_table, *numbers)
-    return _wanted(found, (q, kv, bias_table), mask)
+    found = _gradients(grad, q, kv, bias_table, *options[:-1])
+    return _wanted(found, (q, kv, bias_table), options[-1])
 
 
 def _gradients(
@@ -42,10 +48,12 @@ def _gradients(
     return op(grad.to(q.dtype), q, kv, bias_table, *options)
 
 
-def _ready(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def _ready(
+    q: Tensor, kv: Tensor | None, bias_table: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """All in the type that the kernel computes in: float32, or float64 for float64 features."""
-    compute = torch.promote_types(tensors[0].dtype, torch.float32)
-    return tuple(None if x is None else x.to(compute) for x in tensors)
+    compute = torch.promote_types(q.dtype, torch.float32)
+    return q.to(compute), None if kv is None else kv.to(compute), bias_table.to(compute)
 
 
 def _wanted(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import checks, dispatch
-from ...operators import Operator, define
+from c2d_kernels import checks, dispatch
+from c2d_kernels.operators import Operator, define
+
 from . import native, reference, triton
 
 
@@ -155,7 +156,7 @@ _attention = define(
         outputs=1,
         reference=reference.window_attention,
         fake=lambda qkv, *_: qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3)),
-        flops=lambda qkv, table, window, *_: flops(*qkv[:3], qkv[3] // 3, window),
+        flops=lambda qkv, table, window, *_: flops(qkv[0], qkv[1], qkv[2], qkv[3] // 3, window),
         example=lambda device: (_map(device, 12), torch.zeros(49, 2, device=device), 4, 2, 0, 1.0),
     )
 )
@@ -169,7 +170,7 @@ _permuted = define(
         outputs=1,
         reference=reference.permuted_window_attention,
         fake=lambda q, *_: q.new_empty(q.shape),
-        flops=lambda q, kv, table, window, *_: permuted_flops(*q, window),
+        flops=lambda q, kv, table, window, *_: permuted_flops(q[0], q[1], q[2], q[3], window),
         example=lambda device: (
             _map(device, 8),
             _map(device, 4),

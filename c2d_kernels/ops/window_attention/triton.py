@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ... import triton_support
-from ...dispatch import Kernel
+from c2d_kernels import triton_support
+from c2d_kernels.dispatch import Kernel
 
 MAX_WINDOW = 32  # tokens a side; the bias gradient holds heads * N * N numbers
 MAX_HEAD_DIM = 64
@@ -142,8 +142,8 @@ def _attend(
 
 def _differentiate(
     grad: Tensor,
-    inputs: tuple[Tensor, Tensor, Tensor],
-    found: tuple[Tensor, Tensor, Tensor],
+    inputs: tuple[Tensor, ...],
+    found: tuple[Tensor, ...],
     bias_table: Tensor,
     window_size: int,
     num_heads: int,

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ... import native
-from ...dispatch import Kernel
+from c2d_kernels import native
+from c2d_kernels.dispatch import Kernel
+
 from ..attention_branch.native import fold
+from .reference import BRANCH
 
 
 def fold_layer(
@@ -18,12 +20,12 @@ def fold_layer(
     """What `run` takes for maps of a dtype."""
     compute = torch.promote_types(features, torch.float32)
     weights = [weight.to(compute) for weight in weights]
-    norm2, norm2_bias, fc1, fc1_bias, fc2, fc2_bias = weights[6:]
+    norm2, norm2_bias, fc1, fc1_bias, fc2, fc2_bias = weights[BRANCH:]
     mlp = [
         native.column_after_norm(fc1, fc1_bias, norm2, norm2_bias),
         native.bias_column(fc2, fc2_bias),
     ]
-    return fold(features, bias_table, weights[:6], mlp, num_heads)
+    return fold(features, bias_table, weights[:BRANCH], mlp, num_heads)
 
 
 def run(

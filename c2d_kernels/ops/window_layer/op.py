@@ -7,12 +7,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ... import checks, dispatch, frozen
-from ...operators import Operator, define
-from ..attention_branch.op import ATTENTIONS
+from c2d_kernels import dispatch, frozen, layer_weights
+from c2d_kernels.operators import Operator, define
+
+from ..attention_branch.op import OPERATORS
 from ..attention_branch.op import flops as branch_flops
 from ..window_attention.op import check_layer
 from . import native, reference
+
+FC1 = reference.NAMES.index("fc1.weight")
 
 
 def window_layer(
@@ -61,8 +64,8 @@ def window_layer(
     check_layer(x, bias_table, window_size, num_heads, shift, permuted=False)
     channels = x.shape[-1]
     shapes = {"norm1": (channels,), "norm2": (channels,), "qkv": (3 * channels, channels)}
-    shapes |= {"proj": (channels, channels), **checks.mlp_shapes(weights, channels)}
-    ordered = checks.layer_weights(x, weights, reference.NAMES, shapes)
+    shapes |= {"proj": (channels, channels), **layer_weights.mlp_shapes(weights, channels)}
+    ordered = layer_weights.ordered(x, weights, reference.NAMES, shapes)
     numbers = (window_size, num_heads, shift, float(eps))
     if dispatch.in_one_piece("window_layer", x, bias_table, ordered, *numbers):
         frozen.keep(
@@ -75,7 +78,7 @@ def window_layer(
         )
         return _layer(x, bias_table, ordered, *numbers)
     ordered = [weight.to(x.dtype) for weight in ordered]
-    return reference.composed(x, bias_table, ordered, *numbers, ATTENTIONS).to(x.dtype)
+    return reference.composed(x, bias_table, ordered, *numbers, OPERATORS).to(x.dtype)
 
 
 def flops(batch: int, height: int, width: int, channels: int, hidden: int, window: int) -> int:
@@ -85,9 +88,9 @@ def flops(batch: int, height: int, width: int, channels: int, hidden: int, windo
 
 
 def _example(device: torch.device) -> tuple:
-    weights = [torch.zeros(4, device=device) for _ in reference.NAMES]
-    for index, shape in ((2, (12, 4)), (3, (12,)), (4, (4, 4)), (8, (4, 4)), (10, (4, 4))):
-        weights[index] = torch.zeros(shape, device=device)
+    shapes = {"norm1": (4,), "qkv": (12, 4), "proj": (4, 4), "norm2": (4,)}
+    shapes |= {"fc1": (4, 4), "fc2": (4, 4)}
+    weights = layer_weights.zeros(reference.NAMES, shapes, device)
     x, table = torch.zeros(1, 4, 4, 4, device=device), torch.zeros(49, 2, device=device)
     return x, table, weights, 4, 2, 0, 1e-5
 
@@ -100,7 +103,9 @@ _layer = define(
         outputs=1,
         reference=reference.window_layer,
         fake=lambda x, *_: x.new_empty(x.shape),
-        flops=lambda x, table, weights, window, *_: flops(*x, weights[8][0], window),
+        flops=lambda x, table, weights, window, *_: flops(
+            x[0], x[1], x[2], x[3], weights[FC1][0], window
+        ),
         example=_example,
     )
 )

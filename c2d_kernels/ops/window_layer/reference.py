@@ -6,18 +6,20 @@ float32 and returned in their own dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from c2d_kernels.layer_weights import names
+
 from ..attention_branch import reference as branch
-from ..attention_branch.reference import names
-from ..window_attention import reference
 
 NAMES = names("norm1", "qkv", "proj", "norm2", "fc1", "fc2")
 """The weights of a layer, in the order in which the op takes them."""
+BRANCH = len(branch.NAMES)
+"""How many of them are the attention branch's, which come first."""
 
 
 def window_layer(
@@ -43,7 +45,7 @@ def window_layer(
         num_heads,
         shift,
         eps,
-        (reference.window_attention,),
+        branch.REFERENCES,
     )
     return out.to(x.dtype)
 
@@ -56,10 +58,11 @@ def composed(
     num_heads: int,
     shift: int,
     eps: float,
-    attentions: Sequence[Callable[..., Tensor]],
+    attentions: branch.Attentions,
 ) -> Tensor:
-    """The layer out of torch's operators and attentions as the branch's takes them."""
-    norm2, norm2_bias, fc1, fc1_bias, fc2, fc2_bias = weights[6:]
-    x = branch.composed(x, bias_table, weights[:6], window_size, num_heads, shift, eps, attentions)
+    """The layer out of torch's operators and of the branch's attention."""
+    norm2, norm2_bias, fc1, fc1_bias, fc2, fc2_bias = weights[BRANCH:]
+    numbers = (window_size, num_heads, shift, eps)
+    x = branch.composed(x, bias_table, weights[:BRANCH], *numbers, attentions)
     hidden = F.linear(F.layer_norm(x, x.shape[-1:], norm2, norm2_bias, eps), fc1, fc1_bias)
     return x + F.linear(F.gelu(hidden), fc2, fc2_bias)

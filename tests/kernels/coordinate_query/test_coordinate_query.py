@@ -19,8 +19,16 @@ from c2d_kernels import (
     coordinate_query_weight_shapes,
     native,
 )
+from c2d_kernels.dispatch import KEPT, NOTHING_KEPT
 from c2d_kernels.ops.coordinate_query import native as native_query
-from c2d_kernels.ops.coordinate_query.positions import axes, free_axis, grid_axis, neighbour_range
+from c2d_kernels.ops.coordinate_query.decoder_shape import DecoderShape
+from c2d_kernels.ops.coordinate_query.positions import (
+    Queries,
+    axes,
+    free_axis,
+    grid_axis,
+    neighbour_range,
+)
 
 HEIGHT, WIDTH, CHANNELS = 7, 9, 8
 SIZES = {
@@ -312,9 +320,9 @@ def test_gradients_are_the_same_whatever_was_kept(attentions: int) -> None:
             torch.ops.c2d.coordinate_query_backward(
                 torch.ones_like(out), state, *arguments, [True] * (len(weights) + 2) + [False] * 2
             )
-            for state in (kept, torch.full_like(kept, -1), kept.new_empty(0))
+            for state in (kept, torch.full_like(kept, NOTHING_KEPT), kept.new_empty(0))
         ]
-    assert kept[0] == 0
+    assert kept[0] == KEPT
     assert bool(kept.any()) is (attentions > 0)
     for gradients in zip(*found, strict=True):
         assert all(torch.equal(gradients[0], other) for other in gradients[1:])
@@ -330,7 +338,7 @@ def test_native_positions_are_those_of_torch(dtype: torch.dtype, coordinates: to
     anywhere = 2.2 * torch.rand(2, 9000, 2, generator=generator, dtype=coordinates) - 1.1
     for coords in (anywhere, grid_coords((96, 1017), coordinates, 2)[0]):
         found = torch.ops.c2d_native.coordinate_query_positions(coords, features, levels)
-        *pair, _ = axes(features, levels, None, coords, torch.ones(2, 2), None)
+        *pair, _ = axes(features, levels, Queries(None, coords, torch.ones(2, 2)))
         wanted = [
             places
             for axis in pair
@@ -393,7 +401,8 @@ def test_constant_features_do_not_cancel() -> None:
 @needs_native
 def test_the_native_op_refuses_places_off_the_map() -> None:
     features, image, weights, numbers = inputs()
-    decoder = native_query.Decoder(features, weights, *numbers.values(), (14, 18), None, None, None)
+    shape = DecoderShape(CHANNELS, **numbers)
+    decoder = native_query.Decoder(features, weights, shape, Queries((14, 18)))
     arguments = decoder.arguments([torch.zeros(1, 4, 2, 2, dtype=torch.float64)])
     torch.ops.c2d_native.coordinate_query(features, image, *arguments)
     arguments[2] = arguments[2] + 5  # the rows' low neighbours

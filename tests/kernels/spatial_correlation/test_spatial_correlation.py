@@ -181,35 +181,35 @@ def test_every_instruction_set(isa: str) -> None:
 
 
 REFUSED = {
-    "window": (dict(window_height=3, base_height=3), "multiple of the window"),
-    "base": (dict(base_width=3), "multiple of the base"),
-    "no-window": (dict(window_width=0), "must be positive"),
-    "heads": (dict(num_heads=4), "num_heads must divide"),
-    "weight": (dict(weight=torch.zeros(1, 3)), "weight must be"),
-    "weight-bias": (dict(weight_bias=torch.zeros(2)), "weight_bias must be"),
-    "table": (dict(bias_table=torch.zeros(48, 2)), "bias_table must be"),
-    "table-type": (dict(bias_table=torch.zeros(49, 2).double()), "type of q"),
-    "half": (dict(q=torch.zeros(1, 4, 8, 6).half()), "float32 or float64"),
-    "v-shape": (dict(v=torch.zeros(1, 4, 4, 6)), "size"),
-    "v-type": (dict(v=torch.zeros(1, 4, 8, 6).double()), "type of q"),
-    "dimensions": (dict(q=torch.zeros(4, 8, 6)), "dimensions"),
+    "window": ({"window_height": 3, "base_height": 3}, "multiple of the window"),
+    "base": ({"base_width": 3}, "multiple of the base"),
+    "no-window": ({"window_width": 0}, "must be positive"),
+    "heads": ({"num_heads": 4}, "num_heads must divide"),
+    "weight": ({"weight": torch.zeros(1, 3)}, "weight must be"),
+    "weight-bias": ({"weight_bias": torch.zeros(2)}, "weight_bias must be"),
+    "table": ({"bias_table": torch.zeros(48, 2)}, "bias_table must be"),
+    "table-type": ({"bias_table": torch.zeros(49, 2).double()}, "type of q"),
+    "half": ({"q": torch.zeros(1, 4, 8, 6).half()}, "float32 or float64"),
+    "v-shape": ({"v": torch.zeros(1, 4, 4, 6)}, "size"),
+    "v-type": ({"v": torch.zeros(1, 4, 8, 6).double()}, "type of q"),
+    "dimensions": ({"q": torch.zeros(4, 8, 6)}, "dimensions"),
 }
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
 def test_direct_calls_are_refused(change: dict, message: str) -> None:
-    arguments = dict(
-        q=torch.zeros(1, 4, 8, 6),
-        v=torch.zeros(1, 4, 8, 6),
-        weight=torch.zeros(1, 4),
-        weight_bias=torch.zeros(1),
-        bias_table=torch.zeros(49, 2),
-        window_height=4,
-        window_width=4,
-        base_height=2,
-        base_width=2,
-        num_heads=2,
-    )
+    arguments = {
+        "q": torch.zeros(1, 4, 8, 6),
+        "v": torch.zeros(1, 4, 8, 6),
+        "weight": torch.zeros(1, 4),
+        "weight_bias": torch.zeros(1),
+        "bias_table": torch.zeros(49, 2),
+        "window_height": 4,
+        "window_width": 4,
+        "base_height": 2,
+        "base_width": 2,
+        "num_heads": 2,
+    }
     assert torch.ops.c2d_native.spatial_correlation(**arguments).shape == (1, 4, 8, 6)
     backward = torch.ops.c2d_native.spatial_correlation_backward
     with pytest.raises(RuntimeError, match=message):

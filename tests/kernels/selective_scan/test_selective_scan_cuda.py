@@ -23,9 +23,9 @@ from torch import Tensor
 import c2d_kernels
 from c2d_kernels import native, selective_scan
 from tests import cuda_emulation
-from tests.kernels.test_selective_scan import LAYOUTS, Tensors, draw, error
+from tests.kernels.selective_scan.test_selective_scan import LAYOUTS, Tensors, draw, error
 
-CSRC = Path(__file__).resolve().parents[2] / "csrc" / "selective_scan"
+CSRC = Path(__file__).resolve().parents[3] / "csrc" / "selective_scan"
 gpu = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 

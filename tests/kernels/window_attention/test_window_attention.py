@@ -206,31 +206,31 @@ def test_every_instruction_set(isa: str) -> None:
 
 
 REFUSED = {
-    "window": (dict(window_size=3), "multiple of window_size"),
-    "no-window": (dict(window_size=0), "must be positive"),
-    "heads": (dict(num_heads=4), "num_heads must divide"),
-    "shift": (dict(shift=4), "shift must be"),
-    "table": (dict(bias_table=torch.zeros(48, 2)), "bias_table must be"),
-    "table-type": (dict(bias_table=torch.zeros(49, 2).double()), "type of q"),
-    "half": (dict(q=torch.zeros(1, 4, 4, 18).half()), "float32 or float64"),
-    "dimensions": (dict(q=torch.zeros(4, 4, 18)), "dimensions"),
-    "channels": (dict(q=torch.zeros(1, 4, 4, 16)), "3C channels"),
-    "kv": (dict(kv=torch.zeros(1, 4, 4, 8)), "kv must be"),
-    "kv-type": (dict(kv=torch.zeros(1, 4, 4, 9).double()), "type of q"),
+    "window": ({"window_size": 3}, "multiple of window_size"),
+    "no-window": ({"window_size": 0}, "must be positive"),
+    "heads": ({"num_heads": 4}, "num_heads must divide"),
+    "shift": ({"shift": 4}, "shift must be"),
+    "table": ({"bias_table": torch.zeros(48, 2)}, "bias_table must be"),
+    "table-type": ({"bias_table": torch.zeros(49, 2).double()}, "type of q"),
+    "half": ({"q": torch.zeros(1, 4, 4, 18).half()}, "float32 or float64"),
+    "dimensions": ({"q": torch.zeros(4, 4, 18)}, "dimensions"),
+    "channels": ({"q": torch.zeros(1, 4, 4, 16)}, "3C channels"),
+    "kv": ({"kv": torch.zeros(1, 4, 4, 8)}, "kv must be"),
+    "kv-type": ({"kv": torch.zeros(1, 4, 4, 9).double()}, "type of q"),
 }
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
 def test_direct_calls_are_refused(change: dict, message: str) -> None:
-    arguments = dict(
-        q=torch.zeros(1, 4, 4, 18),
-        kv=None,
-        bias_table=torch.zeros(49, 2),
-        window_size=4,
-        num_heads=2,
-        shift=0,
-        scale=1.0,
-    )
+    arguments = {
+        "q": torch.zeros(1, 4, 4, 18),
+        "kv": None,
+        "bias_table": torch.zeros(49, 2),
+        "window_size": 4,
+        "num_heads": 2,
+        "shift": 0,
+        "scale": 1.0,
+    }
     assert torch.ops.c2d_native.window_attention(**arguments).shape == (1, 4, 4, 6)
     if "kv" in change:
         change = {**change, "q": torch.zeros(1, 4, 4, 20)}

@@ -11,8 +11,9 @@ from torch import Tensor
 import c2d_kernels
 from c2d_kernels import coordinate_query_weight_shapes
 from c2d_kernels.ops.coordinate_query import triton as launch
+from c2d_kernels.ops.coordinate_query.triton_decoder import launch_constants
 from c2d_kernels.triton_support import types
-from tests.kernels import test_coordinate_query as queries
+from tests.kernels.coordinate_query import test_coordinate_query as queries
 from tests.kernels.triton_checks import (
     assert_by_the_rule,
     by_reference,
@@ -260,7 +261,7 @@ def test_registers_and_spills(monkeypatch, architecture, name, kernel) -> None:
         "HEAD": width // heads,
         "HEAD_DIM": width // heads,
         **types(dtype),
-        **launch.launch_constants(width, dtype, backward=not forward),
+        **launch_constants(width, dtype, backward=not forward),
         **CONSTANTS.get(kernel, {}),
     }
     module = triton_kernels if forward else triton_backward_kernels
