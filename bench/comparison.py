@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import c2d_kernels
 from bench import machine
+from bench.budget import RACE_SECONDS, Budget, LeftOut, OverBudget
 from bench.contenders import REFERENCE, Contender
 from bench.correctness import PEER_SLACK, Outputs, Truth, WrongResult
 from bench.timing import LONG_PAIR_SECONDS, MOST_ROUNDS, clocked, race
@@ -27,26 +30,53 @@ class Ledger:
     others: dict[str, list[dict[str, object]]] = field(default_factory=dict)  # kind -> its rows
     absent: Absences = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)  # contender and workload -> reason
+    left_out: list[LeftOut] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)  # row -> what it took, checks included
     reference_seconds: float = 0.0  # of the latest workload, once it was raced
     _latest: tuple[Workload, Truth, Work] | None = None
+    _without_truth: tuple[Workload, str] | None = None  # the latest whose truth took too long
 
     def leave_out(self, contender: Contender, workload: Workload, reason: str) -> None:
         """One row that is not there, and why."""
         rows = self.absent.setdefault(reason, {}).setdefault(contender.name, {})
         rows[workload.subject] = rows.get(workload.subject, 0) + 1
 
-    def truth_of(self, workload: Workload) -> tuple[Truth, Work]:
+    @contextmanager
+    def row(self, name: str, seconds: float) -> Iterator[Budget]:
+        """The budget of a row, whose time is noted; OverBudget passes, noted as left out."""
+        budget = Budget(seconds)
+        try:
+            yield budget
+        except OverBudget as error:
+            self.left_out.append(LeftOut(name, budget.used, str(error)))
+            raise
+        finally:
+            self.seconds[name] = budget.used
+
+    def slowest(self, count: int = 5) -> list[tuple[str, float]]:
+        """The rows that took longest, whether they were timed in the end or not."""
+        rows = sorted(self.seconds.items(), key=lambda item: item[1], reverse=True)
+        return rows[:count]
+
+    def truth_of(self, workload: Workload, budget: Budget) -> tuple[Truth, Work]:
         """The float64 outputs and bounds, and what is to be done for them.
 
-        Kept until the next workload asks for its own.
+        Kept until the next workload asks for its own, and so is the reason if it took too long.
         """
+        if self._without_truth is not None and self._without_truth[0] is workload:
+            raise OverBudget(f"as with the row before: {self._without_truth[1]}")
         if self._latest is None or self._latest[0] is not workload:
             self._latest = None  # frees the old one first: full-size gradients are large
             self.reference_seconds = 0.0
             exact, plain = workload.job(exact=True), workload.yardsticks()
             kept = [job.tensors[name] for job in plain for name in workload.never_half]
-            with c2d_kernels.backend("reference"):
-                truth = Truth.of(exact.run, [job.run for job in plain], workload.dtype, kept)
+            runs = [job.run for job in plain]
+            try:
+                with c2d_kernels.backend("reference"):
+                    truth = Truth.of(exact.run, runs, workload.dtype, kept, budget)
+            except OverBudget as error:
+                self._without_truth = workload, str(error)
+                raise
             work = Work(workload.flops(), workload.least_traffic(truth.outputs))
             self._latest = workload, truth, work
         return self._latest[1:]
@@ -57,11 +87,16 @@ def compare(workload: Workload, contender: Contender, benchmark, ledger: Ledger)
 
     `benchmark` is pytest-benchmark's fixture; when it is disabled the work runs once, checked, and
     nothing is timed. Raises WrongResult before the stopwatch starts, and again if the last timed
-    output is wrong or an input was written to.
+    output is wrong or an input was written to; OverBudget where the row takes too long.
     """
     who = f"{contender.name} on {workload.subject} {workload.label}"
+    seconds = RACE_SECONDS["test" if benchmark.disabled else workload.size]
     try:
-        _compare(workload, contender, benchmark, ledger, who)
+        with ledger.row(who, seconds) as budget:
+            _compare(workload, contender, benchmark, ledger, who, budget)
+    except OverBudget:
+        benchmark.has_error = True
+        raise
     except Exception as error:
         wrong = isinstance(error, WrongResult)
         ledger.refused[who] = str(error) if wrong else f"{who} raised {first_line(error)}"
@@ -99,8 +134,16 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:300]}"
 
 
-def _compare(workload: Workload, contender: Contender, benchmark, ledger: Ledger, who: str) -> None:
-    truth, work = ledger.truth_of(workload)
+def _compare(
+    workload: Workload,
+    contender: Contender,
+    benchmark,
+    ledger: Ledger,
+    who: str,
+    budget: Budget,
+) -> None:
+    truth, work = ledger.truth_of(workload, budget)
+    budget.need(truth.formula_seconds, "a run of the reference")
     job, reference = workload.job(build=contender.build), workload.job()
 
     def call() -> Outputs:
@@ -123,12 +166,14 @@ def _compare(workload: Workload, contender: Contender, benchmark, ledger: Ledger
         verdict = truth.check(outputs, who, slack)
         del outputs
         known = first_call_seconds
-        if known > LONG_PAIR_SECONDS and not contender.ours:  # it may have compiled
+        if known > LONG_PAIR_SECONDS and contender.full_only:  # it may have compiled
             known = clocked(call)[0]
-        known += ledger.reference_seconds or known
+            budget.excuse(max(0.0, first_call_seconds - known))
+        alone = known if contender is REFERENCE else truth.formula_seconds
+        known += ledger.reference_seconds or alone
         seconds = SECONDS_A_ROW[workload.size]
         most = 1 if contender is REFERENCE and known > LONG_PAIR_SECONDS else MOST_ROUNDS
-        pairs, last = race(call, reference_call, benchmark, seconds, known, most)
+        pairs, last = race(call, reference_call, benchmark, seconds, known, most, budget)
         ledger.reference_seconds = statistics.median(pairs.reference)
         truth.check(last, f"{who} (its last timed run)", slack)
     row = {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench import machine, summary
+from bench.budget import Budget, OverBudget
 from bench.comparison import Ledger, compare
 
 RESULTS = Path(__file__).parent / "results"
@@ -115,7 +119,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def fill_row(request: pytest.FixtureRequest, benchmark):
-    """`fill_row(workload, contender)`: skip what is absent, refuse what is wrong, time the rest."""
+    """`fill_row(workload, contender)`: skip what is absent or takes too long, refuse what is wrong,
+    time the rest.
+    """
     ledger = request.config.stash[LEDGER]
 
     def fill(workload, contender) -> None:
@@ -125,6 +131,8 @@ def fill_row(request: pytest.FixtureRequest, benchmark):
             pytest.skip(f"{contender.name} is absent: {reason}")
         try:
             compare(workload, contender, benchmark, ledger)
+        except OverBudget as error:
+            pytest.skip(f"left out: {error}")
         except Exception as error:
             if contender.ours:
                 raise
@@ -137,6 +145,27 @@ def fill_row(request: pytest.FixtureRequest, benchmark):
 def bench_size(pytestconfig: pytest.Config) -> str:
     """ "quick" or "full"."""
     return size(pytestconfig)
+
+
+@pytest.fixture
+def budget_of(request: pytest.FixtureRequest):
+    """`with budget_of(row, seconds) as budget`: rows of other tables; skips what is left out."""
+
+    @contextmanager
+    def budgeted(row: str, seconds: float) -> Iterator[Budget]:
+        try:
+            with request.config.stash[LEDGER].row(row, seconds) as budget:
+                yield budget
+        except OverBudget as error:
+            pytest.skip(f"left out: {error}")
+
+    return budgeted
+
+
+@pytest.fixture
+def others(request: pytest.FixtureRequest):
+    """`others(kind)`: the rows entered so far into that table."""
+    return lambda kind: request.config.stash[LEDGER].others.get(kind, [])
 
 
 @pytest.fixture
@@ -168,11 +197,13 @@ def pytest_benchmark_generate_commit_info(config: pytest.Config) -> dict[str, ob
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict) -> None:
-    """Keep what a reader can use: statistics, our row, and what was refused or absent."""
+    """Keep what a reader can use: statistics, our row, and what was not timed, and why."""
     ledger = config.stash[LEDGER]
     output_json["machine_info"]["others_share"] = others_share(config)
     output_json["machine_info"] |= machine.ceilings()
     output_json |= {"size": size(config), "refused": ledger.refused, "absent": ledger.absent}
+    output_json["left_out"] = [asdict(row) for row in ledger.left_out]
+    output_json["slowest"] = dict(ledger.slowest())
     for entry in output_json["benchmarks"]:
         for unreadable in ("params", "param", "options"):
             entry.pop(unreadable, None)

@@ -8,6 +8,7 @@ every operation in its dtype, plus one ulp; in float64 by 1e-12.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from bench.budget import Budget
 
 # Outputs by name. Each name is judged alone; the tensors under one name are judged together, by
 # the worst of them (hundreds of parameter gradients would fail one by one by chance).
@@ -38,15 +41,19 @@ class RoundEveryOperation(TorchDispatchMode):
     The references compute half features in float32. The rule compares with the formula that has
     *every* operation in the half type: this mode makes that formula out of the same code. What
     follows from the `exact` tensors alone (coordinates: never half, by the operators' definition)
-    is not rounded.
+    is not rounded. Where a `budget` is given, each operation has to begin within it.
     """
 
-    def __init__(self, dtype: torch.dtype, exact: Iterable[Tensor] = ()) -> None:
+    def __init__(
+        self, dtype: torch.dtype, exact: Iterable[Tensor] = (), budget: Budget | None = None
+    ) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.budget = dtype, budget
         self.exact = {id(tensor): tensor for tensor in exact}  # the tensor, so that ids stay taken
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if self.budget is not None:
+            self.budget.need(0, f"the formula in {str(self.dtype).removeprefix('torch.')}")
         result = func(*args, **(kwargs or {}))
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if inputs and all(id(tensor) in self.exact for tensor in inputs):
@@ -81,6 +88,7 @@ class Truth:
     outputs: Outputs
     bounds: Mapping[str, float]
     dtype: torch.dtype
+    formula_seconds: float = 0.0  # of one run of the straightforward formula
 
     @classmethod
     def of(
@@ -89,6 +97,7 @@ class Truth:
         straightforward: Sequence[Callable[[], Outputs]],
         dtype: torch.dtype,
         never_rounded: Iterable[Tensor] = (),
+        budget: Budget | None = None,
     ) -> Truth:
         """Run the reference in float64 and in `dtype`, and derive the bounds by the rule.
 
@@ -96,15 +105,22 @@ class Truth:
         inputs that no half type holds (coordinates).
         Raises WrongResult if the straightforward formula itself keeps less than half of the
         dtype's digits: its error is then no yardstick (twice nonsense would allow anything).
+        Raises OverBudget once the `budget` does not hold the next run.
         """
+        start = time.perf_counter()
         outputs = exact()
+        taken = time.perf_counter() - start
         if dtype == torch.float64:
             return cls(outputs, dict.fromkeys(outputs, FLOAT64_BOUND), dtype)
         half = dtype in (torch.bfloat16, torch.float16)
         errors = dict.fromkeys(outputs, 0.0)
         for run in straightforward:
-            with RoundEveryOperation(dtype, never_rounded) if half else nullcontext():
+            if budget is not None and not half:  # half: unlike float64, so it asks as it goes
+                budget.need(taken, f"the formula in {str(dtype).removeprefix('torch.')}")
+            start = time.perf_counter()
+            with RoundEveryOperation(dtype, never_rounded, budget) if half else nullcontext():
                 yardstick = run()
+            taken = time.perf_counter() - start
             for name, truth in outputs.items():
                 error = worst_error(name, yardstick.get(name, ()), truth)
                 errors[name] = max(errors[name], error)
@@ -115,7 +131,8 @@ class Truth:
                     f"The straightforward formula in {dtype} gives {name} with a relative error "
                     f"of {error:.1e}: no yardstick for others, choose better conditioned inputs."
                 )
-        return cls(outputs, {name: 2 * error + ulp for name, error in errors.items()}, dtype)
+        bounds = {name: 2 * error + ulp for name, error in errors.items()}
+        return cls(outputs, bounds, dtype, taken)
 
     def check(self, outputs: Outputs, who: str, slack: float = 1) -> Verdict:
         """Accept `outputs` of the implementation named `who`, or raise WrongResult.

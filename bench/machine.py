@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import resource
+import statistics
 import subprocess
 import time
 from collections.abc import Callable
@@ -22,6 +23,9 @@ import torch
 Result = TypeVar("Result")
 
 ROOT = Path(__file__).resolve().parent.parent
+CEILING_SECONDS = 1.0  # all runs for one ceiling
+LONG_ENOUGH_SECONDS = 0.05
+SMALLEST_SIDE, LARGEST_SIDE = 64, 8192
 _device = torch.device("cpu")
 
 
@@ -101,19 +105,47 @@ def copy_bandwidth() -> float:
     """Bytes a second that a copy reads and writes together: the median of nine, out of cache."""
     source = torch.ones(32 * 2**20, device=_device)
     target = torch.empty_like(source)
-    seconds = [_seconds(lambda: target.copy_(source)) for _ in range(10)]
-    return 2 * source.numel() * source.element_size() / sorted(seconds[1:])[4]
+    target.copy_(source)  # maps the pages
+    runs = repeated(lambda: _seconds(lambda: target.copy_(source)), 9, CEILING_SECONDS)
+    return 2 * source.numel() * source.element_size() / statistics.median(runs)
 
 
 @cache
 def product_speed(dtype: str) -> float:
-    """Operations a second of torch's matrix product, the quickest of three sizes, five runs."""
-    best = 0.0
-    for side in (512, 1024, 2048):
+    """Operations a second of torch's matrix product at its best."""
+
+    def seconds(side: int) -> float:
         a = torch.ones(side, side, dtype=getattr(torch, dtype), device=_device)
-        seconds = min(_seconds(lambda a=a: a @ a) for _ in range(5))
-        best = max(best, 2 * side**3 / seconds)
-    return best
+        return _seconds(lambda: a @ a)
+
+    return fastest_product(seconds)
+
+
+def fastest_product(seconds: Callable[[int], float]) -> float:
+    """Operations a second of the quickest square product; `seconds(side)` runs one.
+
+    The side grows until a run takes long enough to be measured well. A type without a fast path is
+    a hundred times as slow as its neighbour, so the largest side is found, not given, and none is
+    run that would not fit the ceiling's time.
+    """
+    side, best, left = SMALLEST_SIDE, 0.0, CEILING_SECONDS
+    left -= seconds(side)  # starts threads and libraries
+    while True:
+        runs = repeated(lambda side=side: seconds(side), 5, left)
+        left -= sum(runs)
+        best = max(best, 2 * side**3 / min(runs))
+        enough = min(runs) >= LONG_ENOUGH_SECONDS or side == LARGEST_SIDE
+        if enough or 8 * min(runs) > left:
+            return best
+        side *= 2
+
+
+def repeated(run: Callable[[], float], most: int, seconds: float) -> list[float]:
+    """The times of up to `most` runs, of which all but the first fit `seconds`."""
+    runs = [run()]
+    while len(runs) < most and sum(runs) + min(runs) <= seconds:
+        runs.append(run())
+    return runs
 
 
 def _seconds(call: Callable[[], object]) -> float:

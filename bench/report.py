@@ -14,7 +14,7 @@ from pathlib import Path
 from bench import complexity
 from bench.published import PUBLISHED
 from bench.stored import GROWTH_FROM, Results, exponent, markdown
-from bench.summary import absences, number
+from bench.summary import absences, left_out, number, slowest
 from c2d_kernels.operators import operators
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,8 +111,9 @@ def about(results: Results) -> list[str]:
 
 
 def not_timed(results: Results) -> list[str]:
-    """What was refused or absent, by reason."""
+    """What was refused, left out or absent, and why."""
     lines = [f"- refused, not timed: {reason}" for reason in results.refused.values()]
+    lines += [f"- {line}" for line in left_out(results.left_out)]
     lines += [f"- {line}" for line in absences(results.absent)]
     others = [name for name in (*operators, *PUBLISHED) if name not in results.subjects()]
     if others:
@@ -149,6 +150,8 @@ def document(all_results: Sequence[Results]) -> str:
             headings = ["`examples/photo.png`, from the prompt to the file", "ms", "ratio"]
             lines += [*markdown(headings, rows), ""]
         lines += [*race_tables(results), *not_timed(results)]
+        if results.slowest:
+            lines += [f"S{slowest(results.slowest)[1:]}.", ""]
     return "\n".join(lines)
 
 

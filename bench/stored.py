@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.budget import LeftOut
+
 GROWTH_FROM = 256  # smaller images do not fill the machine
 
 
@@ -21,6 +23,8 @@ class Results:
         run = json.loads(path.read_text(encoding="utf-8"))
         self.name, self.machine, self.commit = path.stem, run["machine_info"], run["commit_info"]
         self.size, self.refused, self.absent = run["size"], run["refused"], run["absent"]
+        self.left_out = [LeftOut(**row) for row in run.get("left_out", [])]
+        self.slowest = list(run.get("slowest", {}).items())
         rows = [entry["extra_info"] for entry in run["benchmarks"]]
         self.races = [row for row in rows if "ratio" in row and "kind" not in row]
         self.growth = [row for row in rows if row.get("kind") == "growth"]

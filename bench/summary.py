@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from bench.budget import LeftOut
 from bench.comparison import Absences, Ledger
 from bench.correctness import PEER_SLACK
 
@@ -25,7 +26,7 @@ NUMBERS = 7  # of these columns, the last
 
 
 def lines(ledger: Ledger, machine: dict[str, object], others: float | None) -> list[str]:
-    """The table, what was refused, what was absent, and what the numbers were measured on."""
+    """The table, what was not timed and why, what took longest, and where it was measured."""
     text = align([HEADINGS, *(cells(row) for row in ledger.rows)]) if ledger.rows else []
     for kind, rows in ledger.others.items():
         columns = list(rows[0])
@@ -36,6 +37,7 @@ def lines(ledger: Ledger, machine: dict[str, object], others: float | None) -> l
     if any(map(beyond_the_rule, ledger.rows)):
         text.append(f"*: a peer less exact than our rule allows us (up to {PEER_SLACK} times).")
     text += [f"REFUSED, not timed: {reason}" for reason in ledger.refused.values()]
+    text += left_out(ledger.left_out)
     text += absences(ledger.absent)
     text.append(
         f"{machine['processor']} ({machine['isa']}), threads {machine['threads']} "
@@ -55,6 +57,8 @@ def lines(ledger: Ledger, machine: dict[str, object], others: float | None) -> l
             "(a copy, read and written together), measured here, would allow;"
         )
         text.append("peak: what the process grew by during one call.")
+    if ledger.seconds:
+        text.append(slowest(ledger.slowest()))
     if others is not None:
         warning = ": do not quote the milliseconds" if others > 0.1 else ""
         text.append(f"other processes used {others:.0%} of this machine during the run{warning}.")
@@ -115,6 +119,17 @@ def absences(absent: Absences) -> list[str]:
         f"{reason}"
         for reason, names in absent.items()
     ]
+
+
+def left_out(rows: Iterable[LeftOut]) -> list[str]:
+    """A line for each row that was given up."""
+    return [f"left out after {row.seconds:.1f} s: {row.row}: {row.reason}" for row in rows]
+
+
+def slowest(rows: Sequence[tuple[str, float]]) -> str:
+    """What a run spends its time on."""
+    named = "; ".join(f"{seconds:.1f} s {row}" for row, seconds in rows)
+    return f"slowest rows, with their checks: {named}"
 
 
 def rows_of(rows: dict[str, int]) -> str:

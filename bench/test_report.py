@@ -59,6 +59,8 @@ def stored(path: Path, rows: list[dict], **changes) -> Path:
         "size": "full",
         "refused": {},
         "absent": {"it is not installed": {"mamba_ssm": {"selective_scan": 3}}},
+        "left_out": [{"row": "auto on hit_sir", "seconds": 91.25, "reason": "it took too long"}],
+        "slowest": {"auto on hit_sir": 91.25, "reference on n": 7.0},
         "benchmarks": [{"extra_info": each} for each in rows],
     } | changes
     path.write_text(json.dumps(run))
@@ -106,6 +108,8 @@ def test_document_names_machine_commit_and_what_is_absent(results):
     for part in (
         *("Some CPU; 2 threads of 4 cores", "commit 0123456789ab, 2026-01-02", "200 GFLOP/s"),
         "absent: mamba_ssm from 3 rows of selective_scan: it is not installed",
+        "- left out after 91.2 s: auto on hit_sir: it took too long",
+        "\nSlowest rows, with their checks: 91.2 s auto on hit_sir; 7.0 s reference on n.\n",
         "| `hit_sir` | 4 | 791,540 |",
         *("not in this run, which was stopped or narrowed: ", ", srformer_l, mambairv2_l, "),
         *("Not measured on a GPU yet", "| 500 | 4.00 | 3.80-4.20 |"),
@@ -203,6 +207,15 @@ def test_scoring_writes_beside_the_weights_and_into_the_readme(tmp_path, monkeyp
     assert scores.main([str(tmp_path / "none"), "--readme", str(tmp_path / "R.md")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert (tmp_path / "R.md").read_text().splitlines() == lines
+
+
+def test_results_from_before_rows_had_budgets_are_read(tmp_path):
+    path = stored(tmp_path / "old.json", [row()])
+    run = json.loads(path.read_text())
+    del run["left_out"], run["slowest"]
+    path.write_text(json.dumps(run))
+    text = report.document([report.Results(path)])
+    assert "left out after" not in text and "Slowest" not in text
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}"], ids=["missing", "not JSON", "other JSON"])

@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 
 from bench import machine
+from bench.budget import Budget
 
 Result = TypeVar("Result")
 
@@ -94,15 +95,19 @@ def race(
     seconds: float,
     known: float = 0.0,
     most: int = MOST_ROUNDS,
+    budget: Budget | None = None,
 ) -> tuple[Pairs, Result]:
     """Time `call` through the pytest-benchmark fixture, with one reference run before each round.
 
     `seconds` is the budget of all rounds together. `known` is what a pair took when both ran
     before, if they did: where that is long, there is nothing left to warm up. `most` bounds the
     rounds. Returns the pairs and the last round's result, for a second look at its correctness.
+    Raises OverBudget where the fewest rounds that make a row do not fit the `budget`.
     """
     pair = known if known > LONG_PAIR_SECONDS else warm_up(call, reference)
     rounds = min(most, rounds_for(pair, seconds))
+    if budget is not None:
+        budget.need(rounds * pair, f"{rounds} round{'s' * (rounds > 1)} of {pair:.2g} s")
     reference_seconds: list[float] = []
     events: list[float] = []
     latest: list[Result] = []

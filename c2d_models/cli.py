@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 BUG, MISTAKE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 _BUG = "this is a bug in c2d-isr: please report it with"
+SLOWER = 1.25  # times as long as float32; less may be chance
 
 app = typer.Typer(
     name="c2d",
@@ -129,6 +130,8 @@ def upscale(
 
     jobs = folders.plan_jobs(inputs, output, format)
     upscaler = upscaling.Upscaler.load(scale, pixels, model, device, dtype, tile)
+    if dtype != "float32" and upscaler.device.type == "cpu":
+        _warn_if_slower(upscaler, dtype)
     report = _run_jobs(jobs, upscaler, quality, overwrite)
     if len(jobs) > 1:
         typer.echo(_summary(report))
@@ -286,6 +289,19 @@ def _models_table(shipped: list[ModelInfo]) -> Table:
         if not by_scale and name in facts:
             table.add_row(*cells)
     return table
+
+
+def _warn_if_slower(upscaler: Upscaler, dtype: str) -> None:
+    """One sentence where a half type takes clearly longer than float32."""
+    from .upscaling import half_precision
+
+    times = half_precision.slowdown(upscaler.net, upscaler.dtype, upscaler.scale or 4)
+    if times >= SLOWER:
+        typer.echo(
+            f"c2d: float32 is faster on this processor: {dtype} took {times:.1f} times as long on "
+            "a small tile.",
+            err=True,
+        )
 
 
 def _run_jobs(jobs: list[Job], upscaler: Upscaler, quality: int, overwrite: bool) -> Report:

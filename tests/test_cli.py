@@ -21,6 +21,7 @@ from c2d_models.images import image_file
 from c2d_models.networks import checkpoint
 from c2d_models.pretrained import loading
 from c2d_models.training import trainer as training
+from c2d_models.upscaling import half_precision
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,7 +68,6 @@ def run(command, capsys):
         pytest.param("--model any.safetensors --scale 2.7", "27x22", id="scale"),
         pytest.param("--model any.safetensors --size 33x9", "33x9", id="size"),
         pytest.param("--model x2.safetensors --tile 0 --device cpu", "20x16", id="tile and device"),
-        pytest.param("--model x2.safetensors --dtype bfloat16", "20x16", id="dtype"),
     ],
 )
 def test_upscale_one_photo(here, capsys, options, size):
@@ -75,6 +75,59 @@ def test_upscale_one_photo(here, capsys, options, size):
     assert (code, err) == (0, "")
     assert f"photo.png -> out.png  {size}" in out
     assert "x".join(map(str, Image.open("out.png").size)) == size
+
+
+@pytest.mark.parametrize(
+    ("dtype", "measured", "warning"),
+    [
+        ("bfloat16", 1.2, ""),
+        (
+            "bfloat16",
+            3.21,
+            "c2d: float32 is faster on this processor: bfloat16 took 3.2 times as long on a small "
+            "tile.\n",
+        ),
+        ("float16", 90.0, "float16 took 90.0 times as long"),
+        ("float32", None, ""),
+    ],
+)
+def test_a_slower_dtype_is_warned_of_once(here, capsys, monkeypatch, dtype, measured, warning):
+    asked = []
+    monkeypatch.setattr(half_precision, "slowdown", lambda *a: asked.append(a[1]) or measured)
+    Path("other.png").write_bytes(Path("photo.png").read_bytes())
+    command = "upscale photo.png other.png -o out/ --model x2.safetensors --device cpu"
+    code, out, err = run(f"{command} --dtype {dtype}", capsys)
+    assert code == 0 and "2 written" in out
+    assert err == warning if not warning or warning.startswith("c2d") else warning in err
+    assert asked == ([] if measured is None else [getattr(torch, dtype)])
+
+
+@pytest.mark.parametrize("scale", [2, None])
+@pytest.mark.parametrize(
+    ("factor", "pace", "sides"),
+    [
+        pytest.param(2.5, 1e-5, [16, 16, 64, 64], id="once"),
+        pytest.param(2.5, 2e-6, [16, 16, *[64, 64] * 2], id="short runs again"),
+        pytest.param(50.0, 1e-5, [16, 16], id="hopeless on a small patch"),
+    ],
+)
+def test_slowdown_is_measured_on_the_network(monkeypatch, scale, factor, pace, sides):
+    """A network that needs `pace` seconds a pixel on our clock, `factor` times that in half."""
+    clock, seen = [0.0], []
+    monkeypatch.setattr(half_precision.time, "perf_counter", lambda: clock[0])
+
+    class Slow(torch.nn.Module):
+        def forward(self, x, size=None):
+            half = torch.is_autocast_enabled("cpu")
+            seen.append(x.shape[-1])
+            clock[0] += x[0, 0].numel() * pace * (factor if half else 1)
+            assert size == (None if scale else (3 * x.shape[-1],) * 2)
+            return x
+
+    net = Slow()
+    net.scale = scale
+    assert half_precision.slowdown(net, torch.bfloat16, 3.0) == pytest.approx(factor)
+    assert seen == sides
 
 
 def test_16_bits_and_alpha_survive(here, capsys):
