@@ -34,7 +34,7 @@ class Ledger:
     seconds: dict[str, float] = field(default_factory=dict)  # row -> what it took, checks included
     reference_seconds: float = 0.0  # of the latest workload, once it was raced
     _latest: tuple[Workload, Truth, Work] | None = None
-    _without_truth: tuple[Workload, str] | None = None  # the latest whose truth took too long
+    _without_truth: Workload | None = None  # the latest whose truth took too long
 
     def leave_out(self, contender: Contender, workload: Workload, reason: str) -> None:
         """One row that is not there, and why."""
@@ -61,10 +61,10 @@ class Ledger:
     def truth_of(self, workload: Workload, budget: Budget) -> tuple[Truth, Work]:
         """The float64 outputs and bounds, and what is to be done for them.
 
-        Kept until the next workload asks for its own, and so is the reason if it took too long.
+        Kept until the next workload asks for its own; what took too long is not tried again.
         """
-        if self._without_truth is not None and self._without_truth[0] is workload:
-            raise OverBudget(f"as with the row before: {self._without_truth[1]}")
+        if self._without_truth is workload:
+            raise OverBudget("like the row before, it has nothing to be checked against")
         if self._latest is None or self._latest[0] is not workload:
             self._latest = None  # frees the old one first: full-size gradients are large
             self.reference_seconds = 0.0
@@ -74,8 +74,8 @@ class Ledger:
             try:
                 with c2d_kernels.backend("reference"):
                     truth = Truth.of(exact.run, runs, workload.dtype, kept, budget)
-            except OverBudget as error:
-                self._without_truth = workload, str(error)
+            except OverBudget:
+                self._without_truth = workload
                 raise
             work = Work(workload.flops(), workload.least_traffic(truth.outputs))
             self._latest = workload, truth, work

@@ -113,12 +113,13 @@ def test_a_slower_dtype_is_warned_of_once(here, capsys, monkeypatch, dtype, meas
 )
 def test_slowdown_is_measured_on_the_network(monkeypatch, scale, factor, pace, sides):
     """A network that needs `pace` seconds a pixel on our clock, `factor` times that in half."""
-    clock, seen = [0.0], []
-    monkeypatch.setattr(half_precision.time, "perf_counter", lambda: clock[0])
+    clock, seen, threads, before = [0.0], [], set(), torch.get_num_threads()
+    monkeypatch.setattr(half_precision.time, half_precision.CLOCK, lambda: clock[0])
 
     class Slow(torch.nn.Module):
         def forward(self, x, size=None):
             half = torch.is_autocast_enabled("cpu")
+            threads.add(torch.get_num_threads())
             seen.append(x.shape[-1])
             clock[0] += x[0, 0].numel() * pace * (factor if half else 1)
             assert size == (None if scale else (3 * x.shape[-1],) * 2)
@@ -128,6 +129,7 @@ def test_slowdown_is_measured_on_the_network(monkeypatch, scale, factor, pace, s
     net.scale = scale
     assert half_precision.slowdown(net, torch.bfloat16, 3.0) == pytest.approx(factor)
     assert seen == sides
+    assert threads == {1} and torch.get_num_threads() == before
 
 
 def test_16_bits_and_alpha_survive(here, capsys):

@@ -11,6 +11,8 @@ from ..networks.network import Network
 SIDE = 64  # of the smallest tile; on less, the overhead of each call hides the arithmetic
 SECONDS = 0.05  # after which nothing is repeated
 HOPELESS = 4.0
+# Processor time, which other processes do not lengthen, unless it ticks too slowly (Windows).
+CLOCK = "process_time" if time.get_clock_info("process_time").resolution < 1e-4 else "perf_counter"
 
 
 def slowdown(net: Network, dtype: torch.dtype, scale: float = 4) -> float:
@@ -19,29 +21,41 @@ def slowdown(net: Network, dtype: torch.dtype, scale: float = 4) -> float:
     torch has no quick products of half types without the instructions for them, and the rest of a
     network is not worth the conversions everywhere. The network itself is timed: the shortest of a
     few runs each, in turns, after one on a patch of a sixteenth, which is enough to see the worst.
+    One thread computes: waiting for each other, on a busy machine, takes more time than the tile.
 
     Args:
         net: in evaluation mode, on a CPU.
         dtype: bfloat16 or float16.
         scale: by which a continuous network enlarges.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            return _measured(net, dtype, scale)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measured(net: Network, dtype: torch.dtype, scale: float) -> float:
+    clock = getattr(time, CLOCK)
 
     def seconds(side: int, half: bool) -> float:
         out = round(side * scale)
         size = {"size": (out, out)} if net.scale is None else {}
+        image = torch.full((1, 3, side, side), 0.5)
         with torch.autocast("cpu", dtype, enabled=half):
-            start = time.perf_counter()
-            net(torch.full((1, 3, side, side), 0.5), **size)
-            return time.perf_counter() - start
+            start = clock()
+            net(image, **size)
+            return clock() - start
 
-    with torch.inference_mode():
-        plain, half = (seconds(SIDE // 4, half) for half in (False, True))
-        if half > HOPELESS * plain and half > SECONDS:
-            return half / plain
-        plain, half = seconds(SIDE, False), seconds(SIDE, True)
-        spent = plain + half
-        while spent < SECONDS:
-            again = seconds(SIDE, False), seconds(SIDE, True)
-            plain, half = min(plain, again[0]), min(half, again[1])
-            spent += sum(again)
+    plain, half = seconds(SIDE // 4, False), seconds(SIDE // 4, True)
+    if half > HOPELESS * plain and half > SECONDS:
+        return half / plain
+    plain, half = seconds(SIDE, False), seconds(SIDE, True)
+    spent = plain + half
+    while spent < SECONDS:
+        again = seconds(SIDE, False), seconds(SIDE, True)
+        plain, half = min(plain, again[0]), min(half, again[1])
+        spent += sum(again)
     return half / plain
