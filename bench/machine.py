@@ -43,7 +43,7 @@ def device() -> torch.device:
 def processor_name() -> str:
     """The processor's name; family and model are added, since virtual machines shorten the name."""
     try:
-        listing = Path("/proc/cpuinfo").read_text()
+        listing = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor() or platform.machine()
     fields = dict(re.findall(r"^([^\t:]+?)\s*:\s*(.*)$", listing.split("\n\n")[0], re.MULTILINE))
@@ -170,7 +170,7 @@ def peak_memory(call: Callable[[], Result]) -> tuple[int | None, Result]:
         return torch.cuda.max_memory_allocated() - before, result
     try:
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
         before = _status("VmRSS")
     except (OSError, AttributeError):
         return None, call()
@@ -180,7 +180,7 @@ def peak_memory(call: Callable[[], Result]) -> tuple[int | None, Result]:
 
 def _status(field: str) -> int:
     """A line of this process's status, in bytes."""
-    text = Path("/proc/self/status").read_text()
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * int(re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)[1])
 
 
@@ -228,7 +228,10 @@ class Load:
     def read(cls) -> Load | None:
         """Linux only; None elsewhere."""
         try:
-            ticks = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+            ticks = [
+                int(x)
+                for x in Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:9]
+            ]
         except (OSError, ValueError, IndexError):
             return None
         seconds = [tick / os.sysconf("SC_CLK_TCK") for tick in ticks]

@@ -187,9 +187,8 @@ def compared(new: Results, old: Results) -> list[str]:
                 f"{was['ratio']:.2f}x ({was['ratio_q1']:.2f}-{was['ratio_q3']:.2f}) became "
                 f"{row['ratio']:.2f}x ({row['ratio_q1']:.2f}-{row['ratio_q3']:.2f})"
             )
-    for key in before:
-        if new.race(**dict(zip(keys, key, strict=True))) is None:
-            lines.append(f"no longer timed: {' '.join(map(str, key))}")
+    gone = [key for key in before if new.race(**dict(zip(keys, key, strict=True))) is None]
+    lines += [f"no longer timed: {' '.join(map(str, key))}" for key in gone]
     return lines or ["nothing is slower than the noise explains."]
 
 

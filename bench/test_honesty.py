@@ -179,8 +179,8 @@ def test_a_peer_may_be_less_exact_but_not_wrong() -> None:
         else:
             with pytest.raises(WrongResult):
                 compare(correlation(), peer("wrong", scaled(factor)), Stopwatch(), ledger)
+        ours = Contender("ours", build=scaled(factor))
         with pytest.raises(WrongResult):
-            ours = Contender("ours", build=scaled(factor))
             compare(correlation(), ours, Stopwatch(), Ledger())
 
 

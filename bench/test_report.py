@@ -63,7 +63,7 @@ def stored(path: Path, rows: list[dict], **changes) -> Path:
         "slowest": {"auto on hit_sir": 91.25, "reference on n": 7.0},
         "benchmarks": [{"extra_info": each} for each in rows],
     } | changes
-    path.write_text(json.dumps(run))
+    path.write_text(json.dumps(run), encoding="utf-8")
     return path
 
 

@@ -301,21 +301,21 @@ def pictures(network: str, continuous: bool, scans: bool) -> list[NetworkWorkloa
         for out in outs:
             to = out or (scale * height, scale * width)
             half = not (scans or out or (few and network != COMPILED[0]))
-            for dtype in (torch.float32, torch.bfloat16)[: 1 + half]:
-                rows.append(
-                    NetworkWorkload(
-                        subject=network,
-                        shape=f"{width}x{height} to {to[1]}x{to[0]}" + f" B{batch}" * (batch > 1),
-                        size=size,
-                        tensors=picture(height, width, batch),
-                        dtype=dtype,
-                        network=network,
-                        scale=scale,
-                        batch=batch,
-                        out=out,
-                        scans=scans,
-                    )
+            rows += [
+                NetworkWorkload(
+                    subject=network,
+                    shape=f"{width}x{height} to {to[1]}x{to[0]}" + f" B{batch}" * (batch > 1),
+                    size=size,
+                    tensors=picture(height, width, batch),
+                    dtype=dtype,
+                    network=network,
+                    scale=scale,
+                    batch=batch,
+                    out=out,
+                    scans=scans,
                 )
+                for dtype in (torch.float32, torch.bfloat16)[: 1 + half]
+            ]
     return rows
 
 
