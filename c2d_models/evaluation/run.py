@@ -24,7 +24,7 @@ from ..networks.network import Network
 from ..pretrained import loading
 from . import pictures as drawing
 from .results import BICUBIC, WRITERS, Result, output_files, to_table
-from .scoring import check_scale, evaluate, psnr_by
+from .scoring import check_serves, evaluate, psnr_by
 
 
 def run(
@@ -77,7 +77,7 @@ def run(
         scales = sorted(own) or [2, 3, 4]
     for name, net in nets.items():
         for scale in scales:
-            check_scale(net, scale, name)
+            check_serves(net, scale, name)
     for folder, scale in product(folders, scales):
         pair_files(folder, None, scale)
     if pictures is not None:

@@ -55,7 +55,7 @@ def evaluate(
         EvaluationError: a scale that is below 1 or that a discrete network does not have, or a
             rule that is not known.
     """
-    check_scale(net, scale, name)
+    check_serves(net, scale, name)
     psnr = psnr_by(rule)
     hr_files, lr_files, dataset = pair_files(hr_folder, lr_folder, scale)
     if name is None:
@@ -105,7 +105,7 @@ def evaluate(
     )
 
 
-def check_scale(net: Network | None, scale: float, name: str | None = None) -> None:
+def check_serves(net: Network | None, scale: float, name: str | None = None) -> None:
     """EvaluationError if `net` (None: bicubic) cannot enlarge by `scale`."""
     if not (math.isfinite(scale) and scale >= 1):
         raise EvaluationError(f"scale is {scale}; give a number of at least 1")

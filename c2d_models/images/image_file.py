@@ -105,7 +105,8 @@ def read(path: str | Path) -> ImageData:
         ImageError: the file is missing, empty, truncated, animated, multi-page, larger than
             `MAX_PIXELS`, of a sample type other than 8 or 16 bit integers, or not an image.
     """
-    kind = _sniff(Path(path))
+    path = Path(path)
+    kind = _sniff(path)
     try:
         # The loader is called by name: libvips' own guess would also take SVG, PDF or CSV, and
         # reads "[...]" at the end of a file name as options. Its cache must not show an old file.

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -20,6 +21,24 @@ if TYPE_CHECKING:
 _EVERY = 10  # steps between TensorBoard's points: a long run would fill the disk with single ones
 
 
+@dataclass
+class RunningMean:
+    """The mean of what was added since it was last emptied."""
+
+    count: int = 0
+    total: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.count, self.total = self.count + 1, self.total + value
+
+    def empty(self) -> None:
+        self.count, self.total = 0, 0.0
+
+    @property
+    def value(self) -> float:
+        return self.total / self.count
+
+
 class TrainingLog:
     """Shows the steps of a run from `step` to `total`; a context manager.
 
@@ -28,10 +47,20 @@ class TrainingLog:
         step: done so far. TensorBoard drops what an earlier process logged after it.
         total: steps of the whole run.
         console: where bar and lines go.
+        losses: of the run's steps since its last validation; `step` adds to it, `validation`
+            empties it.
         shown: False shows and writes nothing (all processes of a run but the first).
     """
 
-    def __init__(self, folder: Path, step: int, total: int, console: Console, shown: bool = True):
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        total: int,
+        console: Console,
+        losses: RunningMean,
+        shown: bool = True,
+    ):
         self.console, self.shown = console, shown
         whole = Column(no_wrap=True)  # where there is no room, the bar shrinks
         self.progress = Progress(
@@ -49,8 +78,8 @@ class TrainingLog:
         self.task = self.progress.add_task(
             "", total=total, completed=step, speed=0.0, loss=math.nan, scores=""
         )
-        self.losses, self.loss_sum = 0, 0.0  # since the last validation
-        self.recent, self.recent_sum = 0, 0.0  # since TensorBoard's last point
+        self.losses = losses
+        self.recent = RunningMean()  # losses since TensorBoard's last point
         self.began = self.recent_began = time.perf_counter()
         self.report = threading.excepthook
         threading.excepthook = self._report
@@ -84,21 +113,20 @@ class TrainingLog:
         """Show that step number `step` is done; returns the seconds it took."""
         now = time.perf_counter()
         seconds, self.began = now - self.began, now
-        self.losses, self.loss_sum = self.losses + 1, self.loss_sum + loss
-        self.recent, self.recent_sum = self.recent + 1, self.recent_sum + loss
-        self.progress.update(
-            self.task, completed=step, speed=1 / seconds, loss=self.loss_sum / self.losses
-        )
+        self.losses.add(loss)
+        self.recent.add(loss)
+        self.progress.update(self.task, completed=step, speed=1 / seconds, loss=self.losses.value)
         if step % _EVERY == 0:
-            mean, speed = self.recent_sum / self.recent, self.recent / (now - self.recent_began)
-            self._write(step, {"loss": mean, "lr": lr, "steps/s": speed})
-            self.recent, self.recent_sum, self.recent_began = 0, 0.0, now
+            speed = self.recent.count / (now - self.recent_began)
+            self._write(step, {"loss": self.recent.value, "lr": lr, "steps/s": speed})
+            self.recent.empty()
+            self.recent_began = now
         return seconds
 
     def validation(self, step: int, scores: dict[str, float]) -> dict[str, float]:
         """Show scores (dB); returns them with the step and the mean loss since the last ones."""
-        entry = {"step": step, "loss": round(self.loss_sum / self.losses, 5)}
-        self.losses, self.loss_sum = 0, 0.0
+        entry = {"step": step, "loss": round(self.losses.value, 5)}
+        self.losses.empty()
         entry |= {name: round(value, 3) for name, value in scores.items()}
         text = " ".join(f"{name[5:]} {value:.2f}" for name, value in scores.items())
         self.progress.update(self.task, scores=f"{text} dB")

@@ -36,7 +36,7 @@ from ..pretrained import loading
 from . import data as training_data
 from .allocator import keep_freed_memory
 from .config import TrainConfig, load_config
-from .log import TrainingLog
+from .log import RunningMean, TrainingLog
 from .processes import Processes, join, stop_signal
 
 console = Console(stderr=True)
@@ -130,7 +130,7 @@ class Trainer:
         self.step = 0
         self.saved_step: int | None = None
         self.seconds = 0.0
-        self.losses = (0, 0.0)  # since the last validation: their number and their sum
+        self.losses = RunningMean()  # since the last validation
         self.history: list[dict[str, float]] = []
         self.forward = torch.compile(self._loss) if config.compile else self._loss
 
@@ -210,7 +210,7 @@ class Trainer:
             "processes": self.processes.count,
             "step": self.step,
             "seconds": self.seconds,
-            "losses": self.losses,
+            "losses": (self.losses.count, self.losses.total),
             "history": self.history,
         }
 
@@ -271,7 +271,7 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
-        self.saved_step, self.losses = self.step, state["losses"]
+        self.saved_step, self.losses = self.step, RunningMean(*state["losses"])
 
     def record(self) -> dict[str, Any]:
         """What it takes to judge or repeat the weights: configuration, data, curve, machine."""
@@ -302,8 +302,7 @@ class Trainer:
         a state saved, when the loss or a gradient is not finite any more.
         """
         config, first = self.config, self.processes.first
-        log = TrainingLog(config.output, self.step, config.steps, console, shown=first)
-        log.losses, log.loss_sum = self.losses
+        log = TrainingLog(config.output, self.step, config.steps, console, self.losses, shown=first)
         log.say(f"{config.network}, {config.stage}: step {self.step} of {config.steps}")
         if left_out := self.data.left_out:
             count = len(left_out) + len(self.batches.files) + len(self.data.held_out)
@@ -318,7 +317,6 @@ class Trainer:
                 last = self.step == config.steps
                 if first and (last or self.step % config.validate_every == 0):
                     self.history.append(log.validation(self.step, self.validate()))
-                self.losses = log.losses, log.loss_sum
                 stopped = self.processes.any(bool(stop.number))
                 if first and (last or stopped or self.step % config.checkpoint_every == 0):
                     self.save()

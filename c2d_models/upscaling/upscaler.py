@@ -58,7 +58,7 @@ class Upscaler:
         tile: int | str | None = None,
     ) -> Upscaler:
         """Check the settings, then load the model; arguments as in `upscale`."""
-        check_scale(scale, size)
+        check_target(scale, size)
         place = choose_device(device)
         kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
         if kind is None or kind not in DTYPES.values():
@@ -207,7 +207,7 @@ def upscale(
     )
 
 
-def check_scale(scale: float | None, size: Sequence[int] | None) -> None:
+def check_target(scale: float | None, size: Sequence[int] | None) -> None:
     """UpscaleError unless at most one is given and it is in range."""
     if scale is not None and size is not None:
         raise UpscaleError("scale and size are both given; choose one.")

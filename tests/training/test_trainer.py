@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -304,3 +305,14 @@ def test_average_forgets_the_fresh_weights():
         left *= min(0.9, (1 + n) / (10 + n))
         assert average.module.weight.item() == pytest.approx(1 + left, rel=1e-12)
     assert left < 1e-8
+
+
+def test_a_configuration_is_utf_8_whatever_the_locale(tmp_path, photos):
+    config = write_config(tmp_path, photos, licences=["Müller"])
+    config.write_bytes(config.read_text(encoding="utf-8").replace("M\\xFCller", "Müller").encode())
+    assert "Müller".encode() in config.read_bytes()
+    script = "import sys; from c2d_models.training.config import load_config as load; "
+    script += "sys.exit(load(sys.argv[1]).licences != ['M\\xfcller'])"
+    environment = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", script, str(config)], env=environment)
+    assert done.returncode == 0

@@ -1,5 +1,6 @@
 """Kinds of images, sizes, models and settings: what comes in and what comes out."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -58,13 +59,24 @@ def test_pil_orientation_is_applied():
     assert upscale(image, 1, model=identity()).size == (8, 6)
 
 
+class Place(os.PathLike):
+    """A path that is neither str nor Path."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __fspath__(self):
+        return self.path
+
+
+@pytest.mark.parametrize("kind", [str, Path, Place])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_paths_give_arrays(tmp_path, channels):
+def test_paths_give_arrays(tmp_path, channels, kind):
     samples = photo(8, 6, channels, np.uint16)
     colours = 1 if channels < 3 else 3
     alpha = samples[..., colours] if channels > colours else None
     image_file.write(tmp_path / "a.png", ImageData(samples[..., :colours], alpha))
-    result = upscale(str(tmp_path / "a.png"), 1, model=identity())
+    result = upscale(kind(tmp_path / "a.png"), 1, model=identity())
     assert result.dtype == np.uint16
     assert np.array_equal(result, samples if channels > 1 else samples[..., 0])
 
