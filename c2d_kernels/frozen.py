@@ -66,8 +66,8 @@ def keep(
             weights.folded[kind] = fold()
     if len(weights.ready) >= _MOST_SHAPES:
         weights.ready.clear()
-    call = partial(run, weights.folded[kind])
-    weights.ready[(operator, x.dtype, x.shape, *settings)] = call
+    known = (operator, x.dtype, x.shape, *settings)
+    weights.ready[known] = partial(run, weights.folded[kind])
 
 
 def unwatched() -> bool:

@@ -55,7 +55,7 @@ class ConvFFN(Mlp, Fused):
         hidden = F.gelu(self.fc1(x))
         return self.fc2(hidden + self.dwconv(hidden))
 
-    def branch(self, x: Tensor, norm: nn.Module, *, norm_first: bool) -> Tensor | None:
+    def branch(self, x: Tensor, norm: nn.LayerNorm, *, norm_first: bool) -> Tensor | None:
         """What feed_forward gives, in one operator; None if a module is not as its class says."""
         if type(self.dwconv) is not DepthwiseBranch:
             return None
@@ -92,7 +92,7 @@ class Attention(Fused):
         return self.proj(self.attend(x))
 
     def branch(
-        self, x: Tensor, norm: nn.Module, projections: Mapping[str, nn.Module]
+        self, x: Tensor, norm: nn.LayerNorm, projections: Mapping[str, nn.Module]
     ) -> Tensor | None:
         """x + attention(norm(x)) in one operator; None if a module is not as its class says."""
         modules = {"norm": norm, **projections, "proj": self.proj}
@@ -118,7 +118,7 @@ class ProjectedWindowAttention(Attention):
     business.
     """
 
-    projections = ()
+    projections: tuple[str, ...] = ()
 
     def __init__(self, dim: int, window_size: int, num_heads: int, shift: int = 0):
         super().__init__(dim, window_size, num_heads, shift, keys=window_size)
@@ -170,7 +170,7 @@ class PermutedWindowAttention(Attention):
         )
 
 
-def self_attention(x: Tensor, norm: nn.Module, attention: nn.Module) -> Tensor:
+def self_attention(x: Tensor, norm: nn.LayerNorm, attention: nn.Module) -> Tensor:
     """x + attention(norm(x)), in one operator if it can be."""
     done = None
     if isinstance(attention, Attention):
@@ -179,7 +179,7 @@ def self_attention(x: Tensor, norm: nn.Module, attention: nn.Module) -> Tensor:
     return x + attention(norm(x)) if done is None else done
 
 
-def feed_forward(x: Tensor, norm: nn.Module, mlp: nn.Module, *, norm_first: bool) -> Tensor:
+def feed_forward(x: Tensor, norm: nn.LayerNorm, mlp: nn.Module, *, norm_first: bool) -> Tensor:
     """x + MLP(norm(x)) or, the norm last, x + norm(MLP(x)), in one operator if it can be."""
     done = mlp.branch(x, norm, norm_first=norm_first) if type(mlp) is ConvFFN else None
     if done is not None:
@@ -187,10 +187,20 @@ def feed_forward(x: Tensor, norm: nn.Module, mlp: nn.Module, *, norm_first: bool
     return x + (mlp(norm(x)) if norm_first else norm(mlp(x)))
 
 
+class Mixer(nn.Module):
+    """The token mixer of a layer whose norms come last: `proj` of its `parts`, side by side."""
+
+    proj: nn.Linear
+
+    def parts(self, x: Tensor, *others: Tensor) -> list[Tensor]:
+        """Maps as high and wide as x."""
+        raise NotImplementedError
+
+
 class PostNormLayer(Fused):
     """A layer whose norms come last: x + LN(mixer(x)), then x + LN(MLP(x)) (HiT-SR).
 
-    A subclass has norm1, mlp, norm2 and a mixer, which is `proj` of what its `parts` gives.
+    A subclass has norm1, mlp, norm2 and a mixer.
     """
 
     norm1: nn.LayerNorm
@@ -203,17 +213,19 @@ class PostNormLayer(Fused):
         What follows the parts is one operator, with the MLP if that is a plain one.
         """
         norm1, mlp, norm2 = self.norm1, self.mlp, self.norm2
-        first = {"proj": mixer.proj, "norm1": norm1} if hasattr(mixer, "parts") else None
-        if first is not None and type(mlp) is Mlp:
-            plain = {"fc1": mlp.fc1, "fc2": mlp.fc2, "norm2": norm2}
-            weights = self.layer_weights("layer", first | plain, mixer, mlp)
-            if weights is not None:
-                return res_post_norm(x, mixer.parts(x, *others), weights, eps=norm1.eps)
-        weights = None if first is None else self.layer_weights("mixer", first, mixer)
-        if weights is None:
-            x = x + norm1(mixer(x, *others))
-        else:
+        weights = None
+        if isinstance(mixer, Mixer):
+            first: dict[str, nn.Module] = {"proj": mixer.proj, "norm1": norm1}
+            if type(mlp) is Mlp:
+                plain = {"fc1": mlp.fc1, "fc2": mlp.fc2, "norm2": norm2}
+                weights = self.layer_weights("layer", first | plain, mixer, mlp)
+                if weights is not None:
+                    return res_post_norm(x, mixer.parts(x, *others), weights, eps=norm1.eps)
+            weights = self.layer_weights("mixer", first, mixer)
+        if isinstance(mixer, Mixer) and weights is not None:
             x = res_post_norm(x, mixer.parts(x, *others), weights, eps=norm1.eps)
+        else:
+            x = x + norm1(mixer(x, *others))
         return feed_forward(x, norm2, mlp, norm_first=False)
 
 

@@ -20,6 +20,7 @@ from ..errors import NetworkError
 from .fused import (
     ConvFFN,
     Fused,
+    Mixer,
     PermutedWindowAttention,
     PostNormLayer,
     WindowAttention,
@@ -51,6 +52,8 @@ class HierarchicalEncoding(Preparable):
     The Linear is the parameter. It acts on the row's digits and on the column's separately, so E is
     the sum of a table by row and a table by column, (window_size, dim) each.
     """
+
+    digits: Tensor
 
     def __init__(self, dim: int, window_size: int):
         super().__init__()
@@ -106,7 +109,7 @@ class DualFeatureExtraction(Fused):
         return arranged
 
 
-class CorrelationMixer(nn.Module):
+class CorrelationMixer(Mixer):
     """Wide windows: q, v = DFE(x + E), their channel correlation beside v, projected.
 
     In each window of n pixels the correlation is v (q^T v / n)^T, with q and v of dim / 2 channels
@@ -120,32 +123,32 @@ class CorrelationMixer(nn.Module):
         self.dfe = DualFeatureExtraction(dim)
         self.proj = nn.Linear(dim, dim)
 
-    def parts(self, x: Tensor, rows: Tensor, columns: Tensor) -> list[Tensor]:
-        """The correlation and v, (B, H, W, dim / 2) each."""
-        q, v = self.dfe(x, self.encoding(rows, columns)).chunk(2, dim=-1)
+    def parts(self, x: Tensor, *place: Tensor) -> list[Tensor]:
+        """The correlation and v, (B, H, W, dim / 2) each, for rows (H,) and columns (W,)."""
+        q, v = self.dfe(x, self.encoding(*place)).chunk(2, dim=-1)
         return [channel_correlation(q, v, window_size=self.window_size), v]
 
-    def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        return self.proj(torch.cat(self.parts(x, rows, columns), dim=-1))
+    def forward(self, x: Tensor, *place: Tensor) -> Tensor:
+        return self.proj(torch.cat(self.parts(x, *place), dim=-1))
 
 
-class AttentionMixer(WindowAttention):
+class AttentionMixer(WindowAttention, Mixer):
     """The bottom of the U: window attention, which has its own position table and needs no E."""
 
-    def parts(self, x: Tensor, rows: Tensor, columns: Tensor) -> list[Tensor]:
+    def parts(self, x: Tensor, *place: Tensor) -> list[Tensor]:
         return [self.attend(x)]
 
-    def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *place: Tensor) -> Tensor:
         return super().forward(x)
 
 
-class PermutedAttentionMixer(PermutedWindowAttention):
+class PermutedAttentionMixer(PermutedWindowAttention, Mixer):
     """The same with SRFormer's attention, whose windows may be larger."""
 
-    def parts(self, x: Tensor, rows: Tensor, columns: Tensor) -> list[Tensor]:
+    def parts(self, x: Tensor, *place: Tensor) -> list[Tensor]:
         return [self.attend(x)]
 
-    def forward(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *place: Tensor) -> Tensor:
         return super().forward(x)
 
 
@@ -178,8 +181,8 @@ class HiETAttentiveLayer(AttentiveLayer):
         super().__init__(dim, mlp_ratio, **state_space)
         self.mixer = mixer
 
-    def mix(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        return self.mixer(x, rows, columns)
+    def mix(self, x: Tensor, *place: Tensor) -> Tensor:
+        return self.mixer(x, *place)
 
 
 class HiETBlock(nn.Module):

@@ -53,13 +53,12 @@ class Decoder(nn.Module):
         super().__init__()
         in_features = [4 * width + 4] + [width + 2] * (levels - 1)
         out_features = [width] * (levels - 1) + [3]
-        self.mlps = nn.ModuleList(
-            QueryMlp(i, width, o) for i, o in zip(in_features, out_features, strict=True)
-        )
+        mlps = [QueryMlp(i, width, o) for i, o in zip(in_features, out_features, strict=True)]
+        self.mlps = nn.ModuleList(mlps)
         self.attentions = nn.ModuleList(QueryAttention(width, heads) for _ in range(attentions))
         # Start at the operator's other term, the bilinear sample of the image.
-        nn.init.zeros_(self.mlps[-1].fc2.weight)
-        nn.init.zeros_(self.mlps[-1].fc2.bias)
+        nn.init.zeros_(mlps[-1].fc2.weight)
+        nn.init.zeros_(mlps[-1].fc2.bias)
 
     def weights(self) -> dict[str, Tensor]:
         """The parameters by the operator's names, in its order."""
@@ -84,8 +83,7 @@ class HIIF(nn.Module):
 
     def __init__(self, dim: int, *, width: int, levels: int, heads: int, attentions: int):
         super().__init__()
-        self.attentions = attentions
-        self.options = {"levels": levels, "heads": heads, "attentions": attentions}
+        self.levels, self.heads, self.attentions = levels, heads, attentions
         self.conv = Conv3x3(dim, width)
         self.decoder = Decoder(width, levels, heads, attentions)
 
@@ -105,9 +103,19 @@ class HIIF(nn.Module):
         moments: list[Tensor] | None = None,
     ) -> Tensor:
         """Colours on the grid `size` -> (B, 3, h, w), or at `coords` (B, Q, 2) -> (B, Q, 3)."""
-        where = {"size": size, "coords": coords, "cell": cell, "region": region, "moments": moments}
-        image = rearrange(image, "b c h w -> b h w c")
-        colours = coordinate_query(features, image, self.decoder.weights(), **self.options, **where)
+        colours = coordinate_query(
+            features,
+            rearrange(image, "b c h w -> b h w c"),
+            self.decoder.weights(),
+            levels=self.levels,
+            heads=self.heads,
+            attentions=self.attentions,
+            size=size,
+            coords=coords,
+            cell=cell,
+            region=region,
+            moments=moments,
+        )
         return rearrange(colours, "b h w c -> b c h w") if coords is None else colours
 
     def decode_moments(
@@ -122,7 +130,9 @@ class HIIF(nn.Module):
         return coordinate_query_moments(
             features,
             self.decoder.weights(),
-            **self.options,
+            levels=self.levels,
+            heads=self.heads,
+            attentions=self.attentions,
             size=size,
             region=region,
             moments=moments,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from c2d_kernels import channel_correlation, dual_features, spatial_correlation
 
-from .fused import ConvFFN, Fused, PostNormLayer, is_leaky
+from .fused import ConvFFN, Fused, Mixer, PostNormLayer, is_leaky
 from .layers import Conv3x3, Mlp, PointwiseConv
 from .maps import crop, pad_to_multiple
 from .preparable import Preparable
@@ -80,7 +80,7 @@ class RelativeBias(Preparable):
         return self.pos3(self.pos2(self.pos1(self.pos_proj(grid))))
 
 
-class SelfCorrelation(nn.Module):
+class SelfCorrelation(Mixer):
     """Spatial and channel correlation in a window of q, v = DFE(x), side by side, projected.
 
     (B, H, W, dim) -> (B, H, W, dim), any H and W: the map is mirrored to a multiple of the window
@@ -97,7 +97,7 @@ class SelfCorrelation(nn.Module):
         # A norm over fewer than three numbers would leave only signs of the offsets.
         self.pos = RelativeBias(max(dim // 16, 3), window_size, num_heads)
 
-    def parts(self, x: Tensor) -> list[Tensor]:
+    def parts(self, x: Tensor, *others: Tensor) -> list[Tensor]:
         """The two correlations, (B, H, W, dim / 2) each."""
         height, width = x.shape[1:3]
         x = pad_to_multiple(x, self.window_size)

@@ -18,7 +18,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
@@ -96,8 +95,7 @@ class HubModel(
         force_download: bool,
         local_files_only: bool,
         token: str | bool | None,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> HubModel:
         path: str | Path = Path(model_id)
         if Path(model_id).is_dir():
@@ -112,7 +110,7 @@ class HubModel(
                 local_files_only=local_files_only,
                 token=token,
             )
-        return cls(checkpoint.load(path, device, dtype))
+        return cls(checkpoint.load(path, **options))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         net = self.net

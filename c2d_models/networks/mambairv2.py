@@ -251,10 +251,10 @@ class WindowAttentiveLayer(AttentiveLayer):
         self.wqkv = nn.Linear(dim, 3 * dim)
         self.win_mhsa = ProjectedWindowAttention(dim, window_size, num_heads, shift)
 
-    def mix(self, x: Tensor) -> Tensor:
+    def mix(self, x: Tensor, *place: Tensor) -> Tensor:
         return self.win_mhsa(self.wqkv(x))
 
-    def mix_with_skip(self, x: Tensor) -> Tensor:
+    def mix_with_skip(self, x: Tensor, *place: Tensor) -> Tensor:
         attention, done = self.win_mhsa, None
         if type(attention) is ProjectedWindowAttention:
             done = attention.branch(x, self.norm1, {"qkv": self.wqkv})

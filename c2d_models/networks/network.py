@@ -101,7 +101,7 @@ class Network(nn.Module, ABC):
         Returns:
             (B, 3, H_out, W_out), or (B, Q, 3) for `coords`.
         """
-        if self.scale is None:
+        if isinstance(self.upsample, HIIF):
             return self.upsample.decode(
                 features, image, size=size, coords=coords, cell=cell, region=region, moments=moments
             )
@@ -125,7 +125,7 @@ class Network(nn.Module, ABC):
         Divide the sum over all regions by H_out * W_out and give it to `decode`: the picture does
         then not depend on how it was cut. Continuous networks only.
         """
-        if self.scale is not None:
+        if not isinstance(self.upsample, HIIF):
             raise NetworkError(
                 f"{self.name or type(self).__name__} enlarges by {self.scale} only: "
                 "it has no attention over queries, so no moments"

@@ -42,8 +42,8 @@ class BilinearPixelShuffle(PixelShuffleDirect):
 
     def __init__(self, dim: int, scale: int):
         super().__init__(dim, scale)
-        nn.init.zeros_(self[0].weight)
-        nn.init.zeros_(self[0].bias)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
     def decode(self, features: Tensor, image: Tensor) -> Tensor:
         size = (self.scale * image.shape[2], self.scale * image.shape[3])

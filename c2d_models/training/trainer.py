@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
@@ -226,7 +226,7 @@ class Trainer:
         torch.save(self._state(), whole)
         try:
             checkpoint.save(
-                self.average.module,
+                cast(Network, self.average.module),
                 self.config.output / checkpoint.FILE_NAME,
                 record=self.record(),
             )

@@ -39,7 +39,7 @@ def test_position_digits(window_size, position, digits):
 
 
 def test_position_digits_refuse_other_windows():
-    with pytest.raises(ValueError, match="powers of two; got 48"):
+    with pytest.raises(ValueError, match="powers of two for their digits; got 48"):
         position_digits(48)
 
 

@@ -231,7 +231,7 @@ def test_a_killed_run_resumes_bitwise(tmp_path, photos, stage):
     config = write_config(tmp_path / "killed", photos, **changes)
     state = tmp_path / "killed" / "run" / "state.pt"
     code = f"import torch; torch.set_num_threads({torch.get_num_threads()})\n"
-    code += f"from c2d_models import training; training.run({str(config)!r})"
+    code += f"from c2d_models.training import trainer; trainer.run({str(config)!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     while not state.exists() and process.poll() is None:
         time.sleep(0.01)

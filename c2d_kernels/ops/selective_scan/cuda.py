@@ -49,7 +49,7 @@ def _has_code(device: torch.device) -> bool:
 # torch.compile takes the answer instead of tracing the question, which is an operator that returns
 # no tensor. This is what torch.compiler.assume_constant_result sets; to call it imports the
 # compiler, which takes longer than the upscaling of a small picture.
-_has_code._dynamo_marked_constant = True
+vars(_has_code)["_dynamo_marked_constant"] = True
 
 
 def _forward(*arguments: Unpack[Arguments]) -> tuple[Tensor, Tensor]:
