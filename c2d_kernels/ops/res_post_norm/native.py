@@ -10,12 +10,13 @@ from torch import Tensor
 from c2d_kernels import native
 from c2d_kernels.dispatch import Kernel
 
+MAX_PARTS = 4
 _NORMS = (1, 4)  # where they are in what _matrices returns
 
 
 def _can_run(x: Tensor, parts: Sequence[Tensor], *_: object) -> str | None:
-    if len(parts) > 4:
-        return f"it takes up to 4 parts, got {len(parts)}"
+    if len(parts) > MAX_PARTS:
+        return f"it takes up to {MAX_PARTS} parts, got {len(parts)}"
     return native.refusal(x)
 
 

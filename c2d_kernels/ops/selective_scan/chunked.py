@@ -25,6 +25,8 @@ from torch import Tensor
 
 from c2d_kernels.dispatch import Kernel
 
+from .reference import SOFTPLUS_THRESHOLD
+
 LONGEST_CHUNK = 64
 TILE = 2**17  # numbers that one operation works on, about: half a MB in float32
 
@@ -94,7 +96,8 @@ def backward(
         du += D.to(dy)[:, None] * dy
     ddelta = scan.u * through_B + through_decay
     if delta_softplus:
-        ddelta *= torch.where(scan.before_softplus > 20, 1, torch.sigmoid(scan.before_softplus))
+        before = scan.before_softplus
+        ddelta *= torch.where(before > SOFTPLUS_THRESHOLD, 1, torch.sigmoid(before))
     gradients = (
         du,
         ddelta,
@@ -130,7 +133,7 @@ class _Scan:
         if delta_bias is not None:
             delta = delta + delta_bias.to(dtype)[:, None]
         self.before_softplus = delta
-        self.delta = F.softplus(delta, threshold=20.0) if delta_softplus else delta
+        self.delta = F.softplus(delta, threshold=SOFTPLUS_THRESHOLD) if delta_softplus else delta
         self.B, self.C = (self._mixed(x.to(dtype)) for x in (B, C))
         length = u.shape[2]
         self.steps = min(LONGEST_CHUNK, 2 ** math.ceil(math.log2(length) / 2))

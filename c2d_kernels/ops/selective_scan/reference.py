@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     """u, delta, A, B, C, D, z, delta_bias, delta_softplus."""
 
 
+SOFTPLUS_THRESHOLD = 20.0  # above it softplus is taken to be the identity, as in torch
+
+
 def selective_scan(
     u: Tensor,
     delta: Tensor,
@@ -42,7 +45,7 @@ def selective_scan(
     if delta_bias is not None:
         delta = delta + delta_bias.to(compute)[:, None]
     if delta_softplus:
-        delta = F.softplus(delta, threshold=20.0)
+        delta = F.softplus(delta, threshold=SOFTPLUS_THRESHOLD)
 
     def steps(matrix: Tensor) -> list[Tensor]:
         """Each step's B or C, broadcastable to (batch, D, N)."""
