@@ -179,12 +179,13 @@ def enter(request: pytest.FixtureRequest):
     return put
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session):
     """An interrupted run stores what it has: not the benchmark that it was interrupted in."""
     for benchmark in session.config._benchmarksession.benchmarks:
         if not benchmark.stats.data:
-            benchmark.has_error = True
+            benchmark.fixture.has_error = True
+    yield  # a wrapper like the plugin's own, which stores the rows
 
 
 def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, object]:

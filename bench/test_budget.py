@@ -174,3 +174,27 @@ def test_a_run_ends_green_and_says_what_it_left_out(tmp_path: Path, monkeypatch)
     assert [left["row"] for left in run["left_out"]] == [late]
     assert set(run["slowest"]) == {timed, late}
     assert len(run["benchmarks"]) == 1
+
+
+def test_an_interrupted_run_stores_the_rows_before(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "ctrl_c.py").write_text(
+        "from bench import timing\n"
+        "warm_up, rows = timing.warm_up, []\n"
+        "def interrupt(call):\n"
+        "    raise KeyboardInterrupt\n"
+        "def second(*calls):\n"
+        "    rows.append(warm_up(*calls))\n"
+        "    if len(rows) == 2:\n"
+        "        timing.clocked = interrupt\n"
+        "    return rows[-1]\n"
+        "timing.warm_up = second\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    stored = tmp_path / "run.json"
+    options = ("-p", "ctrl_c", f"--benchmark-json={stored}")
+    two = "test_channel_correlation and w32 and float32 and reference"  # without, with gradients
+    done = run_pytest("bench", "--benchmark", "--quick", "-k", two, *options)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr and "= benchmarks =" in done.stdout
+    (entry,) = json.loads(stored.read_text())["benchmarks"]
+    assert entry["group"] == "channel_correlation 96x80_w32-float32-forward"
