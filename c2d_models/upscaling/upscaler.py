@@ -185,7 +185,8 @@ def upscale(
         I;16; others become RGB or RGBA) and its ICC profile, and is turned upright.
 
     Raises:
-        UpscaleError: scale, size, device, dtype or tile is out of range or does not suit the model.
+        UpscaleError: scale, size, dtype or tile is out of range or does not suit the model.
+        DeviceError: the device is not there.
         ImageError: the file cannot be read.
         ModelFileError: the model file is of something else.
         OutOfMemoryError: the smallest tiles do not fit.

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from c2d_models import upscale
-from c2d_models.errors import UpscaleError
+from c2d_models.errors import DeviceError, UpscaleError
 from c2d_models.images import image_file
 from c2d_models.images.image_file import ImageData
 from c2d_models.pretrained import loading
@@ -128,8 +128,6 @@ def test_size_that_is_the_models_own_serves_a_discrete_one():
         pytest.param(photo(4, 4), {"scale": 2, "size": (8, 8)}, "choose one", id="scale and size"),
         pytest.param(photo(4, 4), {"size": (8, 17)}, "width 17 from 4", id="large size"),
         pytest.param(photo(4, 4), {"size": (3, 8)}, "height 3 from 4", id="small size"),
-        pytest.param(photo(4, 4), {"device": "tpu"}, "device is tpu", id="device"),
-        pytest.param(photo(4, 4), {"device": "cuda:99"}, "device is cuda:99", id="no such GPU"),
         pytest.param(photo(4, 4), {"dtype": "int8"}, "dtype is int8", id="dtype"),
         pytest.param(photo(4, 4), {"tile": "big"}, "tile is big", id="tile"),
         pytest.param(photo(4, 4), {"tile": -8}, "tile is -8", id="negative tile"),
@@ -143,6 +141,12 @@ def test_size_that_is_the_models_own_serves_a_discrete_one():
 def test_refusals(image, options, sentence):
     with pytest.raises(UpscaleError, match=sentence):
         upscale(image, model=identity(), **options)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(DeviceError, match=f"device is {device}"):
+        upscale(photo(4, 4), model=identity(), device=device)
 
 
 def test_a_discrete_model_refuses_other_factors():
