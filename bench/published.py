@@ -17,7 +17,7 @@ class Figures(NamedTuple):
     manga109: float
 
 
-# SwinIR 2108.10257, SRFormer 2303.09735, MambaIRv2 2411.15269, HiT-SR 2407.05878. HiET is ours.
+# SwinIR 2108.10257, SRFormer 2303.09735, MambaIRv2 2411.15269, HiT-SR 2407.05878.
 PUBLISHED: dict[str, dict[int, Figures]] = {
     "swinir_l": {
         2: Figures(910_152, 244.4, 38.14, 33.86, 32.31, 32.76, 39.12),
@@ -44,7 +44,4 @@ PUBLISHED: dict[str, dict[int, Figures]] = {
         3: Figures(855_059, 101.6, 34.75, 30.61, 29.29, 28.99, 34.53),
         4: Figures(866_420, 58.0, 32.55, 28.87, 27.75, 26.80, 31.26),
     },
-    "hiet_swinir": {},
-    "hiet_srformer": {},
-    "hiet_mambairv2": {},
 }

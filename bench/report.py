@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import complexity
-from bench.published import PUBLISHED
 from bench.stored import GROWTH_FROM, Results, exponent, markdown
 from bench.summary import absences, left_out, number, slowest
 from c2d_kernels.operators import operators
@@ -115,7 +114,9 @@ def not_timed(results: Results) -> list[str]:
     lines = [f"- refused, not timed: {reason}" for reason in results.refused.values()]
     lines += [f"- {line}" for line in left_out(results.left_out)]
     lines += [f"- {line}" for line in absences(results.absent)]
-    others = [name for name in (*operators, *PUBLISHED) if name not in results.subjects()]
+    others = [
+        name for name in (*operators, *complexity.networks()) if name not in results.subjects()
+    ]
     if others:
         lines.append(f"- not in this run, which was stopped or narrowed: {', '.join(others)}")
     return ["### Not timed", "", *lines, ""] if lines else []

@@ -20,6 +20,13 @@ TINY = [
     "hiet_srformer_tiny",
     "hiet_mambairv2_tiny",
 ]
+
+
+def test_every_kind_of_network_is_in_the_table():
+    kinds = {preset.constructor for preset in NETWORKS.values()}
+    assert {NETWORKS[name].constructor for name in TINY} == kinds
+
+
 # The reference of the scan is a loop over all pixels: few layers, and no wide windows' padding.
 SMALL = {
     "srformer_l": {"dim": 24, "depths": [2]},
