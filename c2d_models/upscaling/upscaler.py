@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -154,8 +154,32 @@ class Upscaler:
             )
 
 
+@overload
 def upscale(
-    image: np.ndarray | str | Path | Image,
+    image: np.ndarray | str | os.PathLike[str],
+    scale: float | None = None,
+    *,
+    size: Sequence[int] | None = None,
+    model: str | Path | Network | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float32",
+    tile: int | str | None = None,
+    progress: Callable[[float], None] = ...,
+) -> np.ndarray: ...
+@overload
+def upscale(
+    image: Image,
+    scale: float | None = None,
+    *,
+    size: Sequence[int] | None = None,
+    model: str | Path | Network | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float32",
+    tile: int | str | None = None,
+    progress: Callable[[float], None] = ...,
+) -> Image: ...
+def upscale(
+    image: np.ndarray | str | os.PathLike[str] | Image,
     scale: float | None = None,
     *,
     size: Sequence[int] | None = None,
