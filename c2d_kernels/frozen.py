@@ -73,21 +73,21 @@ def keep(
 def unwatched() -> bool:
     """Whether nobody differentiates, traces or counts what runs now: it may be done in any way."""
     return (
-        not torch.is_grad_enabled()
+        not torch.compiler.is_compiling()  # first: a trace cannot see the others
+        and not torch.is_grad_enabled()
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch.autograd.forward_ad._current_level < 0
-        and not torch.compiler.is_compiling()
     )
 
 
 def _direct(x: Tensor) -> bool:
     """Whether a call may go past the operator to the CPU's kernel."""
     return (
-        type(x) is Tensor
+        unwatched()
+        and type(x) is Tensor
         and x.device.type == "cpu"
         and dispatch.requested() in ("auto", "cpu")
-        and unwatched()
     )
 
 

@@ -37,11 +37,16 @@ class Fused(Preparable):
             arrange: makes the operator's weights of the modules'.
         """
 
-        def find() -> FrozenWeights | None:
+        def find() -> dict[str, Tensor] | None:
             weights = weights_of(modules, *around)
-            return None if weights is None else FrozenWeights(arrange(weights))
+            return None if weights is None else arrange(weights)
 
-        return self.once(name, find, *modules.values(), *around)
+        def freeze() -> FrozenWeights | None:
+            weights = find()
+            return None if weights is None else FrozenWeights(weights)
+
+        keeper = self.keeper
+        return find() if keeper is None else keeper.get(name, freeze, *modules.values(), *around)
 
 
 class ConvFFN(Mlp, Fused):

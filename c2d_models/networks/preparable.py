@@ -44,6 +44,10 @@ class Preparable(nn.Module):
 
         Where gradients are recorded or a graph is traced it is made anew: it belongs into them.
         """
-        if self.kept is None or not unwatched():
-            return make()
-        return self.kept.get(name, make, *modules)
+        keeper = self.keeper
+        return make() if keeper is None else keeper.get(name, make, *modules)
+
+    @property
+    def keeper(self) -> Kept | None:
+        """Where this call may keep something: None in one that is watched, or not prepared."""
+        return self.kept if self.kept is not None and unwatched() else None

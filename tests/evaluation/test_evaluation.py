@@ -270,7 +270,9 @@ def test_run_scores_models_and_writes_everything(testset, models, tmp_path):
 @pytest.mark.parametrize("scale", [2, 2.5])
 def test_the_liif_rule_reaches_every_number(photos, tmp_path, scale):
     console, file = silent(), tmp_path / "scores.json"
-    result = run([], [photos], [scale], file, device="cpu", console=console, rule="liif")[0]
+    result = run(
+        [], [photos], scales=[scale], output=file, device="cpu", console=console, rule="liif"
+    )[0]
     for image in result.images:
         lr, hr = lr_pair(read_rgb(photos / f"{image.name}.png"), scale)
         assert image.psnr_y == psnr_liif(imresize(lr, size=hr.shape[-2:]), hr, math.ceil(scale))
@@ -295,12 +297,12 @@ def test_gmacs_are_of_the_scale_and_of_the_ensemble(photos, scale, ensemble, fac
     ],
 )
 def test_run_bicubic_alone(photos, scales, expected):
-    results = run([], [photos], scales, device="cpu", console=silent())
+    results = run([], [photos], scales=scales, device="cpu", console=silent())
     assert [(r.model, r.scale) for r in results] == [("bicubic", scale) for scale in expected]
 
 
 def test_run_takes_the_name_of_one_file(photos, tmp_path):
-    run([], [photos], [1], output=tmp_path / "new" / "a.json", console=silent())
+    run([], [photos], scales=[1], output=tmp_path / "new" / "a.json", console=silent())
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.json"]
     record = json.loads((tmp_path / "new" / "a.json").read_text())[0]
     assert record["psnr_y"] is None  # infinite: at scale 1 nothing is lost

@@ -142,7 +142,8 @@ def test_gradients_flow_through_a_prepared_network(name, config, rng):
     net.zero_grad()
     net(image).square().mean().backward()
     for parameter, grad in zip(net.parameters(), expected, strict=True):
-        assert torch.equal(parameter.grad, grad)
+        assert (parameter.grad is None) == (grad is None)  # an argmax gives its route no gradient
+        assert grad is None or torch.equal(parameter.grad, grad)
 
 
 def test_copies_keep_their_own(rng):

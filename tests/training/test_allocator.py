@@ -9,7 +9,7 @@ from c2d_models.training import allocator
 
 STEPS = """
 import resource, torch
-from c2d_models.allocator import keep_freed_memory
+from c2d_models.training.allocator import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -277,7 +277,8 @@ def test_a_last_save_that_fails_halfway_is_made_up_for(tmp_path, photos, monkeyp
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(path, content)
 
-    monkeypatch.setattr(loading, "write_whole", runs_out)
+    for module in (checkpoint, training):
+        monkeypatch.setattr(module, "write_whole", runs_out)
     with pytest.raises(ConfigError, match=r"step 4 cannot be saved .*; step 2 is still"):
         training.run(config)
     monkeypatch.undo()

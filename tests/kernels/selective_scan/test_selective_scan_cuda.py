@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from c2d_kernels.selective_scan import cuda
 from torch import Tensor
 
 import c2d_kernels
 from c2d_kernels import native, selective_scan
+from c2d_kernels.ops.selective_scan import cuda
 from tests import cuda_emulation
 from tests.kernels.selective_scan.test_selective_scan import LAYOUTS, Tensors, draw, error
 
