@@ -67,7 +67,12 @@ def keep(
     if len(weights.ready) >= _MOST_SHAPES:
         weights.ready.clear()
     known = (operator, x.dtype, x.shape, *settings)
-    weights.ready[known] = partial(run, weights.folded[kind])
+    weights.ready[known] = partial(_run, run, weights.folded[kind])
+
+
+def _run(run: Callable[..., Tensor], folded: Any, x: Tensor, *rest: Any) -> Tensor:
+    with dispatch.without_autocast(x.device):
+        return run(folded, x, *rest)
 
 
 def unwatched() -> bool:

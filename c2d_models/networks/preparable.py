@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+import torch
 from torch import nn
 
 from c2d_kernels.frozen import Guard, unwatched
@@ -45,9 +46,17 @@ class Preparable(nn.Module):
         Where gradients are recorded or a graph is traced it is made anew: it belongs into them.
         """
         keeper = self.keeper
-        return make() if keeper is None else keeper.get(name, make, *modules)
+        if keeper is None:
+            return make()
+        return keeper.get(f"{name} {_autocast_dtypes()}", make, *modules)
 
     @property
     def keeper(self) -> Kept | None:
         """Where this call may keep something: None in one that is watched, or not prepared."""
         return self.kept if self.kept is not None and unwatched() else None
+
+
+def _autocast_dtypes() -> list[torch.dtype]:
+    """What autocast rounds to now: values made under it are of that type."""
+    enabled = (kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind))
+    return [torch.get_autocast_dtype(kind) for kind in enabled]

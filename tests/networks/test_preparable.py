@@ -53,6 +53,22 @@ def test_prepared_is_the_same_picture(name, config, dtype, rng):
         assert torch.equal(run(net, image), picture)
 
 
+@pytest.mark.parametrize(("name", "config"), NETWORKS)
+def test_prepared_is_the_same_picture_under_autocast(name, config, rng):
+    """What was kept under autocast is not taken for float32, nor the other way round."""
+    net, image = small(name, config), torch.rand(1, 3, 13, 17, generator=rng)
+    exact = run(net, image)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = run(net, image)
+        net.prepare()
+        assert torch.equal(run(net, image), rounded)
+        assert torch.equal(run(net, image), rounded)
+    assert torch.equal(run(net, image), exact)
+    assert torch.equal(run(net, image), exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(run(net, image), rounded)
+
+
 def changed(net: nn.Module, how: str, rng: torch.Generator) -> None:
     """Change every Linear of a network in one of the ways there are."""
     state = {
