@@ -94,5 +94,5 @@ $(STAMP)-test: $(STAMP)-torch $(SOURCES)
 # mypy reads the types of what the packages import: they are installed too.
 $(STAMP)-lint: pyproject.toml $(STAMP)-c2d
 	@echo "installing ruff, mypy and clang-format"
-	@$(PIP) install ruff clang-format mypy types-PyYAML
+	@$(PIP) install ruff clang-format mypy types-PyYAML pillow
 	@mkdir -p build && touch $@

@@ -94,7 +94,7 @@ def format_of(path: str | Path) -> str:
     return _SUFFIXES[suffix]
 
 
-def read(path: str | Path) -> ImageData:
+def read(path: str | os.PathLike[str]) -> ImageData:
     """Read one photograph.
 
     CMYK becomes sRGB through its embedded profile (a generic one where there is none); a palette
