@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from ..images.resize import bicubic_taps, nearest_level, resample
 from ..images.sets import list_images, orient, read_all, read_pair, read_rgb
+from .augmentation import Augmentation, Change, drawing
 
 
 class Batches(ABC):
@@ -27,6 +28,7 @@ class Batches(ABC):
         patch: side of the LR patch in pixels.
         batch: samples a step (of this process).
         seed: of every random choice.
+        augmentation: of the patches' colours; none by default.
 
     An image that cannot be read is left out; `left_out` holds a sentence about each.
 
@@ -42,11 +44,13 @@ class Batches(ABC):
         batch: int,
         seed: int,
         smallest: int,
+        augmentation: Augmentation | None = None,
     ) -> None:
         for name, value in (("patch", patch), ("batch", batch)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}; give at least 1")
         self.patch, self.batch_size, self.seed = patch, batch, seed
+        self.augmentation = augmentation or Augmentation()
         self.files, self.images, self.left_out = self._read(list_images(source))
         if not self.files:
             raise DataError(
@@ -73,17 +77,21 @@ class Batches(ABC):
         samples = [self.sample(step, first + i) for i in range(self.batch_size)]
         return {key: torch.stack([each[key] for each in samples]) for key in samples[0]}
 
-    def _draw(self, step: int, index: int) -> tuple[np.random.Generator, int]:
-        """The sample's own random generator and its photograph's place in `images`."""
+    def _draw(self, step: int, index: int) -> tuple[np.random.Generator, int, Change]:
+        """The sample's own random generator, its photograph's place in `images`, its change."""
         rng = np.random.default_rng((self.seed, step, index))
-        return rng, int(rng.integers(len(self.images)))
+        return rng, int(rng.integers(len(self.images))), self.augmentation.draw(rng)
 
-    def _patches(self, rng: np.random.Generator, image: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    def _patches(
+        self, rng: np.random.Generator, image: Tensor, side: int, change: Change
+    ) -> tuple[Tensor, Tensor]:
         """A random HR patch (uint8) and its LR patch (float32), turned and flipped alike.
 
         LR pixels near the patch's edge see the photograph beyond it; only the photograph's own
         edge is mirrored. Flipping afterwards is exact, for the kernel is even.
         """
+        if change.drawn:
+            image = drawing(rng, side)
         spans, taps = [], []
         for length in image.shape[-2:]:
             start = int(rng.integers(length - side + 1))
@@ -94,8 +102,10 @@ class Batches(ABC):
         (top, rows), (left, columns) = spans
         # As imresize does for uint8, but in float32: exact for scales 2 and 4, else within its
         # rounding; a third of the time.
-        lr = nearest_level(resample(image[:, rows, columns].float(), -2, *taps[0]))
+        image = change.recolour(image[:, rows, columns])
+        lr = nearest_level(resample(image.float(), -2, *taps[0]))
         lr = nearest_level(resample(lr, -1, *taps[1])).div_(255.0)
+        top, left = top - rows.start, left - columns.start
         hr = image[:, top : top + side, left : left + side]
         turn = int(rng.integers(8))
         return orient(hr, turn), orient(lr, turn)
@@ -125,6 +135,7 @@ class ContinuousBatches(Batches):
         scale: tuple[float, float] = (1.0, 4.0),
         batch: int = 16,
         seed: int = 0,
+        augmentation: Augmentation | None = None,
     ) -> None:
         if not 1.0 <= scale[0] <= scale[1]:
             raise ConfigError(
@@ -135,14 +146,21 @@ class ContinuousBatches(Batches):
             raise ConfigError(
                 f"queries is {queries}; give 1 to {smallest**2}, the pixels of the smallest patch"
             )
-        super().__init__(source, patch=patch, batch=batch, seed=seed, smallest=smallest)
+        super().__init__(
+            source,
+            patch=patch,
+            batch=batch,
+            seed=seed,
+            smallest=smallest,
+            augmentation=augmentation,
+        )
         self.queries, self.scale = queries, scale
 
     def sample(self, step: int, index: int) -> dict[str, Tensor]:
-        rng, number = self._draw(step, index)
+        rng, number, change = self._draw(step, index)
         image = self.images[number]
         side = min(round(self.patch * rng.uniform(*self.scale)), *image.shape[-2:])
-        hr, lr = self._patches(rng, image, side)
+        hr, lr = self._patches(rng, image, side, change)
         chosen = rng.choice(side * side, self.queries, replace=False, shuffle=False)
         y, x = (torch.from_numpy(axis) for axis in np.divmod(chosen, side))
         return {
@@ -173,12 +191,20 @@ class DiscreteBatches(Batches):
         batch: int = 16,
         seed: int = 0,
         lr_files: Mapping[Path, Path] | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
         if scale < 1 or scale != int(scale):
             raise ConfigError(f"scale is {scale}; give a whole number of at least 1")
         self.scale, self.lr_files = scale, lr_files
         self.lr_images: list[Tensor] = []
-        super().__init__(source, patch=patch, batch=batch, seed=seed, smallest=patch * scale)
+        super().__init__(
+            source,
+            patch=patch,
+            batch=batch,
+            seed=seed,
+            smallest=patch * scale,
+            augmentation=augmentation,
+        )
 
     def _read(self, files: list[Path]) -> tuple[list[Path], list[Tensor], list[str]]:
         if self.lr_files is None:
@@ -189,10 +215,10 @@ class DiscreteBatches(Batches):
         return good, [hr for _, hr in pairs], left_out
 
     def sample(self, step: int, index: int) -> dict[str, Tensor]:
-        rng, number = self._draw(step, index)
+        rng, number, change = self._draw(step, index)
         image = self.images[number]
         if self.lr_files is None:
-            hr, lr = self._patches(rng, image, self.patch * self.scale)
+            hr, lr = self._patches(rng, image, self.patch * self.scale, change)
         else:
             hr, lr = self._cut(rng, image, self.lr_images[number])
         return {"lr": lr, "hr": hr.float().div_(255.0)}

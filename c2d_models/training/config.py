@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from ..errors import ConfigError
+from .augmentation import Augmentation
 
 
 def _listed(value: Any) -> Any:
@@ -62,6 +63,9 @@ class TrainConfig(BaseModel):
     queries: int = Field(4096, ge=1, description="continuous stage: HR pixels compared per sample")
     max_scale: float = Field(
         4.0, gt=1, le=8, description="continuous stage: scales are drawn from U(1, max_scale)"
+    )
+    augmentation: Augmentation = Field(
+        default_factory=Augmentation, description="of the patches' colours; not with lr_data"
     )
     lr: float = Field(4e-4, gt=0, le=1)
     warmup: int = Field(100, ge=0)
@@ -115,6 +119,8 @@ class TrainConfig(BaseModel):
                 f"lr_data has {len(self.lr_data)} folders and data {len(self.data)}: "
                 "give one LR folder for each, in the same order"
             )
+        if self.augmentation != Augmentation():
+            raise ValueError("augmentation makes LR images of its own: remove it or 'lr_data'")
         return self
 
     @model_validator(mode="after")

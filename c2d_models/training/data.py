@@ -86,7 +86,12 @@ def _find(config: TrainConfig) -> tuple[list[Path], dict[Path, Path] | None]:
 def _batches(
     config: TrainConfig, files: list[Path], lr_files: Mapping[Path, Path] | None
 ) -> Batches:
-    same = {"patch": config.patch, "batch": config.batch, "seed": config.seed}
+    same = {
+        "patch": config.patch,
+        "batch": config.batch,
+        "seed": config.seed,
+        "augmentation": config.augmentation,
+    }
     if config.stage == "continuous":
         scale = (1.0, config.max_scale)
         return ContinuousBatches(files, queries=config.queries, scale=scale, **same)

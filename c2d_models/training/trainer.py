@@ -35,13 +35,24 @@ from ..networks.network import Network
 from ..pretrained import loading
 from . import data as training_data
 from .allocator import keep_freed_memory
+from .augmentation import Augmentation
 from .config import TrainConfig, load_config
 from .log import RunningMean, TrainingLog
 from .processes import Processes, join, stop_signal
 
 console = Console(stderr=True)
 
-TASK = ("network", "options", "stage", "scale", "seed", "patch", "queries", "max_scale")
+TASK = (
+    "network",
+    "options",
+    "stage",
+    "scale",
+    "seed",
+    "patch",
+    "queries",
+    "max_scale",
+    "augmentation",
+)
 """The keys of a configuration that a resumed run keeps."""
 
 
@@ -251,7 +262,8 @@ class Trainer:
             raise ConfigError(f"cannot resume: {self.state_path} is no state of a run") from error
         if not isinstance(state, dict) or state.keys() != self._state().keys():
             raise ConfigError(f"cannot resume: {self.state_path} is no state of a run")
-        saved, now = state["config"], self.config.model_dump(mode="json")
+        saved = {"augmentation": Augmentation().model_dump(), **state["config"]}  # newer than 0.1
+        now = self.config.model_dump(mode="json")
         for key in TASK:
             if saved[key] != now[key]:
                 raise ConfigError(f"cannot resume: {key} was {saved[key]!r}, is now {now[key]!r}")
