@@ -236,6 +236,18 @@ def test_the_worst_yardstick_sets_the_bound() -> None:
         truth.check(off_by(2.0**-16)(), "it")
 
 
+def test_a_lucky_number_is_no_bound_for_others() -> None:
+    exact = {"map": (torch.ones(64).double(),), "bias": (torch.ones(1).double(),)}
+    lucky = {"map": (torch.full((64,), 1 + 2.0**-20),), "bias": (torch.ones(1),)}
+    truth = Truth.of(lambda: exact, [lambda: lucky], torch.float32)
+    assert truth.bounds == {"map": 2.0**-19 + 2.0**-23, "bias": 2.0**-19 + 2.0**-23}
+    exact, lucky = (
+        {name: (x[0][:1].expand(64),) for name, x in each.items()} for each in (exact, lucky)
+    )
+    many = Truth.of(lambda: exact, [lambda: lucky], torch.float32)
+    assert many.bounds["bias"] == 2.0**-23, "64 numbers are not lucky together"
+
+
 def test_rounding_every_operation() -> None:
     one, little = torch.tensor([1.0]), 2.0**-8  # half an ulp of bfloat16 at 1, rounded to even
     with RoundEveryOperation(torch.bfloat16, exact=[one]):
