@@ -24,10 +24,15 @@ class Augmentation(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    permute: bool = Field(False, description="put R, G, B of a colour patch in a random order")
-    grey: float = Field(0.0, ge=0, le=1, description="share of patches turned grey")
+    permute: bool = Field(
+        default=False, description="put R, G, B of a colour patch in a random order"
+    )
+    grey: float = Field(default=0.0, ge=0, le=1, description="share of patches turned grey")
     drawn: float = Field(
-        0.0, ge=0, le=1, description="share of patches of flat colours, lines and discs instead"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of patches of flat colours, lines and discs instead",
     )
 
     def draw(self, rng: np.random.Generator) -> Change:

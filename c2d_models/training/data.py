@@ -6,7 +6,7 @@ configuration are turned into batches for the steps and LR/HR crops for validati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,16 +86,15 @@ def _find(config: TrainConfig) -> tuple[list[Path], dict[Path, Path] | None]:
 def _batches(
     config: TrainConfig, files: list[Path], lr_files: Mapping[Path, Path] | None
 ) -> Batches:
-    same = {
-        "patch": config.patch,
-        "batch": config.batch,
-        "seed": config.seed,
-        "augmentation": config.augmentation,
-    }
+    batches: Callable[..., Batches]
     if config.stage == "continuous":
         scale = (1.0, config.max_scale)
-        return ContinuousBatches(files, queries=config.queries, scale=scale, **same)
-    return DiscreteBatches(files, scale=config.factor, lr_files=lr_files, **same)
+        batches = partial(ContinuousBatches, files, queries=config.queries, scale=scale)
+    else:
+        batches = partial(DiscreteBatches, files, scale=config.factor, lr_files=lr_files)
+    return batches(
+        patch=config.patch, batch=config.batch, seed=config.seed, augmentation=config.augmentation
+    )
 
 
 def _read_pair(config: TrainConfig, lr_files: Mapping[Path, Path], file: Path) -> Pair:
