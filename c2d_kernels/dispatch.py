@@ -11,10 +11,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 KERNEL_BACKENDS = ("cuda", "triton", "cpu", "torch")  # in the order auto tries them
 CHOICES = ("auto", *KERNEL_BACKENDS, "reference")
@@ -22,8 +24,15 @@ CHOICES = ("auto", *KERNEL_BACKENDS, "reference")
 # The first number of what a forward hands to its backward (see Kernel).
 KEPT, NOTHING_KEPT = 0, -1
 
-# One for the process, not one a thread: autograd runs backward kernels in threads of its own.
-_requested = os.environ.get("C2D_BACKEND") or "auto"
+_PLAIN = (Tensor, nn.Parameter, nn.Buffer)
+
+_outside = os.environ.get("C2D_BACKEND") or "auto"  # of any block
+# Each thread and task has its own; for autograd's threads, operators.py keeps the forward's.
+_requested: ContextVar[str] = ContextVar("c2d_backend", default=_outside)
+# The blocks open in any thread and the newest one's backend, for torch.compile: it cannot trace a
+# context variable, nor see that it changed.
+_open: list[list[str]] = []
+_newest = _outside
 _kernels: dict[str, list[Kernel]] = {}
 
 
@@ -77,12 +86,14 @@ def kernels(operator: str) -> tuple[Kernel, ...]:
 
 def requested() -> str:
     """The backend in force: backend()'s, else C2D_BACKEND's, else auto."""
-    return _requested
+    return _newest if torch.compiler.is_compiling() else _requested.get()
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Ask for a backend by name inside a `with` block, for the whole process.
+    """Ask for a backend by name inside a `with` block, in this thread (or asynchronous task).
+
+    A backward takes the backend of its forward, wherever it runs.
 
     Args:
         name: "auto", "cuda", "triton", "cpu", "torch" or "reference". The environment variable
@@ -92,22 +103,51 @@ def backend(name: str) -> Iterator[None]:
         ValueError: at once, for a name that is none of these.
         BackendError: at the operator's call, if the named backend cannot run it; says why.
     """
-    global _requested
+    global _newest
     _check_name(name, "backend()")
-    previous = _requested
-    _requested = name
+    token, block = _requested.set(name), [name]
+    _open.append(block)
+    _newest = name
     try:
         yield
     finally:
-        _requested = previous
+        _requested.reset(token)
+        _open[:] = [other for other in _open if other is not block]
+        _newest = _open[-1][0] if _open else _outside
+
+
+def transformed() -> bool:
+    """Whether torch.func, forward-mode differentiation or batched gradients act on what runs now.
+
+    They see through PyTorch's own operators only: a kernel would give a tangent of zero.
+    """
+    functorch = torch._C._functorch
+    # isinstance, not `is None`: torch.compile sees None as an object here.
+    return (
+        isinstance(functorch.peek_interpreter_stack(), functorch.CInterpreter)
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def plain(x: object) -> bool:
+    """Whether x is memory that a kernel can read, not a tensor subclass that stands for something.
+
+    Quantised and sharded weights are such; what compilers trace with counts as plain.
+    """
+    return type(x) in _PLAIN or isinstance(x, FakeTensor) or not isinstance(x, Tensor)
 
 
 def select(operator: str, *args: object) -> Kernel | None:
     """The kernel that runs these arguments, or None: the reference does."""
-    name = _requested
+    name = requested()
     if name == "reference":
         return None
     _check_name(name, "C2D_BACKEND")
+    refusal = opaque(args)
+    if refusal is not None:
+        if name == "auto":
+            return None
+        raise cannot_run(operator, name, refusal)
     reason = f"this build has no {name} kernel for it"
     for kernel in _kernels.get(operator, ()):
         if name in ("auto", kernel.backend):
@@ -134,18 +174,39 @@ def in_one_piece(operator: str, *args: object) -> bool:
     Otherwise it is better composed of other operators: where the backend in force has no kernel for
     it, or has no gradients that are wanted (auto only: see Kernel).
     """
-    if _requested == "reference":
+    name = requested()
+    if name == "reference":
         return True
-    tensors = [x for arg in args for x in (arg if isinstance(arg, list) else [arg])]
+    if opaque(args) is not None:
+        return False
+    tensors = list(_flat(args))
     trains = torch.is_grad_enabled() and any(
         isinstance(x, Tensor) and x.requires_grad for x in tensors
     )
     return any(
-        _requested in ("auto", kernel.backend)
+        name in ("auto", kernel.backend)
         and kernel.can_run(*args) is None
-        and not (_requested == "auto" and trains and not kernel.trains(*args))
+        and not (name == "auto" and trains and not kernel.trains(*args))
         for kernel in kernels(operator)
     )
+
+
+def opaque(args: Sequence[object]) -> str | None:
+    """Why no kernel can take these arguments, or None."""
+    if transformed():
+        return "torch.func and forward-mode differentiation see through its reference only"
+    for x in _flat(args):
+        if not plain(x):
+            return f"kernels read plain tensors, and among these is a {type(x).__name__}"
+    return None
+
+
+def _flat(args: Sequence[object]) -> Iterator[object]:
+    for arg in args:
+        if isinstance(arg, list):
+            yield from arg
+        else:
+            yield arg
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:

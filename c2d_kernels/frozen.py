@@ -81,8 +81,7 @@ def unwatched() -> bool:
         not torch.compiler.is_compiling()  # first: a trace cannot see the others
         and not torch.is_grad_enabled()
         and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch.autograd.forward_ad._current_level < 0
+        and not dispatch.transformed()
     )
 
 

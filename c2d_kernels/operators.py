@@ -24,6 +24,7 @@ _TENSOR_KINDS = ("Tensor", "Tensor?", "Tensor[]")
 Result = TypeVar("Result", bound="Tensor | tuple[Tensor, ...]")
 operators: dict[str, Operator[Any]] = {}
 _as_defined = False
+_BATCHED = torch._C._dispatch_key_parse("Batched")
 
 
 @contextmanager
@@ -203,6 +204,8 @@ class _CustomOps:
         """What the forward leaves for `differentiate`."""
         inputs = inputs[: self.count]
         tensors = _tensors(self.kinds, inputs)
+        # Autograd may run the backward in another thread, or after the block was left.
+        ctx.backend = dispatch.requested()
         # The rest: what is not a tensor, and how long the lists are.
         ctx.inputs = _regroup(self.kinds, inputs, [None] * len(tensors))
         ctx.save_for_backward(*tensors, *(output[self.operator.outputs :] if self.keeps else ()))
@@ -226,8 +229,12 @@ class _CustomOps:
                 torch.zeros_like(model) if grad is None else grad
                 for grad, model in zip(grads[: operator.outputs], models, strict=True)
             )
-        op = getattr(torch.ops.c2d, f"{operator.name}_backward").default
-        found = op(*grads, *tensors[len(mask) :], *inputs, mask)
+        if dispatch.transformed() or any(map(_batched, grads)):
+            found = _differentiate(operator.reference, kinds, grads, inputs, mask)
+        else:
+            op = getattr(torch.ops.c2d, f"{operator.name}_backward").default
+            with dispatch.backend(ctx.backend):
+                found = op(*grads, *tensors[len(mask) :], *inputs, mask)
         found = [x if needed else None for x, needed in zip(found, mask, strict=True)]
         found = _regroup(kinds, ctx.inputs, found)
         found = [found[i] if kind in _TENSOR_KINDS else None for i, kind in enumerate(kinds)]
@@ -277,7 +284,7 @@ def _register(
 def _differentiate(
     reference: Callable[..., Tensor | tuple[Tensor, ...]],
     kinds: Sequence[str],
-    grads: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
     inputs: Sequence[Any],
     mask: Sequence[bool],
 ) -> list[Tensor | None]:
@@ -309,6 +316,11 @@ def recording() -> Iterator[None]:
     included = torch._C._dispatch_tls_local_include_set()
     with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
         yield
+
+
+def _batched(grad: Tensor | None) -> bool:
+    """Whether this stands for many gradients (torch.autograd.grad's is_grads_batched)."""
+    return grad is not None and torch._C._dispatch_keys(grad).has(_BATCHED)
 
 
 def _laid_out(out: Tensor, model: Tensor | None) -> Tensor:

@@ -261,12 +261,13 @@ def _tile_decoder(
     """
     requested = dispatch.requested()
     trains = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    opaque = dispatch.opaque(tensors)
     refusal = "only the Triton and CPU kernels and the reference decode tiles"
     for name, module in (("triton", triton), ("cpu", native)):
         if requested not in ("auto", name):
             continue
-        refusal = "it decodes tiles without gradients only"
-        if not trains and not torch.compiler.is_compiling():
+        refusal = opaque or "it decodes tiles without gradients only"
+        if not (opaque or trains or torch.compiler.is_compiling()):
             refusal = module.can_run(tensors[0], image, None, shape.levels)
         if refusal is None:
             return module
