@@ -13,6 +13,7 @@ from c2d_kernels import (
     res_post_norm,
     window_attention,
 )
+from c2d_kernels.dispatch import plain
 from c2d_kernels.frozen import FrozenWeights
 
 from .layers import Conv3x3, DepthwiseBranch, DepthwiseConv, Mlp, PointwiseConv
@@ -237,9 +238,9 @@ class PostNormLayer(Fused):
 def weights_of(modules: Mapping[str, nn.Module], *around: nn.Module) -> dict[str, Tensor] | None:
     """The modules' weights and biases for an operator that does their work, named as in `modules`.
 
-    None if one has no bias, or if a call of one of them, or of a module `around` them, does more
-    than its class says: an adapter, a parametrization, quantisation, a hook or an exchanged
-    `forward` must not be passed over.
+    None if one has no bias, if a weight is not plain memory (quantised, sharded), or if a call of
+    one of them, or of a module `around` them, does more than its class says: an adapter, a
+    parametrization, quantisation, a hook or an exchanged `forward` must not be passed over.
     """
     known = (nn.Linear, nn.LayerNorm, PointwiseConv, Conv3x3, DepthwiseConv)
     if not all(type(module) in known for module in modules.values()):
@@ -255,7 +256,23 @@ def weights_of(modules: Mapping[str, nn.Module], *around: nn.Module) -> dict[str
         for name, module in modules.items()
         for kind in ("weight", "bias")
     }
-    return None if any(weight is None for weight in weights.values()) else weights
+    return weights if all(x is not None and plain(x) for x in weights.values()) else None
+
+
+def matrix_of(linear: nn.Module, inputs: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The weight (out, inputs) and bias (out,) of a Linear that is not called on its inputs.
+
+    Its own where it is as its class says; of what has become of it otherwise (an adapter, a
+    quantised or hooked one), those that its call shows, on each input alone and on none.
+
+    Args:
+        like: a tensor of the device and dtype that it would be called on.
+    """
+    weights = weights_of({"": linear})
+    if weights is not None:
+        return weights[".weight"], weights[".bias"]
+    rows = linear(torch.eye(inputs + 1, inputs, dtype=like.dtype, device=like.device))
+    return (rows[:-1] - rows[-1]).T, rows[-1]
 
 
 def is_leaky(module: nn.Module) -> bool:

@@ -8,6 +8,7 @@ named.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from .fused import (
     PostNormLayer,
     WindowAttention,
     is_leaky,
+    matrix_of,
 )
 from .layers import Conv3x3, Mlp, init_linear
 from .mambairv2 import STATE_SPACE, AttentiveLayer
@@ -34,15 +36,20 @@ from .registry import HIIF_L, TINY, register
 from .upsamplers import BilinearPixelShuffle, upsampler
 
 
-def position_digits(window_size: int) -> Tensor:
-    """(w, log2 w) for windows of w: the binary digits of 0..w-1 as -1 / +1, coarse to fine."""
+def digit_levels(window_size: int) -> int:
+    """How many binary digits a place in a window has."""
     levels = window_size.bit_length() - 1
     if window_size != 1 << levels:
         raise NetworkError(
             f"window sizes must be powers of two for their digits; got {window_size}"
         )
-    places = torch.arange(levels - 1, -1, -1)
-    digits = (torch.arange(window_size)[:, None] >> places) & 1
+    return levels
+
+
+def position_digits(window_size: int, device: torch.device | None = None) -> Tensor:
+    """(w, log2 w) for windows of w: the binary digits of 0..w-1 as -1 / +1, coarse to fine."""
+    places = torch.arange(digit_levels(window_size) - 1, -1, -1, device=device)
+    digits = (torch.arange(window_size, device=device)[:, None] >> places) & 1
     return 2.0 * digits - 1.0
 
 
@@ -53,24 +60,25 @@ class HierarchicalEncoding(Preparable):
     the sum of a table by row and a table by column, (window_size, dim) each.
     """
 
-    digits: Tensor
-
     def __init__(self, dim: int, window_size: int):
         super().__init__()
-        digits = position_digits(window_size)
         self.window_size = window_size
-        self.proj = nn.Linear(2 * digits.shape[1], dim)
-        self.register_buffer("digits", digits, persistent=False)
+        self.proj = nn.Linear(2 * digit_levels(window_size), dim)
 
-    def tables(self) -> tuple[Tensor, Tensor]:
+    def tables(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """E of each row and of each column of a window, (window_size, dim) both."""
-        by_row, by_column = self.proj.weight.chunk(2, dim=1)
-        rows = F.linear(self.digits, by_row, self.proj.bias)
-        return rows, F.linear(self.digits, by_column)
+        digits = position_digits(self.window_size, like.device).to(like.dtype)
+        weight, bias = matrix_of(self.proj, 2 * digits.shape[1], digits)
+        by_row, by_column = weight.chunk(2, dim=1)
+        return F.linear(digits, by_row, bias), F.linear(digits, by_column)
 
-    def forward(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """E at the rows (H,) and columns (W,) of a map, (H, dim) and (W, dim): E is their sum."""
-        row_table, column_table = self.once("tables", self.tables, self, self.proj)
+    def forward(self, rows: Tensor, columns: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """E at the rows (H,) and columns (W,) of a map, (H, dim) and (W, dim): E is their sum.
+
+        In the dtype and on the device of the map, `like`.
+        """
+        make = partial(self.tables, like)
+        row_table, column_table = self.once(f"tables {like.dtype}", make, *self.modules())
         by_row = row_table.index_select(0, rows % self.window_size)
         return by_row, column_table.index_select(0, columns % self.window_size)
 
@@ -125,7 +133,7 @@ class CorrelationMixer(Mixer):
 
     def parts(self, x: Tensor, *place: Tensor) -> list[Tensor]:
         """The correlation and v, (B, H, W, dim / 2) each, for rows (H,) and columns (W,)."""
-        q, v = self.dfe(x, self.encoding(*place)).chunk(2, dim=-1)
+        q, v = self.dfe(x, self.encoding(*place, x)).chunk(2, dim=-1)
         return [channel_correlation(q, v, window_size=self.window_size), v]
 
     def forward(self, x: Tensor, *place: Tensor) -> Tensor:

@@ -1,13 +1,16 @@
 """HIIF: an image as a function of continuous position, the continuous up-sampler (2412.03748)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from c2d_kernels import Region, coordinate_query, coordinate_query_moments
 
+from .fused import weights_of
 from .layers import Conv3x3
 
 DECODERS: Mapping[str, Mapping[str, int]] = MappingProxyType(
@@ -60,9 +63,28 @@ class Decoder(nn.Module):
         nn.init.zeros_(mlps[-1].fc2.weight)
         nn.init.zeros_(mlps[-1].fc2.bias)
 
-    def weights(self) -> dict[str, Tensor]:
-        """The parameters by the operator's names, in its order."""
-        return dict(self.named_parameters())
+    def weights(self, dtype: torch.dtype) -> Mapping[str, Any]:
+        """The parameters by the operator's names, in its order; its layers if one has changed.
+
+        Args:
+            dtype: of the features: changed layers are called on it.
+        """
+        groups = {"mlps": self.mlps, "attentions": self.attentions}
+        layers = {
+            f"{name}.{index}.{part}": layer
+            for name, group in groups.items()
+            for index, block in enumerate(group)
+            for part, layer in block.named_children()
+        }
+        weights = weights_of(layers, self, *self.mlps, *self.attentions)
+        if weights is not None:
+            return weights
+        return {name: _in_dtype(layer, dtype) for name, layer in layers.items()}
+
+
+def _in_dtype(layer: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """The layer called in a dtype, for features that are summed in a wider one."""
+    return lambda x: layer(x.to(dtype)).to(x.dtype)
 
 
 class HIIF(nn.Module):
@@ -106,7 +128,7 @@ class HIIF(nn.Module):
         colours = coordinate_query(
             features,
             rearrange(image, "b c h w -> b h w c"),
-            self.decoder.weights(),
+            self.decoder.weights(features.dtype),
             levels=self.levels,
             heads=self.heads,
             attentions=self.attentions,
@@ -129,7 +151,7 @@ class HIIF(nn.Module):
         """(B, heads, d, d): sum of attention len(moments)'s k^T v over the grid's queries."""
         return coordinate_query_moments(
             features,
-            self.decoder.weights(),
+            self.decoder.weights(features.dtype),
             levels=self.levels,
             heads=self.heads,
             attentions=self.attentions,

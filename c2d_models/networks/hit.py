@@ -9,13 +9,14 @@ Module names are the authors', so that their files load as they are.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from c2d_kernels import channel_correlation, dual_features, spatial_correlation
 
-from .fused import ConvFFN, Fused, Mixer, PostNormLayer, is_leaky
+from .fused import ConvFFN, Fused, Mixer, PostNormLayer, is_leaky, matrix_of
 from .layers import Conv3x3, Mlp, PointwiseConv
 from .maps import crop, pad_to_multiple
 from .preparable import Preparable
@@ -69,14 +70,14 @@ class RelativeBias(Preparable):
             for width in (dim, dim, num_heads)
         )
 
-    def forward(self) -> Tensor:
-        return self.once("table", self.table, *self.modules())
+    def forward(self, like: Tensor) -> Tensor:
+        """For a map `like`, in its dtype and on its device."""
+        return self.once(f"table {like.dtype}", partial(self.table, like), *self.modules())
 
-    def table(self) -> Tensor:
+    def table(self, like: Tensor) -> Tensor:
         """The biases from the present weights."""
-        weight = self.pos_proj.weight
-        offsets = torch.arange(1 - self.window_size, self.window_size, device=weight.device)
-        grid = torch.cartesian_prod(offsets, offsets).to(weight.dtype)
+        offsets = torch.arange(1 - self.window_size, self.window_size, device=like.device)
+        grid = torch.cartesian_prod(offsets, offsets).to(like.dtype)
         return self.pos3(self.pos2(self.pos1(self.pos_proj(grid))))
 
 
@@ -92,8 +93,8 @@ class SelfCorrelation(Mixer):
         self.window_size, self.base_window, self.num_heads = window_size, base_window, num_heads
         self.qv = DualFeatureExtraction(dim)
         self.proj = nn.Linear(dim, dim)
-        cell = window_size // min(window_size, base_window)
-        self.spatial_linear = nn.Linear(cell * cell, 1)
+        self.cell = (window_size // min(window_size, base_window)) ** 2
+        self.spatial_linear = nn.Linear(self.cell, 1)
         # A norm over fewer than three numbers would leave only signs of the offsets.
         self.pos = RelativeBias(max(dim // 16, 3), window_size, num_heads)
 
@@ -105,9 +106,8 @@ class SelfCorrelation(Mixer):
         spatial = spatial_correlation(
             q,
             v,
-            self.spatial_linear.weight,
-            self.spatial_linear.bias,
-            self.pos(),
+            *matrix_of(self.spatial_linear, self.cell, x),
+            self.pos(x),
             window_size=self.window_size,
             base_window=self.base_window,
             num_heads=self.num_heads,

@@ -19,7 +19,7 @@ from c2d_kernels import selective_scan
 
 from ..errors import NetworkError
 from .fused import ProjectedWindowAttention
-from .layers import Conv3x3, DepthwiseConv, PointwiseConv, init_linear
+from .layers import Conv3x3, PointwiseConv, depthwise, init_linear
 from .maps import rgb_mean, symmetric_index
 from .network import Network
 from .registry import HIIF_L, register
@@ -36,7 +36,7 @@ class SpatialGate(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.norm = nn.LayerNorm(dim // 2)
-        self.conv = DepthwiseConv(dim // 2, 5)
+        self.conv = depthwise(dim // 2, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         kept, gate = x.chunk(2, dim=-1)
@@ -135,7 +135,7 @@ class AttentiveStateSpace(nn.Module):
         hidden = int(dim * ratio)
         self.num_tokens, self.routing = num_tokens, routing
         self.in_proj = nn.Sequential(PointwiseConv(dim, hidden))
-        self.CPE = nn.Sequential(DepthwiseConv(hidden, 3))  # conditional position encoding
+        self.CPE = nn.Sequential(depthwise(hidden, 3))  # conditional position encoding
         self.route = nn.Sequential(
             nn.Linear(dim, dim // 3), nn.GELU(), nn.Linear(dim // 3, num_tokens)
         )
@@ -161,7 +161,7 @@ class AttentiveStateSpace(nn.Module):
     def forward(self, x: Tensor, token_table: Tensor) -> Tensor:
         """x (B, H, W, dim), token_table (inner_rank, d_state) -> (B, H, W, dim)."""
         batch, height, width, _ = x.shape
-        prompts = self.embeddingB.weight @ token_table
+        prompts = table_of(self.embeddingB, self.num_tokens, x) @ token_table
         classes, prompt = self.classify(rearrange(x, "b h w c -> b (h w) c"), prompts)
         order, inverse = class_order(classes, self.num_tokens)
         x = self.in_proj(x)
@@ -193,6 +193,11 @@ def uniform_embedding(rows: int, columns: int) -> nn.Embedding:
     return embedding
 
 
+def table_of(embedding: nn.Module, rows: int, like: Tensor) -> Tensor:
+    """The whole table, by a call, so that an adapter or a hook acts on it."""
+    return embedding(torch.arange(rows, device=like.device))
+
+
 class AttentiveLayer(nn.Module):
     """Attentive state-space layer: a mixer of near pixels, an MLP, the state space, an MLP.
 
@@ -215,6 +220,7 @@ class AttentiveLayer(nn.Module):
         self.scale1, self.scale2 = (nn.Parameter(torch.full((dim,), 1e-4)) for _ in range(2))
         self.convffn1, self.convffn2 = GatedMlp(dim, ratio), GatedMlp(dim, ratio)
         self.assm = AttentiveStateSpace(dim, ratio, d_state, inner_rank, num_tokens, routing)
+        self.inner_rank = inner_rank
         self.embeddingA = uniform_embedding(inner_rank, d_state)
 
     def mix(self, x: Tensor, *place: Tensor) -> Tensor:
@@ -231,7 +237,7 @@ class AttentiveLayer(nn.Module):
         x = self.mix_with_skip(x, *place)
         x = x + self.convffn1(self.norm2(x)) + entry * self.scale1
         entry = x
-        x = x + self.assm(self.norm3(x), self.embeddingA.weight)
+        x = x + self.assm(self.norm3(x), table_of(self.embeddingA, self.inner_rank, x))
         return x + self.convffn2(self.norm4(x)) + entry * self.scale2
 
 

@@ -53,7 +53,7 @@ def test_encoding_is_a_linear_of_the_digits():
             for y in rows
         ]
     )
-    by_row, by_column = encoding(rows, columns)
+    by_row, by_column = encoding(rows, columns, torch.empty(1))
     torch.testing.assert_close(by_row[:, None] + by_column, expected, atol=1e-6, rtol=0)
 
 
@@ -79,7 +79,7 @@ def test_mixer_is_the_correlation_beside_v(rng):
     mixer = CorrelationMixer(8, 4)
     x = torch.randn(1, 4, 4, 8, generator=rng)
     place = torch.arange(4)
-    q, v = mixer.dfe(x, mixer.encoding(place, place)).reshape(16, 8).chunk(2, dim=1)
+    q, v = mixer.dfe(x, mixer.encoding(place, place, x)).reshape(16, 8).chunk(2, dim=1)
     expected = mixer.proj(torch.cat([v @ (q.t() @ v / 16).t(), v], dim=1)).reshape(1, 4, 4, 8)
     torch.testing.assert_close(mixer(x, place, place), expected, atol=1e-6, rtol=1e-5)
 

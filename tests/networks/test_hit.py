@@ -37,7 +37,7 @@ def test_windows_grow_in_every_group():
 
 def test_bias_table_is_by_offset_from_top_left():
     bias = RelativeBias(3, 4, 2)
-    table = bias()
+    table = bias(torch.empty(1))
     assert table.shape == (49, 2)
     for y, x in [(-3, -3), (-3, 2), (0, 0), (3, -1)]:
         offset = torch.tensor([float(y), float(x)])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def coordinate_query(
     features: Tensor,
     image: Tensor,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor] | reference.Layers,
     *,
     levels: int,
     heads: int,
@@ -47,7 +47,8 @@ def coordinate_query(
         features: (B, H, W, C), float32, bfloat16, float16 or float64; any strides.
         image: (B, H, W, 3), the LR image. May be float32 beside half-precision features.
         weights: name -> tensor, as coordinate_query_weight_shapes(C, ...) lists them. May be
-            float32 beside half-precision features.
+            float32 beside half-precision features. Or layer -> a function that does its work, such
+            as "mlps.0.fc1" -> a module that is more than its weights: the reference calls them.
         levels: number of MLPs, at least 1.
         heads: of the attention; divides C.
         attentions: how many of them, less than levels.
@@ -85,6 +86,8 @@ def coordinate_query(
             raise ValueError(
                 f"moments must hold one tensor an attention, {attentions}, got {len(moments)}."
             )
+    if not ordered:
+        return reference.coordinate_query(features, image, weights, shape, queries, moments)
     if region is None and moments is None:
         return _operator(features, image, ordered, levels, heads, attentions, size, coords, cell)
     tensors = [features, image, *ordered, *(moments or ())]
@@ -95,7 +98,7 @@ def coordinate_query(
 
 def coordinate_query_moments(
     features: Tensor,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor] | reference.Layers,
     *,
     levels: int,
     heads: int,
@@ -136,6 +139,8 @@ def coordinate_query_moments(
             f"moments must leave an attention to accumulate: there are {attentions}, "
             f"got {len(moments)} moments."
         )
+    if not ordered:
+        return reference.coordinate_query_moments(features, weights, shape, queries, moments)
     tile = _tile_decoder("coordinate_query_moments", [features, *ordered, *moments], None, shape)
     with dispatch.without_autocast(features.device):
         return tile.coordinate_query_moments(features, weights, shape, queries, moments)
@@ -175,20 +180,27 @@ def _decoder_shape(width: int, levels: int, heads: int, attentions: int) -> Deco
 
 
 def _checked_weights(
-    features: Tensor, weights: Mapping[str, Tensor], decoder: DecoderShape
+    features: Tensor, weights: Mapping[str, Tensor] | reference.Layers, decoder: DecoderShape
 ) -> list[Tensor]:
-    """The weights in the op's order."""
+    """The weights in the op's order; none for layers."""
     shapes = decoder.weight_shapes()
-    for name in shapes:
+    called = not any(isinstance(weight, Tensor) for weight in weights.values())
+    expected = {name.rpartition(".")[0] for name in shapes} if called and weights else shapes
+    for name in expected:
         if name not in weights:
             raise ValueError(f"weights must hold {name!r}: see coordinate_query_weight_shapes.")
     for name in weights:
-        if name not in shapes:
+        if name not in expected:
             raise ValueError(f"weights holds {name!r}, which this decoder does not have.")
+    if called:
+        return []
+    ordered: list[Tensor] = []
     for name, shape in shapes.items():
-        checks.parameters(features, **{f"weights[{name!r}]": weights[name]})
-        checks.shape(f"weights[{name!r}]", weights[name], shape, "its own")
-    return [weights[name] for name in shapes]
+        weight: Any = weights[name]
+        checks.parameters(features, **{f"weights[{name!r}]": weight})
+        checks.shape(f"weights[{name!r}]", weight, shape, "its own")
+        ordered.append(weight)
+    return ordered
 
 
 def _check_positions(features: Tensor, queries: Queries) -> None:

@@ -6,7 +6,8 @@ for float64 features); the result has the image's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,26 +16,32 @@ from torch import Tensor
 from .decoder_shape import DecoderShape
 from .positions import Axis, Queries, axes, every_pair
 
+Layers: TypeAlias = Mapping[str, Callable[[Tensor], Tensor]]
+"""The decoder's layers by name, such as "mlps.0.fc1", each a function of a float32 map."""
+
 
 def coordinate_query(
     features: Tensor,
     image: Tensor,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor] | Layers,
     shape: DecoderShape,
     queries: Queries,
     moments: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """RGB at the queries: (B, H_out, W_out, 3) for a grid (or its region), (B, Q, 3) for coords."""
+    """RGB at the queries: (B, H_out, W_out, 3) for a grid (or its region), (B, Q, 3) for coords.
+
+    `weights` holds tensors, as `DecoderShape.weight_shapes` names them, or the layers themselves.
+    """
     y, x, rel_cell = positions(features, shape.levels, queries)
     taps, base = gather(features, y, x), gather(image, y, x)
-    values, _ = decode(taps, y, x, rel_cell, weights, shape, moments)
+    values, _ = decode(taps, y, x, rel_cell, layers_of(weights, taps[0]), shape, moments)
     sample = sum(base[1:], base[0]).to(values)
     return queries.shaped((values + sample).to(image.dtype))
 
 
 def coordinate_query_moments(
     features: Tensor,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor] | Layers,
     shape: DecoderShape,
     queries: Queries,
     moments: Sequence[Tensor] = (),
@@ -42,7 +49,9 @@ def coordinate_query_moments(
     """(B, heads, d, d): sum over the queries of k^T v in attention number len(moments)."""
     y, x, rel_cell = positions(features, shape.levels, queries)
     taps = gather(features, y, x)
-    _, moment = decode(taps, y, x, rel_cell, weights, shape, moments, stop=len(moments))
+    _, moment = decode(
+        taps, y, x, rel_cell, layers_of(weights, taps[0]), shape, moments, stop=len(moments)
+    )
     assert moment is not None  # there is an attention of this number
     return moment
 
@@ -52,44 +61,51 @@ def decode(
     y: Axis,
     x: Axis,
     rel_cell: Tensor,
-    weights: Mapping[str, Tensor],
+    layers: Layers,
     shape: DecoderShape,
     moments: Sequence[Tensor] | None,
     stop: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The MLPs and attentions over (B, Q) queries: their RGB, or the moment of attention `stop`."""
     batch, count, _ = taps[0].shape
-    weights = {name: weight.to(taps[0]) for name, weight in weights.items()}
-
-    def norm(name: str, value: Tensor) -> Tensor:
-        weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-        return F.layer_norm(value, weight.shape, weight, bias, eps=1e-5)
-
-    def linear(name: str, value: Tensor) -> Tensor:
-        return F.linear(value, weights[f"{name}.weight"], weights[f"{name}.bias"])
-
     rel_cell = rel_cell.to(taps[0])[:, None].expand(batch, count, 2)
     hidden = torch.cat([*taps, rel_cell], dim=-1)
     for level in range(shape.levels):
         digits = torch.stack([y.digits[level], x.digits[level]], dim=-1).expand(batch, count, 2)
-        hidden = norm(f"mlps.{level}.norm", torch.cat([hidden, digits], dim=-1))
-        hidden = linear(f"mlps.{level}.fc2", F.gelu(linear(f"mlps.{level}.fc1", hidden)))
+        hidden = layers[f"mlps.{level}.norm"](torch.cat([hidden, digits], dim=-1))
+        hidden = layers[f"mlps.{level}.fc2"](F.gelu(layers[f"mlps.{level}.fc1"](hidden)))
         if level >= shape.attentions:
             continue
         name = f"attentions.{level}"
-        qkv = linear(f"{name}.qkv", hidden).unflatten(-1, (3, shape.heads, shape.head_dim))
+        qkv = layers[f"{name}.qkv"](hidden).unflatten(-1, (3, shape.heads, shape.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, Q, head_dim) each
         if moments is None or level >= len(moments):
-            moment = norm(f"{name}.k_norm", k).transpose(-1, -2) @ norm(f"{name}.v_norm", v)
+            moment = layers[f"{name}.k_norm"](k).transpose(-1, -2) @ layers[f"{name}.v_norm"](v)
             if level == stop:
                 return hidden, moment
             moment = moment / count
         else:
             moment = moments[level].to(hidden)
         attended = (q @ moment).transpose(1, 2).flatten(2)
-        attended = F.gelu(linear(f"{name}.proj1", attended + hidden))
-        hidden = linear(f"{name}.proj2", attended) + hidden
+        attended = F.gelu(layers[f"{name}.proj1"](attended + hidden))
+        hidden = layers[f"{name}.proj2"](attended) + hidden
     return hidden, None
+
+
+def layers_of(weights: Mapping[str, Tensor] | Layers, like: Tensor) -> Layers:
+    """The layers that these weights make, in the dtype of `like`; layers stay what they are."""
+    tensors = {name: x.to(like) for name, x in weights.items() if isinstance(x, Tensor)}
+    if not tensors:
+        return cast(Layers, weights)
+    names = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
+    return {name: _layer(tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in names}
+
+
+def _layer(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+    """A Linear, or for a vector a LayerNorm."""
+    if weight.dim() == 1:
+        return lambda x: F.layer_norm(x, weight.shape, weight, bias, eps=1e-5)
+    return lambda x: F.linear(x, weight, bias)
 
 
 def positions(features: Tensor, levels: int, queries: Queries) -> tuple[Axis, Axis, Tensor]:
