@@ -330,7 +330,10 @@ def _laid_out(out: Tensor, model: Tensor | None) -> Tensor:
     elif out.stride() != torch.empty_like(model, device="meta").stride():
         out = torch.empty_like(model, dtype=out.dtype).copy_(out)
     # Autograd lets nobody write to a view that was made in here: the same memory as no view.
-    return out.new_empty(0).set_(out) if out._is_view() else out
+    if not out._is_view():
+        return out
+    memory = out.untyped_storage()
+    return out.new_empty(0).set_(memory, out.storage_offset(), out.shape, out.stride())
 
 
 def _tensors(kinds: Sequence[str], inputs: Sequence[Any]) -> list[Tensor | None]:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..errors import ModelFileError
 from .registry import create
+from .wrappings import inner_state
 
 if TYPE_CHECKING:
     from .network import Network
 
-_WRAPPERS = ("params_ema", "params", "state_dict", "model")
 _BUFFERS = (
     "relative_position_index",
     "relative_position_index_SA",
@@ -32,22 +32,11 @@ _PUBLISHED = {  # what only this network has in its first layer; the first that 
 
 
 def unwrap(path: Path, content: Any) -> dict[str, Tensor]:
-    """An author's state dict, out of its wrappers, without data-parallel training's prefix."""
-    while isinstance(content, dict):
-        inner = [key for key in _WRAPPERS if isinstance(content.get(key), dict)]
-        if not inner:
-            break
-        content = content[inner[0]]
-    if not isinstance(content, dict) or not content:
-        raise ModelFileError(f"{path} holds no state dict")
-    if not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    ):
-        raise ModelFileError(f"{path} holds no state dict: not all its entries are named tensors")
-    if all(name.startswith("module.") for name in content):
-        content = {name.removeprefix("module."): value for name, value in content.items()}
+    """An author's state dict, out of what training put around it, without derived buffers."""
     return {
-        name: value for name, value in content.items() if name.rsplit(".", 1)[-1] not in _BUFFERS
+        name: value
+        for name, value in inner_state(path, content).items()
+        if name.rsplit(".", 1)[-1] not in _BUFFERS
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import safe_open
@@ -16,6 +16,7 @@ from ..errors import ModelFileError
 from ..files import write_whole
 from .authors import recognise, unwrap
 from .registry import NETWORKS, create
+from .wrappings import inner_names, state_of, unwrapped
 
 if TYPE_CHECKING:
     from .network import Network
@@ -40,20 +41,26 @@ def save(
     The file appears whole or not at all: it is written beside its place and then renamed.
 
     Args:
-        net: the network; its name, scale and config go into the file's metadata.
+        net: the network, or what torch.compile, DataParallel, DDP or AveragedModel made of it; of
+            parametrized and pruned weights the results are written. Its name, scale and config go
+            into the file's metadata.
         path: the file, `*.safetensors`.
         record: how the weights came to be (JSON values), kept for `read_record`; the network's
             own by default, which it has from the file that it was loaded from.
         dtype: store floating-point weights as this, e.g. torch.float16; as they are by default.
+
+    Raises:
+        ModelFileError: a weight that is not plain: of an adapter, quantised or sharded.
     """
     path = Path(path)
+    net = cast("Network", unwrapped(net))
     header = {"name": net.name, "scale": net.scale, "config": net.config, "format": FORMAT}
     state = {
         name: (value.to(dtype) if dtype and value.is_floating_point() else value)
         .detach()
         .cpu()
         .contiguous()
-        for name, value in net.state_dict().items()
+        for name, value in state_of(net, _names(net)).items()
     }
     record = net.record if record is None else record
     write_whole(
@@ -77,6 +84,7 @@ def load(
     state, metadata = read(path)
     if "c2d_isr" in metadata:
         net = _build(path, header_of(path, metadata))
+        state = inner_names(path, state)
     else:
         state = unwrap(path, state)
         net = recognise(path, state)
@@ -145,6 +153,14 @@ def _build(path: Path, header: dict[str, Any]) -> Network:
         raise ModelFileError(
             f"{path} describes a {header['name']} that cannot be built: {error}"
         ) from error
+
+
+def _names(net: Network) -> list[str] | None:
+    """In the state dict of the network as its class makes it, if it is one of ours."""
+    if net.name not in NETWORKS:
+        return None
+    with torch.device("meta"):
+        return list(create(net.name, net.scale, config=net.config).state_dict())
 
 
 def _fill(path: Path, net: Network, state: dict[str, Tensor]) -> None:

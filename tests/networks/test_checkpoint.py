@@ -2,11 +2,15 @@
 
 import json
 import re
+import warnings
 
 import pytest
 import torch
 from golden_weights import golden_state_dict, listing
 from safetensors.torch import save_file
+from torch import nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+from torch.optim.swa_utils import AveragedModel
 
 from c2d_models import create, files, list_models, load
 from c2d_models.errors import ModelFileError
@@ -90,16 +94,51 @@ WRAPPINGS = {
     "params_ema": lambda state: {"params_ema": state, "params": {"other": torch.zeros(1)}},
     "state_dict": lambda state: {"epoch": 3, "state_dict": state},
     "model": lambda state: {"model": {"state_dict": state}},
-    "module": lambda state: {"params": {f"module.{key}": value for key, value in state.items()}},
+    "module": lambda state: {"params": prefixed(state, "module.")},
+    "compiled": lambda state: prefixed(state, "_orig_mod."),
+    "compiled-ddp": lambda state: {"model_state_dict": prefixed(state, "module._orig_mod.")},
+    "compiled-inside": lambda state: {
+        key.replace("layers.0.", "layers.0._orig_mod."): value for key, value in state.items()
+    },
+    "averaged": lambda state: {**prefixed(state, "module."), "n_averaged": torch.tensor(3)},
+    "lightning": lambda state: {
+        "epoch": 3,
+        "state_dict": {**prefixed(state, "net."), "loss.vgg.weight": torch.zeros(2)},
+    },
+    "lightning-model": lambda state: {"state_dict": prefixed(state, "model.")},
+    "mmagic": lambda state: {
+        "state_dict": {**prefixed(state, "generator."), "step_counter": torch.tensor(5)}
+    },
+    "mmagic-ema": lambda state: {
+        "state_dict": {**prefixed(state, "generator_ema."), **prefixed(zeros(state), "generator.")}
+    },
+    "net": lambda state: {"net": state},
+    "netG": lambda state: {"netG": state, "netD": {"conv.weight": torch.zeros(3)}},
+    "params-ema": lambda state: {"params-ema": state},
+    "ema": lambda state: {"model": zeros(state), "ema": state},
 }
+BOTH = ("params_ema", "mmagic-ema", "ema")
+"""Of those, the ones that hold raw weights beside averaged ones."""
+
+
+def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def zeros(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: torch.zeros_like(value) for key, value in state.items()}
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 def test_authors_files(wrapping, tmp_path):
     state = official(4)
     torch.save(WRAPPINGS[wrapping](state), tmp_path / "swinir.pth")
-    net = load(tmp_path / "swinir.pth")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        net = load(tmp_path / "swinir.pth")
     assert (net.name, net.scale) == ("swinir_l", 4)
+    assert len(said) == (wrapping in BOTH)
+    assert all("the averaged ones are taken" in str(warning.message) for warning in said)
     for key, value in net.state_dict().items():
         assert torch.equal(value, state[key]), key
     assert read_record(tmp_path / "swinir.pth") == {}
@@ -123,6 +162,62 @@ def test_authors_files_are_told_apart(published, name, scale, tmp_path):
     assert (net.name, net.scale) == (name, scale)
     for key, value in net.state_dict().items():
         assert torch.equal(value, state[key]), key
+
+
+HOLDERS = {
+    "compiled": torch.compile,
+    "data-parallel": nn.DataParallel,
+    "averaged": AveragedModel,
+    "compiled-average": lambda net: AveragedModel(torch.compile(net)),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_what_holds_a_network_is_not_written(holder, tmp_path):
+    net = create("hiet_swinir_tiny", 4)
+    save(HOLDERS[holder](net), tmp_path / "net.safetensors")
+    stored = load(tmp_path / "net.safetensors").state_dict()
+    for name, value in net.state_dict().items():
+        assert torch.equal(stored[name], value), name
+
+
+def test_a_file_of_ours_with_a_holder_s_names_loads(tmp_path):
+    tampered(tmp_path / "net.safetensors", header(), lambda state: prefixed(state, "_orig_mod."))
+    assert load(tmp_path / "net.safetensors").name == "hiet_swinir_tiny"
+
+
+REMADE = {
+    "pruned": lambda module: prune.l1_unstructured(module, "weight", 0.5),
+    "weight-norm-hook": weight_norm,
+    "weight-norm": parametrizations.weight_norm,
+    "spectral-norm-hook": spectral_norm,
+    "spectral-norm": parametrizations.spectral_norm,
+}
+
+
+@pytest.mark.parametrize("change", REMADE)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+def test_weights_that_are_made_of_others_are_written_as_made(change, tmp_path):
+    net = create("hiet_swinir_tiny", 4)
+    nn.init.normal_(net.upsample[0].weight, std=0.05)
+    for name, module in list(net.named_modules()):
+        if name.endswith((".proj", ".fc1", "conv_first")):
+            REMADE[change](module)
+    save(net.eval(), tmp_path / "net.safetensors")
+    x = torch.rand(1, 3, 12, 12)
+    with torch.no_grad():
+        found = load(tmp_path / "net.safetensors")(x)
+        torch.testing.assert_close(found, net(x), atol=1e-5, rtol=0)
+
+
+def test_adapters_are_merged_before_they_are_written(tmp_path):
+    net = create("swinir_l_tiny", 4)
+    net.conv_first = nn.Sequential(net.conv_first)
+    with pytest.raises(
+        ModelFileError, match=r"no plain conv_first\.weight to write: merge adapters"
+    ):
+        save(net, tmp_path / "net.safetensors")
+    assert not (tmp_path / "net.safetensors").exists()
 
 
 def header(**changes) -> dict[str, str]:
