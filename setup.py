@@ -30,6 +30,7 @@ import json
 import os
 import platform
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -72,6 +73,16 @@ if platform.machine() in ("x86_64", "AMD64"):
 # One architecture for each binary-compatible family that shared memory or tensor cores tell apart;
 # the PTX of the last one runs on GPUs to come.
 DEFAULT_CUDA_ARCHS = ["7.5", "8.0", "8.6", "9.0", "10.0", "12.0"]
+# Families that TORCH_CUDA_ARCH_LIST may name, as torch's own builds take them.
+CUDA_FAMILIES = {
+    "Pascal": ["6.0", "6.1"],
+    "Volta": ["7.0"],
+    "Turing": ["7.5"],
+    "Ampere": ["8.0", "8.6"],
+    "Ada": ["8.9"],
+    "Hopper": ["9.0"],
+    "Blackwell": ["10.0", "12.0"],
+}
 
 
 def fail(sentence: str) -> None:
@@ -88,7 +99,10 @@ def find_compiler() -> list[str] | None:
     """The C++ compiler as a command, or None where there is none."""
     asked = os.environ.get("CXX", "").strip()
     if asked:
-        command = shlex.split(asked)
+        try:
+            command = shlex.split(asked)
+        except ValueError as error:
+            fail(f"CXX={asked} is not a command: {str(error).lower()}")
         if shutil.which(command[0]) is None:
             fail(f"CXX={asked} is not a command here; unset CXX or name a C++20 compiler")
         return command
@@ -152,19 +166,30 @@ def find_nvcc() -> tuple[str | None, str]:
 def cuda_archs(nvcc: str) -> list[str]:
     """The device code to make: names such as sm_90, and compute_90 for PTX."""
     asked = re.split(r"[\s;,]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip(" ;,"))
+    text = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout
+    known = set(text.split())
     if asked == [""]:
-        text = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout
-        known = set(text.split())
         asked = [arch for arch in DEFAULT_CUDA_ARCHS if f"sm_{arch.replace('.', '')}" in known]
         asked[-1] += "+PTX"
-    codes = []
-    for arch in asked:
-        found = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", arch)
-        if found is None:
-            fail(f"TORCH_CUDA_ARCH_LIST holds {arch!r}; write numbers, such as 8.0;9.0+PTX")
-        number = found[1] + found[2] + found[3]
-        codes += [f"sm_{number}"] + ([f"compute_{number}"] if found[4] else [])
-    return codes
+    codes: list[str] = []
+    for name in asked:
+        family, plus, _ = name.partition("+")
+        *others, last = CUDA_FAMILIES.get(family.capitalize(), [family])
+        for arch in [*others, last + plus + ("PTX" if plus else "")]:
+            found = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", arch)
+            if found is None:
+                fail(
+                    f"TORCH_CUDA_ARCH_LIST holds {name!r}; write numbers, such as 8.0;9.0+PTX, or "
+                    f"names: {', '.join(CUDA_FAMILIES)}"
+                )
+            number = found[1] + found[2] + found[3]
+            if known and f"sm_{number}" not in known:
+                say(f"TORCH_CUDA_ARCH_LIST: {arch} is left out, which this nvcc does not make")
+                continue
+            codes += [f"sm_{number}"] + ([f"compute_{number}"] if found[4] else [])
+    if not codes:
+        fail("TORCH_CUDA_ARCH_LIST leaves nothing that this nvcc makes; unset or change it")
+    return list(dict.fromkeys(codes))
 
 
 def sources(suffix: str) -> list[Path]:
@@ -357,8 +382,9 @@ class BuildNative(Command):
             else:
                 run_without_ninja(plan.steps)
             shutil.copy(ROOT / plan.steps[-1].output, library)
-        note = json.dumps({"native": plan.native, "note": plan.note})
-        (folder / "_build.json").write_text(note + "\n", encoding="utf-8")
+        stamp = runpy.run_path(str(ROOT / "c2d_kernels" / "build_stamp.py"))["of_sources"]
+        about = {"native": plan.native, "note": plan.note, "sources": stamp(ROOT / "csrc")}
+        (folder / "_build.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
 
 
 class Build(build):

@@ -12,11 +12,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
+
+from . import native
 
 KERNEL_BACKENDS = ("cuda", "triton", "cpu", "torch")  # in the order auto tries them
 CHOICES = ("auto", *KERNEL_BACKENDS, "reference")
@@ -57,6 +59,9 @@ class Kernel:
 
     `trains_slower` says of arguments that can run whether forward and backward take longer than the
     reference's: auto then leaves what needs gradients to the reference, too.
+
+    `native_ops` are the private operators of the native library that it calls, without one of which
+    it cannot run.
     """
 
     operator: str
@@ -66,6 +71,7 @@ class Kernel:
     backward: Callable[..., Sequence[Tensor | None]] | None = None
     keeps: bool = False
     trains_slower: Callable[..., bool] = lambda *args: False
+    native_ops: tuple[str, ...] = ()
 
     def trains(self, *args: object) -> bool:
         """Whether auto takes it for what needs gradients."""
@@ -74,6 +80,9 @@ class Kernel:
 
 def register(kernel: Kernel) -> None:
     """Make a kernel known; auto tries kernels in the order of KERNEL_BACKENDS."""
+    lacking = native.lacking(kernel.native_ops)
+    if lacking is not None:
+        kernel = replace(kernel, can_run=lambda *args: lacking)
     kernels = _kernels.setdefault(kernel.operator, [])
     kernels.append(kernel)
     kernels.sort(key=lambda known: KERNEL_BACKENDS.index(known.backend))

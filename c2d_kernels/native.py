@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .build_stamp import of_sources
+
 PATH = Path(__file__).with_name("_native.so")
+
+
+def _built() -> dict[str, Any]:
+    """What the build wrote beside the library."""
+    try:
+        return json.loads(PATH.with_name("_build.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _build_note() -> str:
     """What the build said about itself, one line."""
-    try:
-        return json.loads(PATH.with_name("_build.json").read_text(encoding="utf-8"))["note"]
-    except (OSError, ValueError, KeyError):
-        return (
-            "this is a source tree, or an install without a C++ compiler; pip install . builds it"
-        )
+    return _built().get(
+        "note",
+        "this is a source tree, or an install without a C++ compiler; pip install . builds it",
+    )
+
+
+def _outdated() -> str | None:
+    """In a source tree (an editable install): that the library was built from other sources."""
+    sources, built = PATH.parents[1] / "csrc", _built().get("sources")
+    if missing is not None or built is None or not sources.is_dir():
+        return None
+    if of_sources(sources) == built:
+        return None
+    return (
+        f"the native library {PATH.name} was built from other sources than csrc now holds: rebuild "
+        "it (pip install --no-build-isolation -e .)"
+    )
 
 
 def _load() -> str | None:
@@ -34,13 +58,34 @@ def _load() -> str | None:
 
 
 missing: str | None = _load()
-bfloat16: bool = missing is None and torch.ops.c2d_native.bfloat16_products()
+outdated: str | None = _outdated()
+"""Why the library should be built again, if it should."""
+if outdated is not None:
+    warnings.warn(f"{outdated}.")
+
+
+def lacking(names: Sequence[str]) -> str | None:
+    """Which of these operators the loaded library does not have, as a reason, or None."""
+    absent = [name for name in names if not hasattr(torch.ops.c2d_native, name)]
+    if missing is not None or not absent:
+        return None
+    return f"the native library is of another version and has no {absent[0]}: rebuild it"
+
+
+bfloat16: bool = (
+    missing is None
+    and lacking(["bfloat16_products"]) is None
+    and torch.ops.c2d_native.bfloat16_products()
+)
 """Whether kernels that can multiply bfloat16 do so here; else they compute it in float32."""
 
 
 def build_info() -> str:
     """What the library was built with and the instruction set in use, or why it is absent."""
-    return missing if missing is not None else torch.ops.c2d_native.build_info()
+    if missing is not None:
+        return missing
+    about = lacking(["build_info"]) or torch.ops.c2d_native.build_info()
+    return about if outdated is None else f"{about}; {outdated}"
 
 
 def refusal(x: Tensor, *_: object) -> str | None:

@@ -5,17 +5,22 @@ The commands run in a copy of the tree in a temporary folder, without network; n
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
+
+from c2d_kernels import build_stamp, native
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "Makefile")
@@ -183,6 +188,9 @@ def test_compile_error_fails_the_build(tree: Path, tmp_path: Path, with_ninja: b
     [
         pytest.param({"CXX": "no-such-c++"}, "CXX=no-such-c++ is not a command here", id="CXX"),
         pytest.param(
+            {"CXX": 'g++ -DX="'}, "is not a command: no closing quotation", id="CXX-quote"
+        ),
+        pytest.param(
             {"C2D_BUILD_CUDA": "yes"},
             "C2D_BUILD_CUDA is 'yes'; choose 0, 1 or auto",
             id="C2D_BUILD_CUDA",
@@ -194,6 +202,75 @@ def test_refusals(tree: Path, environment: dict[str, str], sentence: str) -> Non
     done = run_setup(tree, "build", **environment)
     assert done.returncode != 0
     assert sentence in done.stderr
+
+
+NVCC = """#!/bin/sh
+echo "sm_75\nsm_80\nsm_86\nsm_90\nsm_100\nsm_120"
+"""
+
+
+@needs_linux
+@pytest.mark.parametrize(
+    ("asked", "codes", "said"),
+    [
+        ("8.0;9.0+PTX", ["sm_80", "sm_90", "compute_90"], ""),
+        ("Ampere", ["sm_80", "sm_86"], ""),
+        ("turing, Ampere+PTX", ["sm_75", "sm_80", "sm_86", "compute_86"], ""),
+        ("7.0 8.6", ["sm_86"], "7.0 is left out, which this nvcc does not make"),
+        ("", ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"], ""),
+    ],
+    ids=["numbers", "family", "families-with-PTX", "dropped", "default"],
+)
+def test_cuda_architectures(
+    asked: str, codes: list[str], said: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """With a stand-in that lists what an nvcc makes."""
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(NVCC, encoding="utf-8")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    assert setup_functions()["cuda_archs"](str(nvcc)) == codes
+    assert said in capsys.readouterr().out
+
+
+@needs_linux
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [("3.5", "leaves nothing that this nvcc makes"), ("Ampère", "write numbers, such as")],
+)
+def test_cuda_architectures_that_are_refused(
+    asked: str, sentence: str, tmp_path: Path, monkeypatch
+) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(NVCC, encoding="utf-8")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    with pytest.raises(SystemExit, match=sentence):
+        setup_functions()["cuda_archs"](str(nvcc))
+
+
+def setup_functions() -> dict[str, Any]:
+    """What setup.py defines."""
+    pytest.importorskip("setuptools", minversion="65", reason="building needs setuptools")
+    return runpy.run_path(str(ROOT / "setup.py"), run_name="read")
+
+
+def test_a_library_of_other_sources_says_so(tmp_path: Path, monkeypatch) -> None:
+    package, sources = tmp_path / "c2d_kernels", tmp_path / "csrc"
+    package.mkdir()
+    (sources / "scan").mkdir(parents=True)
+    (sources / "scan" / "kernel.cpp").write_text("int x;", encoding="utf-8")
+    about = json.dumps({"note": "by hand", "sources": build_stamp.of_sources(sources)})
+    (package / "_build.json").write_text(about, encoding="utf-8")
+    monkeypatch.setattr(native, "PATH", package / "_native.so")
+    monkeypatch.setattr(native, "missing", None)
+    assert native._outdated() is None
+    (sources / "README").write_text("no source", encoding="utf-8")
+    assert native._outdated() is None
+    (sources / "scan" / "kernel.cpp").write_text("int y;", encoding="utf-8")
+    assert "built from other sources than csrc now holds: rebuild it" in native._outdated()
+    shutil.rmtree(sources)  # an installed wheel
+    assert native._outdated() is None
 
 
 def test_sdist_holds_all_sources(tree: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,16 @@ def test_auto_leaves_gradients_to_the_reference_without_a_backward(kernels) -> N
         assert CHANNEL.call(tensors).unique().tolist() == [3.0]
     with c2d_kernels.backend("cpu"):
         assert CHANNEL.call(tensors).unique().tolist() == [3.0]
+
+
+def test_a_library_without_an_operator_leaves_it_to_the_reference(kernels) -> None:
+    """One of another version, which was not built again."""
+    if native.missing is not None:
+        pytest.skip(native.missing)
+    dispatch.register(replace(kernel("cpu", 3.0), native_ops=("no_such_operator",)))
+    assert CHANNEL.call(CHANNEL.tensors()).unique().numel() > 1
+    with c2d_kernels.backend("cpu"), pytest.raises(BackendError, match="no no_such_operator: rebu"):
+        CHANNEL.call(CHANNEL.tensors())
 
 
 def test_blocks_nest_and_leave_by_exceptions() -> None:

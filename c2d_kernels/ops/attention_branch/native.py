@@ -74,4 +74,6 @@ def _forward(
     return run(x, folded, window_size, num_heads, shift, eps)
 
 
-attention_branch = Kernel("attention_branch", "cpu", native.refusal, _forward)
+attention_branch = Kernel(
+    "attention_branch", "cpu", native.refusal, _forward, native_ops=("attention_branch",)
+)

@@ -29,4 +29,11 @@ def _backward(
     return tuple(x.to(q.dtype) if needed else None for x, needed in zip(found, mask, strict=True))
 
 
-channel_correlation = Kernel("channel_correlation", "cpu", native.refusal, _forward, _backward)
+channel_correlation = Kernel(
+    "channel_correlation",
+    "cpu",
+    native.refusal,
+    _forward,
+    _backward,
+    native_ops=("channel_correlation", "channel_correlation_backward"),
+)

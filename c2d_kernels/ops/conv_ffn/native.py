@@ -69,4 +69,11 @@ def _matrices(weights: Sequence[Tensor], norm_first: bool, compute: torch.dtype)
     return [first, conv, native.bias_column(fc2, fc2_bias), torch.stack([norm, norm_bias])]
 
 
-conv_ffn = Kernel("conv_ffn", "cpu", native.refusal, _forward, _backward)
+conv_ffn = Kernel(
+    "conv_ffn",
+    "cpu",
+    native.refusal,
+    _forward,
+    _backward,
+    native_ops=("conv_ffn", "conv_ffn_backward"),
+)

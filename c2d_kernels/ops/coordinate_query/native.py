@@ -125,4 +125,12 @@ kernel = Kernel(
     _backward,
     keeps=True,
     trains_slower=_trains_slower,
+    native_ops=(
+        "coordinate_query",
+        "coordinate_query_image_backward",
+        "coordinate_query_moments",
+        "coordinate_query_positions",
+        "coordinate_query_segment",
+        "coordinate_query_segment_backward",
+    ),
 )

@@ -46,4 +46,6 @@ def _forward(
     return run(x, rows, columns, fold(x.dtype, weights))
 
 
-dual_features = Kernel("dual_features", "cpu", native.refusal, _forward)
+dual_features = Kernel(
+    "dual_features", "cpu", native.refusal, _forward, native_ops=("dual_features",)
+)

@@ -77,4 +77,11 @@ def _matrices(weights: Sequence[Tensor], compute: torch.dtype) -> list[Tensor]:
     return matrices
 
 
-res_post_norm = Kernel("res_post_norm", "cpu", _can_run, _forward, _backward)
+res_post_norm = Kernel(
+    "res_post_norm",
+    "cpu",
+    _can_run,
+    _forward,
+    _backward,
+    native_ops=("res_post_norm", "res_post_norm_backward"),
+)

@@ -130,6 +130,8 @@ class _Scan:
     ) -> None:
         dtype = torch.promote_types(u.dtype, torch.float32)
         self.u, delta, self.A = (x.to(dtype) for x in (u, delta, A))
+        # A decay rate of -inf times the zero step sizes behind the end would be NaN.
+        self.A = self.A.clamp(min=torch.finfo(dtype).min)
         if delta_bias is not None:
             delta = delta + delta_bias.to(dtype)[:, None]
         self.before_softplus = delta

@@ -94,4 +94,11 @@ def _ready(
     return [u, delta, dense(A), B, C, D, z, delta_bias, delta_softplus]
 
 
-kernel = Kernel("selective_scan", "cuda", _can_run, _forward, _backward)
+kernel = Kernel(
+    "selective_scan",
+    "cuda",
+    _can_run,
+    _forward,
+    _backward,
+    native_ops=("selective_scan", "selective_scan_backward", "cuda_image"),
+)

@@ -47,4 +47,12 @@ def _ready(dtype: torch.dtype, *arguments: Tensor | bool | None) -> list[Tensor 
     return [x.to(compute) if isinstance(x, Tensor) else x for x in arguments]
 
 
-kernel = Kernel("selective_scan", "cpu", native.refusal, _forward, _backward, keeps=True)
+kernel = Kernel(
+    "selective_scan",
+    "cpu",
+    native.refusal,
+    _forward,
+    _backward,
+    keeps=True,
+    native_ops=("selective_scan", "selective_scan_backward"),
+)

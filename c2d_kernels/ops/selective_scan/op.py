@@ -79,7 +79,7 @@ def selective_scan(
     `h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t`, `y_t = C_t h_t + D u_t`, then times silu(z).
 
     Args:
-        u: (batch, D, L), float32, bfloat16, float16 or float64. Any strides.
+        u: (batch, D, L), float32, bfloat16, float16 or float64. Any strides; L may be 0.
         delta: (batch, D, L), the step sizes, in the dtype of u.
         A: (D, N), real and usually negative; N at most 256. May be float32 beside half-precision u.
         B: (D, N) constant, or (batch, N, L), or (batch, G, N, L) with G dividing D: channel c uses
@@ -107,8 +107,8 @@ def selective_scan(
     checks.features(u=u, delta=delta, **checks.given(z=z))
     checks.shape("u", u, (None, None, None), "(batch, D, L)")
     batch, channels, length = u.shape
-    if length == 0 or channels == 0:
-        raise ValueError(f"u must have a channel and a time step, got {tuple(u.shape)}.")
+    if channels == 0:
+        raise ValueError(f"u must have at least one channel, got {tuple(u.shape)}.")
     checks.shape("delta", delta, tuple(u.shape), "(batch, D, L)")
     checks.shape("A", A, (channels, None), "(D, N)")
     states = A.shape[1]
@@ -135,7 +135,8 @@ def selective_scan(
         checks.shape(name, vector, (channels,), "(D,)")
     if z is not None:
         checks.shape("z", z, tuple(u.shape), "(batch, D, L)")
-    y, last_state = _operator(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    run = reference.selective_scan if length == 0 else _operator
+    y, last_state = run(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     return (y, last_state) if return_last_state else y
 
 

@@ -63,7 +63,7 @@ def selective_scan(
         delta_t = delta_t[..., None]
         state = torch.exp(delta_t * A) * state + delta_t * x_t[..., None] * B_t
         outputs.append((state * C_t).sum(-1))
-    y = torch.stack(outputs, dim=-1)
+    y = torch.stack(outputs, dim=-1) if outputs else x
     if D is not None:
         y = y + D.to(compute)[:, None] * x
     if z is not None:

@@ -46,4 +46,11 @@ def _backward(
     )
 
 
-spatial_correlation = Kernel("spatial_correlation", "cpu", native.refusal, _forward, _backward)
+spatial_correlation = Kernel(
+    "spatial_correlation",
+    "cpu",
+    native.refusal,
+    _forward,
+    _backward,
+    native_ops=("spatial_correlation", "spatial_correlation_backward"),
+)

@@ -65,7 +65,19 @@ def _wanted(
     )
 
 
-window_attention = Kernel("window_attention", "cpu", native.refusal, _forward, _backward)
+window_attention = Kernel(
+    "window_attention",
+    "cpu",
+    native.refusal,
+    _forward,
+    _backward,
+    native_ops=("window_attention", "window_attention_backward"),
+)
 permuted_window_attention = Kernel(
-    "permuted_window_attention", "cpu", native.refusal, _permuted_forward, _permuted_backward
+    "permuted_window_attention",
+    "cpu",
+    native.refusal,
+    _permuted_forward,
+    _permuted_backward,
+    native_ops=("window_attention", "window_attention_backward"),
 )

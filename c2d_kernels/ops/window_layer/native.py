@@ -55,4 +55,4 @@ def _forward(
     return run(x, folded, window_size, num_heads, shift, eps)
 
 
-window_layer = Kernel("window_layer", "cpu", native.refusal, _forward)
+window_layer = Kernel("window_layer", "cpu", native.refusal, _forward, native_ops=("window_layer",))

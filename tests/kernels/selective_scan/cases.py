@@ -64,7 +64,7 @@ REFUSALS = refusals(
     ({"u": [1.0]}, TypeError, "u must be a torch.Tensor, got list."),
     ({"u": to(torch.int64)}, TypeError, "u must be float32, bfloat16, float16 or"),
     ({"u": flat}, ValueError, "u must have the shape (batch, D, L) = (*, *, *), got"),
-    ({"u": empty(2)}, ValueError, "u must have a channel and a time step, got (2, 3"),
+    ({"u": empty(1)}, ValueError, "u must have at least one channel, got (2, 0"),
     ({"delta": to(torch.float32)}, TypeError, "delta must have the dtype of u, float"),
     ({"delta": grow(2)}, ValueError, "delta must have the shape (batch, D, L) = (2, "),
     ({"delta": None}, TypeError, "delta must be a torch.Tensor, got NoneType."),

@@ -144,6 +144,30 @@ def test_empty_batch(backend: str) -> None:
     assert all(found[name].eq(0).all() for name in ("A", "D", "delta_bias"))
 
 
+def test_empty_sequence(backend: str) -> None:
+    u, delta = torch.zeros(2, 2, 5, 0).unbind()
+    u.requires_grad_()
+    B = torch.zeros(2, 3, 0)
+    with c2d_kernels.backend(backend):
+        y, last = selective_scan(u, delta, -torch.ones(5, 3), B, B, return_last_state=True)
+    assert y.shape == (2, 5, 0)
+    assert torch.equal(last, torch.zeros(2, 5, 3))
+    (gradient,) = torch.autograd.grad(y.sum(), u)
+    assert gradient.shape == u.shape
+
+
+def test_a_state_that_forgets_at_once(backend: str) -> None:
+    """A = -inf: only the present step is seen. The length is not a multiple of a chunk."""
+    u, B, C = torch.randn(1, 3, 67), torch.randn(1, 4, 67), torch.randn(1, 4, 67)
+    delta = torch.rand(1, 3, 67) + 0.1
+    u.requires_grad_()
+    with c2d_kernels.backend(backend):
+        y = selective_scan(u, delta, torch.full((3, 4), -torch.inf), B, C)
+    slope = delta * (B * C).sum(1, keepdim=True)
+    torch.testing.assert_close(y, slope * u)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), u)[0], slope)
+
+
 def channels_last(x: Tensor) -> Tensor:
     return x.mT.contiguous().mT
 
