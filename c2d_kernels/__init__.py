@@ -4,7 +4,7 @@ The operators run on any machine: by a native or GPU kernel where one can, else 
 reference that defines them. README lists them, c2d_kernels/ops has a folder for each. Feature maps
 are channels-last (B, H, W, C). `backend(name)` or the environment variable C2D_BACKEND asks for an
 implementation, and one that cannot run raises BackendError; `info()` says what is here and why.
-`install_as_mamba_ssm()` lets code that was written for mamba_ssm run on `selective_scan`.
+`install_as_mamba_ssm()` lets code that was written for mamba_ssm run on this package.
 
 Example:
     >>> import torch, c2d_kernels
@@ -14,7 +14,7 @@ Example:
 """
 
 from .dispatch import BackendError, backend
-from .mamba_ssm_drop_in import install_as_mamba_ssm
+from .drop_in.install import install_as_mamba_ssm
 from .ops.attention_branch.op import attention_branch
 from .ops.channel_correlation.op import channel_correlation
 from .ops.conv_ffn.op import conv_ffn

@@ -1,7 +1,9 @@
-"""The roads an operator's call can take, as a fixture."""
+"""The roads an operator's call can take, and a process without mamba_ssm, as fixtures."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -38,3 +40,29 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Callable[[Case, str], AbstractConte
             yield
 
     return route
+
+
+@pytest.fixture
+def clean() -> Iterator[None]:
+    """sys.modules as it was, so that no other test meets a mamba_ssm of ours."""
+    before = dict(sys.modules)
+    yield
+    for name in set(sys.modules) - set(before):
+        if name.split(".")[0] in ("mamba_ssm", "causal_conv1d"):
+            del sys.modules[name]
+    sys.modules.update(before)
+
+
+@pytest.fixture
+def absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without mamba_ssm, also where it is installed."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, package=None: (
+            None
+            if name in ("mamba_ssm", "causal_conv1d") and name not in sys.modules
+            else find(name, package)
+        ),
+    )

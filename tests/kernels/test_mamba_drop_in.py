@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import c2d_kernels
+from c2d_kernels.drop_in import functions
 
 # As networks outside of this project have it: four directions over an image, grouped B and C.
 THIRD_PARTY = """
@@ -32,30 +33,6 @@ def four_directions(x, delta, A_logs, Bs, Cs, Ds, bias, scan=selective_scan_fn):
     turned = (out[:, 1] + back[:, 1]).view(batch, channels, width, height)
     return (out[:, 0] + back[:, 0]).view(x.shape) + turned.transpose(2, 3)
 """
-
-
-@pytest.fixture
-def clean() -> Iterator[None]:
-    """sys.modules as it was, so that no other test meets a mamba_ssm of ours."""
-    before = dict(sys.modules)
-    yield
-    for name in set(sys.modules) - set(before):
-        if name.split(".")[0] == "mamba_ssm":
-            del sys.modules[name]
-    sys.modules.update(before)
-
-
-@pytest.fixture
-def absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine without mamba_ssm, also where it is installed."""
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, package=None: (
-            None if name == "mamba_ssm" and name not in sys.modules else find(name, package)
-        ),
-    )
 
 
 def third_party() -> ModuleType:
@@ -134,21 +111,43 @@ def test_modules_look_like_a_package(clean, absent) -> None:
     import mamba_ssm.ops.selective_scan_interface as interface
 
     assert mamba_ssm.ops.selective_scan_interface is interface
-    assert interface.selective_scan_fn is c2d_kernels.selective_scan
+    assert interface.selective_scan_fn is mamba_ssm.selective_scan_fn is functions.selective_scan_fn
     assert importlib.util.find_spec("mamba_ssm").name == "mamba_ssm"
     assert importlib.util.find_spec("mamba_ssm.ops.selective_scan_interface") is not None
 
 
-def test_what_is_missing_is_explained(clean, absent) -> None:
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from mamba_ssm import Mamba2",
+        "from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn_no_out_proj",
+        "import mamba_ssm.modules.mamba2",
+        "from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined",
+        "from causal_conv1d import causal_conv1d_varlen",
+        "import selective_scan_cuda_oflex",
+        "import selective_scan_cuda_core",
+    ],
+)
+def test_what_is_missing_is_explained(statement: str, clean, absent) -> None:
     c2d_kernels.install_as_mamba_ssm()
-    import mamba_ssm.ops.selective_scan_interface as interface
+    with pytest.raises(ImportError, match=r"is not here: c2d_kernels stands in for .* and offers"):
+        exec(statement)
 
-    with pytest.raises(AttributeError, match=r"no 'mamba_inner_fn' here: c2d_kernels stands in"):
-        interface.mamba_inner_fn  # noqa: B018
-    with pytest.raises(ImportError, match="cannot import name 'Mamba'"):
-        from mamba_ssm import Mamba  # noqa: F401
-    with pytest.raises(ImportError):
-        import mamba_ssm.modules  # noqa: F401
+
+def test_a_module_can_be_looked_into(clean, absent) -> None:
+    c2d_kernels.install_as_mamba_ssm()
+    import mamba_ssm
+
+    assert not hasattr(mamba_ssm, "__wrapped__")
+    assert inspect.getmodule(mamba_ssm.Mamba).__name__ == "c2d_kernels.drop_in.mamba"
+    with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_module'"):
+        import no_such_module  # noqa: F401
+
+
+def test_an_installed_causal_conv1d_stays(clean, absent) -> None:
+    real = sys.modules["causal_conv1d"] = ModuleType("causal_conv1d")
+    c2d_kernels.install_as_mamba_ssm()
+    assert sys.modules["causal_conv1d"] is real
 
 
 def test_the_real_package_is_not_pushed_aside(clean) -> None:
@@ -164,7 +163,7 @@ def test_the_real_package_is_not_pushed_aside(clean) -> None:
     c2d_kernels.install_as_mamba_ssm(force=True)
     assert sys.modules["mamba_ssm"] is not real
     module = third_party()
-    assert module.selective_scan_fn is c2d_kernels.selective_scan
+    assert module.selective_scan_fn is functions.selective_scan_fn
 
 
 def test_complex_A_is_refused() -> None:
