@@ -23,8 +23,8 @@ def layer_norm_fn(
         x: (..., C). weight, bias: (C,), bias or None.
         residual: as x, or None.
         prenorm: whether to return the sum too, for the next layer's residual.
-        residual_in_fp32: whether that is float32 (float64 for float64) where no residual is given; else
-            it has the residual's dtype.
+        residual_in_fp32: whether that is float32 (float64 for float64) where no residual is given;
+            else it has the residual's dtype.
 
     Returns:
         The norm in the dtype of x; with prenorm, that and the sum.
