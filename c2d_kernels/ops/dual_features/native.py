@@ -34,8 +34,11 @@ def run(
     entry, matrices = folded
     by_row = by_column = None
     if rows is not None and columns is not None:
-        # Products are linear: what is added to x adds to them what they make of it.
-        by_row, by_column = (entry @ place.to(entry.dtype).t() for place in (rows, columns))
+        # Products are linear: what is added to x adds to them what they make of it. In float64,
+        # because BLAS sums in an order that hangs on the threads; float32 does not show that.
+        by_row, by_column = (
+            (entry.double() @ place.double().t()).to(entry.dtype) for place in (rows, columns)
+        )
     op = torch.ops.c2d_native.dual_features.default
     return op(x.to(entry.dtype), *matrices, by_row, by_column).to(x.dtype)
 
