@@ -8,7 +8,6 @@ named.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +30,6 @@ from .fused import (
 from .layers import Conv3x3, Mlp, init_linear
 from .mambairv2 import STATE_SPACE, AttentiveLayer
 from .network import Network
-from .preparable import Preparable
 from .registry import HIIF_L, TINY, register
 from .upsamplers import BilinearPixelShuffle, upsampler
 
@@ -46,41 +44,33 @@ def digit_levels(window_size: int) -> int:
     return levels
 
 
-def position_digits(window_size: int, device: torch.device | None = None) -> Tensor:
-    """(w, log2 w) for windows of w: the binary digits of 0..w-1 as -1 / +1, coarse to fine."""
-    places = torch.arange(digit_levels(window_size) - 1, -1, -1, device=device)
-    digits = (torch.arange(window_size, device=device)[:, None] >> places) & 1
-    return 2.0 * digits - 1.0
+def binary_digits(places: Tensor, levels: int) -> Tensor:
+    """(n, levels): the last binary digits of places (n,) as -1 / +1, coarse to fine."""
+    powers = torch.arange(levels - 1, -1, -1, device=places.device)
+    return 2.0 * ((places[:, None] >> powers) & 1) - 1.0
 
 
-class HierarchicalEncoding(Preparable):
+class HierarchicalEncoding(nn.Module):
     """E: the binary digits of a pixel's place in its window, per axis, through a Linear.
 
     The Linear is the parameter. It acts on the row's digits and on the column's separately, so E is
-    the sum of a table by row and a table by column, (window_size, dim) each.
+    a sum of what each row and each column has.
     """
 
     def __init__(self, dim: int, window_size: int):
         super().__init__()
-        self.window_size = window_size
-        self.proj = nn.Linear(2 * digit_levels(window_size), dim)
+        self.levels = digit_levels(window_size)
+        self.proj = nn.Linear(2 * self.levels, dim)
 
-    def tables(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """E of each row and of each column of a window, (window_size, dim) both."""
-        digits = position_digits(self.window_size, like.device).to(like.dtype)
-        weight, bias = matrix_of(self.proj, 2 * digits.shape[1], digits)
-        by_row, by_column = weight.chunk(2, dim=1)
-        return F.linear(digits, by_row, bias), F.linear(digits, by_column)
+    def forward(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """E's two parts, (H, dim) and (W, dim), for a map's digits (H, n) and (W, n), n >= levels.
 
-    def forward(self, rows: Tensor, columns: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """E at the rows (H,) and columns (W,) of a map, (H, dim) and (W, dim): E is their sum.
-
-        In the dtype and on the device of the map, `like`.
+        A window's own digits are the last ones.
         """
-        make = partial(self.tables, like)
-        row_table, column_table = self.once(f"tables {like.dtype}", make, *self.modules())
-        by_row = row_table.index_select(0, rows % self.window_size)
-        return by_row, column_table.index_select(0, columns % self.window_size)
+        rows, columns = rows[:, -self.levels :], columns[:, -self.levels :]
+        weight, bias = matrix_of(self.proj, 2 * self.levels, rows)
+        by_row, by_column = weight.chunk(2, dim=1)
+        return F.linear(rows, by_row, bias), F.linear(columns, by_column)
 
 
 class DualFeatureExtraction(Fused):
@@ -132,8 +122,8 @@ class CorrelationMixer(Mixer):
         self.proj = nn.Linear(dim, dim)
 
     def parts(self, x: Tensor, *place: Tensor) -> list[Tensor]:
-        """The correlation and v, (B, H, W, dim / 2) each, for rows (H,) and columns (W,)."""
-        q, v = self.dfe(x, self.encoding(*place, x)).chunk(2, dim=-1)
+        """The correlation and v, (B, H, W, dim / 2) each, for the digits of rows and columns."""
+        q, v = self.dfe(x, self.encoding(*place)).chunk(2, dim=-1)
         return [channel_correlation(q, v, window_size=self.window_size), v]
 
     def forward(self, x: Tensor, *place: Tensor) -> Tensor:
@@ -306,20 +296,25 @@ class HiET(Network):
                 module.expand.reset_parameters()
         self.upsample = upsampler(dim, scale, BilinearPixelShuffle, decoder)
 
-    def positions(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Rows (H,) and columns (W,) as E counts them: from a random place on in training.
+    def positions(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The digits of rows (H, n) and of columns (W, n), for E, of maps like (B, H, W, ...).
 
-        The windows lie still, but what E says of a pixel's place in them is rolled in every step,
-        so that no grid of windows is learned into the picture.
+        In training they count from a random place on. The windows lie still, but what E says of a
+        pixel's place in them is rolled in every step, so that no grid of windows is learned into
+        the picture.
         """
-        rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+        height, width = like.shape[1:3]
+        rows = torch.arange(height, device=like.device)
+        columns = torch.arange(width, device=like.device)
         if self.training:
-            roll = torch.randint(self.period, (2,), device=device)
+            roll = torch.randint(self.period, (2,), device=like.device)
             rows, columns = rows + roll[0], columns + roll[1]
-        return rows, columns
+        levels = digit_levels(self.period)
+        digits = binary_digits(torch.cat([rows, columns]), levels).to(like.dtype)
+        return digits[:height], digits[height:]
 
     def body(self, image: Tensor) -> Tensor:
-        rows, columns = self.positions(image.shape[1], image.shape[2], image.device)
+        rows, columns = self.positions(image)
         x = shallow = self.conv_first(image - 0.5)
         for block in self.blocks:
             x = block(x, rows, columns)
