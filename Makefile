@@ -6,6 +6,7 @@
 #   make bench   time every operator against what exists
 #   make scores  score the shipped models on BENCHMARKS, for c2d models and the README
 #   make gpu     the tests and benchmarks that need a CUDA device
+#   make sanitize  the operators' tests on a library that watches its memory and its arithmetic
 #   make clean   remove what builds leave
 
 PYTHON ?= python3
@@ -22,7 +23,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 STAMP := build/stamp$(subst /,-,$(VENV))
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: demo test lint bench report scores gpu experiment clean installed
+.PHONY: demo test lint bench report scores gpu experiment sanitize clean installed
 
 demo: $(STAMP)-c2d
 	@mkdir -p out
@@ -59,6 +60,9 @@ gpu: $(STAMP)-test
 	    'make gpu: torch sees no CUDA device here')"
 	$(PY) -m pytest tests -m gpu $(PYTEST_FLAGS)
 	$(PY) -m pytest bench --benchmark --results --device cuda $(PYTEST_FLAGS)
+
+sanitize: $(STAMP)-test
+	$(PY) -m csrc.sanitize $(SANITIZE)
 
 experiment: $(STAMP)-test
 	$(PY) docs/experiments.py train $(EXPERIMENT)

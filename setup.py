@@ -9,6 +9,7 @@ The library uses the stable ABI of libtorch and no symbol of Python, hence one w
   the CUDA sources out, 1 makes a missing nvcc an error, auto (the default) takes what is there.
   No GPU is needed, and the torch present may be a CPU build.
 - TORCH_CUDA_ARCH_LIST, such as "8.0;9.0+PTX": the GPU architectures.
+- C2D_SANITIZE, such as address,undefined: -fsanitize of the C++ (csrc/sanitize.py runs the tests).
 
 Sources are found by their names, so that an operator needs no line here. In csrc's folders, one for
 each operator and common/, what ends in
@@ -192,6 +193,14 @@ def cuda_archs(nvcc: str) -> list[str]:
     return list(dict.fromkeys(codes))
 
 
+def sanitizers() -> list[str]:
+    """The flags by which C++ is compiled, and linked, to watch itself."""
+    asked = os.environ.get("C2D_SANITIZE", "").strip()
+    if not asked:
+        return []
+    return [f"-fsanitize={asked}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g"]
+
+
 def sources(suffix: str) -> list[Path]:
     """The files in csrc of this suffix, from the root."""
     return sorted(path.relative_to(ROOT) for path in (ROOT / "csrc").rglob(f"*{suffix}"))
@@ -199,13 +208,14 @@ def sources(suffix: str) -> list[Path]:
 
 def cpp_flags(source: Path, torch: Path, cuda: bool, bf16_isas: dict) -> dict[str, list[str]]:
     """The compiler's flags for a .cpp by what it is compiled for: instruction sets, or "" alone."""
+    watch = sanitizers()
     if not source.name.endswith("kernel.cpp"):
         defines = [TARGET, *(["-DC2D_WITH_CUDA"] if cuda else [])]
         defines += [f"-DC2D_WITH_{isa.upper()}" for isa in bf16_isas]
-        return {"": [*CXX_FLAGS, *defines, "-isystem", str(torch / "include")]}
+        return {"": [*CXX_FLAGS, *watch, *defines, "-isystem", str(torch / "include")]}
     isas = bf16_isas if source.name.endswith("bf16_kernel.cpp") else ISAS
     return {
-        isa: [*CXX_FLAGS, *flags, f"-DC2D_ISA={isa}", "-ffp-contract=fast"]
+        isa: [*CXX_FLAGS, *watch, *flags, f"-DC2D_ISA={isa}", "-ffp-contract=fast"]
         for isa, flags in isas.items()
     }
 
@@ -270,6 +280,9 @@ def make_plan(torch: Path | None = None) -> Plan:
     # nor the system's (one of Python, say) stops the build here.
     linker_flags = ["--no-as-needed", "--no-undefined", "--exclude-libs,ALL", "--gc-sections"]
     libraries = [f"-L{torch / 'lib'}", "-ltorch", "-ltorch_cpu"]
+    if watch := sanitizers():  # their runtime is the process's: the tests preload it
+        linker_flags.remove("--no-undefined")
+        libraries += watch
     if nvcc:
         codes = cuda_archs(nvcc)
         report = [sys.executable, "csrc/nvcc_report.py"]  # registers and spills, readable
