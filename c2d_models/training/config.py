@@ -76,6 +76,12 @@ class TrainConfig(BaseModel):
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     ema: float = Field(0.999, ge=0, lt=1)
     autocast: Literal["bfloat16"] | None = None
+    autocast_from: int = Field(
+        600,
+        ge=0,
+        description="step from which on autocast rounds: near the start most gradients of the body "
+        "are below bfloat16's rounding, and a run that rounds there stays where it began",
+    )
     compile: bool = False
     threads: int | None = Field(None, ge=1)
     device: str = Field("cpu", description="cpu, cuda, cuda:1, or auto")

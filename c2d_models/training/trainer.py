@@ -167,12 +167,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
         batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
-        half = (
-            torch.autocast(self.device.type, torch.bfloat16)
-            if self.config.autocast
-            else nullcontext()
-        )
-        with half:
+        rounds = self.config.autocast is not None and self.step >= self.config.autocast_from
+        with torch.autocast(self.device.type, torch.bfloat16) if rounds else nullcontext():
             loss = self.forward(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -316,3 +316,19 @@ def test_a_configuration_is_utf_8_whatever_the_locale(tmp_path, photos):
     environment = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-c", script, str(config)], env=environment)
     assert done.returncode == 0
+
+
+def test_autocast_begins_late(tmp_path, photos, monkeypatch):
+    """The steps near the start, whose gradients bfloat16 would round away, are float32."""
+    changes = {"autocast": "bfloat16", "autocast_from": 3, "steps": 5}
+    trainer = training.Trainer(training.load_config(write_config(tmp_path, photos, **changes)))
+    forward, rounds = trainer.forward, []
+
+    def watched(batch):
+        rounds.append(torch.is_autocast_enabled("cpu"))
+        return forward(batch)
+
+    monkeypatch.setattr(trainer, "forward", watched)
+    trainer.run()
+    assert rounds == [False] * 3 + [True] * 2
+    assert training.load_config(write_config(tmp_path, photos)).autocast_from == 600
