@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -83,8 +85,8 @@ def load(
     path = Path(path)
     state, metadata = read(path)
     if "c2d_isr" in metadata:
-        net = _build(path, header_of(path, metadata))
         state = inner_names(path, state)
+        net = _build(path, header_of(path, metadata), state)
     else:
         state = unwrap(path, state)
         net = recognise(path, state)
@@ -93,7 +95,7 @@ def load(
     if any(value.dtype == torch.float64 for value in state.values()):
         net.double()
     _fill(path, net, state)
-    net.record = record_of(metadata)
+    net.record = record_of(path, metadata)
     return net.to(device=device, dtype=dtype).eval()
 
 
@@ -122,8 +124,15 @@ def read(path: Path) -> tuple[Any, dict[str, str]]:
         raise ModelFileError(f"{path} cannot be read as a model file: {reason}") from error
 
 
-def record_of(metadata: dict[str, str]) -> dict[str, Any]:
-    return json.loads(metadata.get("record", "{}"))
+def record_of(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """How the weights came to be, as the file says; empty if it does not."""
+    try:
+        record = json.loads(metadata.get("record", "{}"))
+    except ValueError as error:
+        raise ModelFileError(f"{path} holds a training record that cannot be read") from error
+    if not isinstance(record, dict):
+        raise ModelFileError(f"{path} holds a training record that is not a table of values")
+    return record
 
 
 def header_of(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
@@ -131,7 +140,10 @@ def header_of(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     try:
         header = json.loads(metadata["c2d_isr"])
         version = header["format"]
-        header["name"], header["scale"], header["config"]
+        name, scale, config = header["name"], header["scale"], header["config"]
+        kinds = (name, str), (scale, int | None), (config, dict), (version, int)
+        if not all(isinstance(value, kind) for value, kind in kinds):
+            raise TypeError
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{path} does not say which network it holds") from error
     if version > FORMAT:
@@ -141,18 +153,40 @@ def header_of(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     return header
 
 
-def _build(path: Path, header: dict[str, Any]) -> Network:
+def _build(path: Path, header: dict[str, Any], state: dict[str, Tensor]) -> Network:
+    """The network that the header describes, once it is clear that the weights would fit it."""
     if header["name"] not in NETWORKS:
         raise ModelFileError(
             f"{path} holds a network {header['name']!r}, which this version does not know: it has "
             f"{', '.join(NETWORKS)}"
         )
+    # A few broken bytes could ask for any number of layers.
+    most = sum(value.numel() for value in state.values())
+    if any(number > most for number in _numbers([header["scale"], header["config"]])):
+        raise ModelFileError(f"{path} describes a larger network than its weights are for")
     try:
+        with torch.device("meta"):
+            plan = create(header["name"], header["scale"], config=header["config"])
+        _check_fit(path, plan, state)
         return create(header["name"], header["scale"], config=header["config"])
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+    except ModelFileError:
+        raise
+    except (ArithmeticError, TypeError, ValueError, RuntimeError, AttributeError, LookupError) as e:
         raise ModelFileError(
-            f"{path} describes a {header['name']} that cannot be built: {error}"
-        ) from error
+            f"{path} describes a {header['name']} that cannot be built: {e}"
+        ) from e
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """All numbers in JSON values, and the sum of each list of them."""
+    if isinstance(value, (int, float)):
+        yield value
+    elif isinstance(value, (list, dict)):
+        inside = [
+            list(_numbers(each)) for each in (value.values() if isinstance(value, dict) else value)
+        ]
+        yield from chain.from_iterable(inside)
+        yield sum(numbers[0] for numbers in inside if numbers)
 
 
 def _names(net: Network) -> list[str] | None:
@@ -164,7 +198,13 @@ def _names(net: Network) -> list[str] | None:
 
 
 def _fill(path: Path, net: Network, state: dict[str, Tensor]) -> None:
-    """Load strictly; the first difference makes the sentence."""
+    """Load strictly."""
+    _check_fit(path, net, state)
+    net.load_state_dict(state)
+
+
+def _check_fit(path: Path, net: Network, state: dict[str, Tensor]) -> None:
+    """ModelFileError unless names and shapes agree; the first difference makes the sentence."""
     wanted = net.state_dict()
     for name in [*wanted, *state]:
         if name not in state:
@@ -178,4 +218,3 @@ def _fill(path: Path, net: Network, state: dict[str, Tensor]) -> None:
         raise ModelFileError(
             f"{path} does not fit {net.name} x{net.scale or ' continuous'}: {fault}"
         )
-    net.load_state_dict(state)

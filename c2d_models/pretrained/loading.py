@@ -56,7 +56,8 @@ def list_models() -> list[ModelInfo]:
 
 def read_record(name_or_path: str | Path) -> dict[str, Any]:
     """The training record that `save` put into a file; empty for an author's file."""
-    return checkpoint.record_of(checkpoint.read(find(name_or_path))[1])
+    path = find(name_or_path)
+    return checkpoint.record_of(path, checkpoint.read(path)[1])
 
 
 def find(name_or_path: str | Path) -> Path:
