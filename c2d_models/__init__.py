@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .networks.registry import create
     from .pretrained.loading import list_models, load
-    from .upscaling.upscaler import upscale
+    from .upscaling.in_memory import upscale
 
 __all__ = ["create", "list_models", "load", "upscale"]
 
@@ -15,7 +15,7 @@ _HOMES = {
     "create": "networks",
     "list_models": "pretrained.loading",
     "load": "pretrained.loading",
-    "upscale": "upscaling.upscaler",
+    "upscale": "upscaling.in_memory",
 }
 
 

@@ -1,5 +1,6 @@
 """The command line: exit codes, one sentence for each mistake, what a run over a folder says."""
 
+import io
 import os
 import signal
 import subprocess
@@ -66,7 +67,12 @@ def run(command, capsys):
         pytest.param("--model x2.safetensors", "20x16", id="discrete, its own scale"),
         pytest.param("--model any.safetensors", "40x32", id="continuous, 4 by default"),
         pytest.param("--model any.safetensors --scale 2.7", "27x22", id="scale"),
-        pytest.param("--model any.safetensors --size 33x9", "33x9", id="size"),
+        pytest.param("--model any.safetensors --size 33x9 --stretch", "33x9", id="size"),
+        pytest.param("--model any.safetensors --size 33x", "33x26", id="width"),
+        pytest.param("--model any.safetensors --fit 999x16", "20x16", id="fit"),
+        pytest.param("--model any.safetensors --long-side 35", "35x28", id="long side"),
+        pytest.param("--model any.safetensors --scale 5.5", "55x44", id="two passes"),
+        pytest.param("--model x2.safetensors --scale 8", "80x64", id="three passes"),
         pytest.param("--model x2.safetensors --tile 0 --device cpu", "20x16", id="tile and device"),
     ],
 )
@@ -151,12 +157,15 @@ def test_16_bits_and_alpha_survive(here, capsys):
         ("upscale photo.png -o photo.png --model x2.safetensors --overwrite", "never overwritten"),
         ("upscale photo.png -o o.bmp", "o.bmp ends in .bmp"),
         ("upscale photo.png -o text.txt/o.png", "text.txt is a file"),
-        ("upscale photo.png -o o.png --scale 5", "scale is 5; it must be from 1 to 4"),
+        ("upscale photo.png -o o.png --scale 17", "scale is 17; it must be from 1 to 16"),
         ("upscale photo.png -o o.png --scale 0.9", "scale is 0.9"),
         ("upscale photo.png -o o.png --scale two", "--scale"),
         ("upscale photo.png -o o.png --size 20", "size is 20; write width x height"),
+        ("upscale photo.png -o o.png --fit 20x", "fit is 20x; write width x height"),
         ("upscale photo.png -o o.png --size 20x16 --scale 2", "choose one"),
-        ("upscale photo.png -o o.png --size 50x16 --model any.safetensors", "width 50 from 10"),
+        ("upscale photo.png -o o.png --size 170x136 --model any.safetensors", "height 136 from 8"),
+        ("upscale photo.png -o o.png --size 30x10 --model any.safetensors", "would distort"),
+        ("upscale photo.png -o o.png --long-side 5 --model any.safetensors", "height 4 from 8"),
         ("upscale photo.png -o o.png --scale 3 --model x2.safetensors", "enlarges by 2 only"),
         ("upscale photo.png -o o.png --model none", "no model or file 'none'"),
         ("upscale photo.png -o o.png --model text.txt", "text.txt"),
@@ -167,7 +176,15 @@ def test_16_bits_and_alpha_survive(here, capsys):
         ("upscale photo.png -o o.png --dtype int8 --model x2.safetensors", "dtype is int8"),
         ("upscale photo.png -o o.png --device tpu --model x2.safetensors", "device is tpu"),
         ("upscale photo.png -o o.png --format bmp --model x2.safetensors", "format is bmp"),
-        ("upscale photo.png", "Missing option '--output'"),
+        ("upscale photo.png -o o.png --metadata some", "metadata is some"),
+        ("upscale photo.png -o o.png --max-pixels 0", "max-pixels is 0"),
+        (
+            "upscale photo.png -o o.png --max-pixels 79 --model x2.safetensors",
+            "photo.png is too large",
+        ),
+        ("upscale photo.png", "no output is given"),
+        ("upscale . -o o.png", "o.png names one picture, but the input is the folder ."),
+        ("upscale", "Missing argument"),
         ("upscale photo.png -o o.png --bogus", "No such option"),
         ("enlarge photo.png", "No such command"),
         ("eval none", "none does not exist"),
@@ -248,8 +265,8 @@ def test_a_bug_shows_its_traceback_and_exits_by_1(
 def test_a_bug_in_one_file_of_a_batch_goes_to_a_log(here, monkeypatch, capsys):
     read = image_file.read
 
-    def broken(path):
-        return {}["lost"] if Path(path).name == "deep.png" else read(path)
+    def broken(path, **options):
+        return {}["lost"] if Path(path).name == "deep.png" else read(path, **options)
 
     monkeypatch.setattr(image_file, "read", broken)
     code, out, err = run("upscale photo.png deep.png -o out --model x2.safetensors", capsys)
@@ -293,7 +310,11 @@ def test_a_question_ends_without_a_full_stop(here, capsys):
     assert err == "c2d: config.yaml: unknown key 'stpes'; did you mean 'steps'?\n"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ids=["Ctrl-C", "SIGTERM", "a closed terminal"],
+)
 def test_an_interrupted_run_leaves_nothing(here, number, code):
     Image.fromarray(np.zeros((4000, 4000, 3), np.uint8)).save("large.png")  # takes a minute
     command = "upscale large.png -o out/large.png --model any.safetensors --tile 64"
@@ -312,6 +333,82 @@ def test_an_interrupted_run_leaves_nothing(here, number, code):
     assert process.returncode == code, complaint
     assert complaint == ("c2d: interrupted.\n" if number == signal.SIGINT else "")
     assert list((here / "out").iterdir()) == []
+
+
+def command_line(*arguments, **options):
+    """`c2d` in a process of its own."""
+    command = [sys.executable, "-m", "c2d_models.cli", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    return subprocess.run(command, env=environment, capture_output=True, timeout=120, **options)
+
+
+def test_standard_input_and_output(here):
+    png = Path("photo.png").read_bytes()
+    done = command_line("upscale", "-", "-o", "-", "--model", "x2.safetensors", input=png)
+    assert done.returncode == 0 and b"standard input -> standard output  20x16" in done.stderr
+    assert Image.open(io.BytesIO(done.stdout)).size == (20, 16)
+    done = command_line("upscale", "-", "-o", "o.jpg", "--model", "x2.safetensors", input=png)
+    assert done.returncode == 0 and Image.open("o.jpg").size == (20, 16)
+    done = command_line("upscale", "-", "-o", "-", "--model", "x2.safetensors", input=b"text")
+    assert (done.returncode, done.stdout) == (2, b"") and b"standard input is not" in done.stderr
+
+
+def test_names_that_a_console_cannot_show(here):
+    """Not UTF-8, and not in the console's encoding: the run goes on and shows them as escapes."""
+    os.mkdir("in")
+    for name in (b"in/\xff\xe9.png", "in/\u65e5\u672c.png".encode(), b"in/plain.png"):
+        Path(os.fsdecode(name)).write_bytes(Path("photo.png").read_bytes())
+    Path(os.fsdecode(b"in/\xfe.png")).write_bytes(b"no picture")
+    ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C.UTF-8"}
+    done = command_line("upscale", "in", "-o", "out", "--model", "x2.safetensors", env=ascii_only)
+    assert done.returncode == 2 and b"Traceback" not in done.stderr
+    assert b"in/plain.png -> out/plain.png  20x16" in done.stdout
+    assert b"3 written, 0 skipped, 1 failed: in/\\udcfe.png" in done.stdout
+    assert sorted(os.listdir(b"out")) == [
+        b"plain.png",
+        "\u65e5\u672c.png".encode(),
+        b"\xff\xe9.png",
+    ]
+
+
+def test_a_missing_input_is_missing_even_if_its_output_is_there(here, capsys):
+    Path("o.png").write_bytes(b"")
+    code, _, err = run("upscale gone.png -o o.png --model x2.safetensors", capsys)
+    assert code == 2 and err == "c2d: gone.png does not exist.\n"
+
+
+def test_an_empty_variable_is_no_folder(here, capsys):
+    assert main(["upscale", "", "-o", "out"]) == 2
+    assert "a path is empty" in capsys.readouterr().err and not Path("out").exists()
+
+
+def test_notes_name_their_file(here, capsys, monkeypatch):
+    read = image_file.read
+
+    def noting(path, **options):
+        image = read(path, **options)
+        image.notes.append("page 1 of 3 is read")
+        return image
+
+    monkeypatch.setattr(image_file, "read", noting)
+    code, _, err = run("upscale photo.png -o o.png --model x2.safetensors", capsys)
+    assert code == 0 and err == "c2d: photo.png: page 1 of 3 is read.\n"
+
+
+def test_what_is_not_read_is_in_the_summary(here, capsys):
+    os.mkdir("in")
+    for name in ("a.png", "b.svg", "c.psd"):
+        Path("in", name).write_bytes(Path("photo.png").read_bytes())
+    code, out, err = run("upscale in -o out --model x2.safetensors", capsys)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "1 written, 0 skipped, 0 failed; 2 not read: in/b.svg, in/c.psd"
+
+
+def test_bare_c2d_is_help(capsys):
+    for arguments in ([], ["-h"], ["--help"]):
+        assert main(arguments) == 0
+        printed = capsys.readouterr()
+        assert "upscale" in printed.out and printed.err == ""
 
 
 def test_help_and_version_do_not_wait_for_torch():

@@ -95,7 +95,7 @@ def test_the_graph_sees_imports():
     """It would find a circle, and it does find the arrows that are there."""
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
     assert "c2d_models.networks.hub" in GRAPH["c2d_models.networks.network"]  # in a function
-    assert "c2d_models.upscaling.folders" in GRAPH["c2d_models.cli"]
+    assert "c2d_models.upscaling.batch" in GRAPH["c2d_models.cli.upscale"]
     assert len(GRAPH) > 100
 
 

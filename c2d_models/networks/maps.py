@@ -15,13 +15,15 @@ def rgb_mean(like: Tensor) -> Tensor:
     return torch.cat([like.new_full((1,), value) for value in RGB_MEAN])
 
 
-def mirror_index(length: int, padded: int, device: torch.device | None = None) -> Tensor:
-    """(padded,) int64: where 0..padded-1 fall in a line of `length` mirrored at its ends, for ever.
+def mirror_index(
+    length: int, padded: int, device: torch.device | None = None, start: int = 0
+) -> Tensor:
+    """(padded,) int64: where start..start+padded-1 fall in a line of `length`, mirrored for ever.
 
     The edge is not repeated (reflection), and a line of one pixel repeats that pixel: any size
     works. Plain arithmetic: the limits of `F.pad(mode="reflect")` become guards in an export.
     """
-    position = torch.arange(padded, device=device) % max(2 * length - 2, 1)
+    position = torch.arange(start, start + padded, device=device) % max(2 * length - 2, 1)
     return length - 1 - (length - 1 - position).abs()
 
 

@@ -1,8 +1,9 @@
 """What every network of this package is: a body and an up-sampler."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class Network(nn.Module, ABC):
 
     name: str = ""
     pad_multiple: int
-    pad_index = staticmethod(mirror_index)
+    pad_index: ClassVar[Callable[..., Tensor]] = staticmethod(mirror_index)
     tile_multiple: int
     min_overlap: int
     upsample: PixelShuffleDirect | HIIF

@@ -28,7 +28,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..devices import choose_device
 from ..errors import ConfigError
-from ..files import remove_unfinished, write_whole
+from ..files import remove_leftovers, write_whole
 from ..images import metrics
 from ..networks import checkpoint, registry
 from ..networks.network import Network
@@ -399,8 +399,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
             config.output.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
             write_whole(config.output / "config.yaml", text.encode())
-            for name in ("state.pt", checkpoint.FILE_NAME, "config.yaml"):
-                remove_unfinished(config.output / name)
+            remove_leftovers(config.output)
         stopped = trainer.run()
         if stopped and processes.count == 1:
             raise SystemExit(128 + stopped)

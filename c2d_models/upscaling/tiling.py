@@ -1,7 +1,9 @@
 """Networks over images of any size, in bounded memory: tiles in, strips out.
 
 The body sees overlapping square tiles of the LR image; their features are blended there, and
-leave in bands of finished rows, top to bottom. A discrete up-sampler turns each band into pixels at
+leave in bands of finished rows, top to bottom. Where asked, a mirrored margin around the image goes
+through the body too: its convolutions pad with zeros, which dims the rim of a network that has seen
+few borders in training. A discrete up-sampler turns each band into pixels at
 once. A continuous one attends over the whole picture: the bands are kept (on disk if many),
 its attention's matrices are summed over all strips first, and only then are the strips decoded: the
 picture is the one that the network makes of the whole image, whatever the strips.
@@ -9,22 +11,20 @@ picture is the one that the network makes of the whole image, whatever the strip
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from c2d_kernels import Region
 
-from ..devices import available_memory, is_out_of_memory
+from ..devices import is_out_of_memory
 from ..errors import OutOfMemoryError, UpscaleError
+from ..networks.maps import mirror_index
 from ..networks.network import Network
+from .storage import allocate
 
 Source = Callable[[int, int, int, int], Tensor]
 """(y0, y1, x0, x1) -> that part of the LR image, (1, 3, h, w) float32 in [0, 1], on the device."""
@@ -129,6 +129,7 @@ def run(
     out_size: tuple[int, int],
     plan: Plan,
     *,
+    margin: int = 0,
     folder: Path | None = None,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> Plan:
@@ -138,7 +139,8 @@ def run(
         net: in evaluation mode, on the device that `source` delivers to.
         source: gives the LR image of `size` (H, W).
         sink: receives the output of `out_size`.
-        plan: of `Plan.fit`.
+        plan: of `Plan.fit`, for the image with its margin.
+        margin: LR pixels of mirror image that the body sees on each side.
         folder: where features go that do not fit in memory; by default the temporary folder.
         progress: told the fraction of the work that is done, in [0, 1]; falls back on a new start.
 
@@ -151,12 +153,13 @@ def run(
     while True:
         try:
             with torch.inference_mode():
-                _attempt(net, source, sink, size, out_size, plan, folder, progress)
+                _attempt(net, source, sink, size, out_size, plan, margin, folder, progress)
             return plan
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            smaller = plan.halved(*size, net.tile_multiple)
+            height, width = _widened(size, margin)
+            smaller = plan.halved(height, width, net.tile_multiple)
             if smaller is None:
                 raise OutOfMemoryError(
                     f"memory ran out with tiles of {plan.tile} pixels, this network's smallest: "
@@ -169,22 +172,43 @@ def run(
 
 
 def encode_bands(
-    net: Network, source: Source, size: tuple[int, int], plan: Plan, done: Callable[[float], None]
+    net: Network,
+    source: Source,
+    size: tuple[int, int],
+    plan: Plan,
+    margin: int,
+    done: Callable[[float], None],
 ) -> Iterator[tuple[int, Tensor]]:
     """(first row, features (h, W, C)) of consecutive bands that cover the LR image, top to bottom.
 
     `done` is told the pixels of each tile. Blending is in float32 (float64 for a float64 net).
     """
-    height, width = size
+    for start, band in _wide_bands(net, source, size, plan, margin, done):
+        first, last = max(margin - start, 0), min(margin + size[0] - start, len(band))
+        if first < last:
+            yield start + first - margin, band[first:last, margin : margin + size[1]]
+
+
+def _wide_bands(
+    net: Network,
+    source: Source,
+    size: tuple[int, int],
+    plan: Plan,
+    margin: int,
+    done: Callable[[float], None],
+) -> Iterator[tuple[int, Tensor]]:
+    """The bands of the image with its margin; rows and columns count from the margin's corner."""
+    height, width = _widened(size, margin)
     rows, columns = spans(height, plan), spans(width, plan)
     row_weights, column_weights = ramps(rows), ramps(columns)
     carried: Tensor | None = None
     for i, (y0, y1) in enumerate(rows):
         band: Tensor | None = None
         for j, (x0, x1) in enumerate(columns):
-            features = net.encode(source(y0, y1, x0, x1))[0]
+            tile = _mirrored(source, size, (y0 - margin, y1 - margin), (x0 - margin, x1 - margin))
+            features = net.encode(tile)[0]
+            done((y1 - y0) * (x1 - x0))
             if len(rows) == len(columns) == 1:
-                done(height * width)
                 yield 0, features
                 return
             blended = torch.promote_types(features.dtype, torch.float32)
@@ -194,13 +218,28 @@ def encode_bands(
             band[:, x0:x1] += features * weight.to(features.device, blended)[..., None]
             kept = features.dtype
             del features
-            done((y1 - y0) * (x1 - x0))
         assert band is not None  # there is a column
         if carried is not None:
             band[: len(carried)] += carried
         finished = (rows[i + 1][0] if i + 1 < len(rows) else height) - y0
         carried = band[finished:].clone()
         yield y0, band[:finished].to(kept)
+
+
+def _mirrored(
+    source: Source, size: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
+) -> Tensor:
+    """`source` of a part that may reach outside the image, where its mirror image continues it."""
+    if min(rows[0], columns[0]) >= 0 and rows[1] <= size[0] and columns[1] <= size[1]:
+        return source(*rows, *columns)
+    at = [
+        mirror_index(side, stop - start, start=start)
+        for side, (start, stop) in zip(size, (rows, columns), strict=True)
+    ]
+    (y0, y1), (x0, x1) = ((int(index.min()), int(index.max()) + 1) for index in at)
+    part = source(y0, y1, x0, x1)
+    y, x = ((index - low).to(part.device) for index, low in zip(at, (y0, x0), strict=True))
+    return part.index_select(2, y).index_select(3, x)
 
 
 def _attempt(
@@ -210,11 +249,13 @@ def _attempt(
     size: tuple[int, int],
     out_size: tuple[int, int],
     plan: Plan,
+    margin: int,
     folder: Path | None,
     progress: Callable[[float], None],
 ) -> None:
     """One try at the whole image."""
-    tiles = sum((b - a) * (d - c) for a, b in spans(size[0], plan) for c, d in spans(size[1], plan))
+    rows, columns = (spans(side, plan) for side in _widened(size, margin))
+    tiles = sum((b - a) * (d - c) for a, b in rows for c, d in columns)
     queries = out_size[0] * out_size[1] if net.scale is None else 0
     passes = 1 + net.query_attentions
     total = tiles + _DECODE_WORK * queries * passes
@@ -225,7 +266,7 @@ def _attempt(
         finished += work
         progress(min(finished / total, 1.0))
 
-    bands = encode_bands(net, source, size, plan, done)
+    bands = encode_bands(net, source, size, plan, margin, done)
     if net.scale is None:
         _decode_continuous(net, source, sink, size, out_size, plan, folder, bands, done)
     else:
@@ -274,76 +315,48 @@ def _decode_continuous(
 ) -> None:
     """Keep all bands, sum each attention's matrices over the strips, decode strips with them."""
     (height, width), (out_height, out_width) = size, out_size
-    with _feature_store(folder) as store:
-        features: Tensor | None = None
-        for start, band in bands:
-            if len(band) == height:
-                features = band
-                break
-            if features is None:
-                features = store((height, width, band.shape[-1]), band)
-            features[start : start + len(band)] = band
-        assert features is not None  # there is a band
-        device = source(0, 1, 0, 1).device
-        bytes_per_row = DECODE_BYTES * features.shape[-1] * out_width
-        step = max(plan.strip_bytes // bytes_per_row, 1)
-        strips = [(a, min(a + step, out_height)) for a in range(0, out_height, step)]
+    features: Tensor | None = None
+    for start, band in bands:
+        if len(band) == height:
+            features = band
+            break
+        if features is None:
+            shape = (height, width, band.shape[-1])
+            features = allocate(shape, band.dtype, folder, band.device)
+        features[start : start + len(band)] = band
+    assert features is not None  # there is a band
+    device = source(0, 1, 0, 1).device
+    bytes_per_row = DECODE_BYTES * features.shape[-1] * out_width
+    step = max(plan.strip_bytes // bytes_per_row, 1)
+    strips = [(a, min(a + step, out_height)) for a in range(0, out_height, step)]
 
-        def crop(strip: tuple[int, int]) -> tuple[Tensor, Region, tuple[int, int]]:
-            # The neighbours floor(u) and floor(u) + 1 of the first and last row, one to spare.
-            low, high = (int(((i + 0.5) * height) // out_height) for i in (strip[0], strip[1] - 1))
-            low, high = max(low - 2, 0), min(high + 3, height)
-            region = Region(strip, (0, out_width), (low, 0), size)
-            return features[None, low:high].to(device), region, (low, high)
+    def crop(strip: tuple[int, int]) -> tuple[Tensor, Region, tuple[int, int]]:
+        # The neighbours floor(u) and floor(u) + 1 of the first and last row, one to spare.
+        low, high = (int(((i + 0.5) * height) // out_height) for i in (strip[0], strip[1] - 1))
+        low, high = max(low - 2, 0), min(high + 3, height)
+        region = Region(strip, (0, out_width), (low, 0), size)
+        return features[None, low:high].to(device), region, (low, high)
 
-        moments: list[Tensor] = []
-        for _ in range(net.query_attentions):
-            total = torch.zeros((), dtype=torch.float64, device=device)
-            for strip in strips:
-                part, region, _ = crop(strip)
-                moment = net.decode_moments(part, size=out_size, region=region, moments=moments)
-                total = total + moment.double()
-                done(_DECODE_WORK * (strip[1] - strip[0]) * out_width)
-            exact = torch.promote_types(features.dtype, torch.float32)
-            moments.append((total / (out_height * out_width)).to(exact))
+    moments: list[Tensor] = []
+    for _ in range(net.query_attentions):
+        total = torch.zeros((), dtype=torch.float64, device=device)
         for strip in strips:
-            part, region, (low, high) = crop(strip)
-            image = source(low, high, 0, width)
-            pixels = net.decode(part, image, size=out_size, region=region, moments=moments)
-            sink(strip[0], pixels[0])
+            part, region, _ = crop(strip)
+            moment = net.decode_moments(part, size=out_size, region=region, moments=moments)
+            total = total + moment.double()
             done(_DECODE_WORK * (strip[1] - strip[0]) * out_width)
+        exact = torch.promote_types(features.dtype, torch.float32)
+        moments.append((total / (out_height * out_width)).to(exact))
+    for strip in strips:
+        part, region, (low, high) = crop(strip)
+        image = source(low, high, 0, width)
+        pixels = net.decode(part, image, size=out_size, region=region, moments=moments)
+        sink(strip[0], pixels[0])
+        done(_DECODE_WORK * (strip[1] - strip[0]) * out_width)
 
 
-@contextlib.contextmanager
-def _feature_store(folder: Path | None) -> Iterator[Callable[[tuple[int, ...], Tensor], Tensor]]:
-    """Makes tensors like a given one: in memory if there is room, else in a mapped file."""
-    path = None
-
-    def make(shape: tuple[int, ...], like: Tensor) -> Tensor:
-        nonlocal path
-        needed = int(np.prod(shape)) * like.element_size()
-        if like.is_cuda and needed < torch.cuda.mem_get_info(like.device)[0] // 4:
-            return like.new_empty(shape)
-        if needed < available_memory() // 4:
-            return torch.empty(shape, dtype=like.dtype)
-        handle, path = tempfile.mkstemp(".features", ".c2d.", folder)
-        try:
-            # Reserved, not only sized: a full disk is an error here, but a crash in mapped memory.
-            reserve = getattr(os, "posix_fallocate", lambda file, start, length: None)
-            reserve(handle, 0, needed)
-            os.truncate(path, needed)
-        finally:
-            os.close(handle)
-        flat = torch.from_file(
-            path, shared=True, size=needed // like.element_size(), dtype=like.dtype
-        )
-        return flat.reshape(shape)
-
-    try:
-        yield make
-    finally:
-        if path is not None:
-            os.unlink(path)
+def _widened(size: tuple[int, int], margin: int) -> tuple[int, int]:
+    return size[0] + 2 * margin, size[1] + 2 * margin
 
 
 def _round_up(value: int, multiple: int) -> int:

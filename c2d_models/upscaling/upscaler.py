@@ -1,14 +1,12 @@
-"""Photographs made larger, in memory: the function `upscale`, and the settings of a run."""
+"""A network and the settings of a run, and what they do with one picture's samples."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -16,33 +14,42 @@ from torch import Tensor
 
 from ..devices import choose_device, memory_budget
 from ..errors import UpscaleError
-from ..images import image_file
 from ..networks.network import Network
-from ..pretrained import loading
 from . import tiling
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from .models import Models, title
+from .storage import allocate
+from .target import MAX_SCALE, PASS_SCALE, Target, common_factor, passes
+from .transparency import spread_colours
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MARGIN = 8
+"""LR pixels of mirror image around a picture.
+
+With them a flat page stays flat to half a level up to its border, where the shipped x4 network is
+18 levels off without, and the continuous one 1.2; 16 pixels gain nothing more.
+"""
+
+Progress = Callable[[float], None]
+"""Told the fraction that is done, in [0, 1]."""
+Rows = Callable[[int, np.ndarray], None]
+"""Takes (first row, (h, W_out, channels)) of the output; rows may come again."""
 
 
 @dataclass
 class Upscaler:
-    """A network on its device with the settings of a run; `load` makes one.
+    """What enlarges pictures, with the settings of a run; `load` makes one.
 
     Attributes:
-        net: in evaluation mode.
-        scale: of the request, or None when `size` is given.
-        size: (H_out, W_out), or None.
+        target: the size that pictures are brought to.
+        models: the networks.
+        device: where they compute.
         dtype: float32, or the type the network computes in under autocast. The bilinear part of
             the output and the blending stay in float32: a half-precision one would band.
         tile: side in LR pixels, 0 for no tiles, None for as large as memory allows.
     """
 
-    net: Network
-    scale: float | None
-    size: tuple[int, int] | None
+    target: Target
+    models: Models
     device: torch.device
     dtype: torch.dtype = torch.float32
     tile: int | None = None
@@ -50,196 +57,180 @@ class Upscaler:
     @classmethod
     def load(
         cls,
-        scale: float | None = None,
-        size: Sequence[int] | None = None,
+        target: Target | None = None,
         model: str | Path | Network | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "float32",
         tile: int | str | None = None,
     ) -> Upscaler:
-        """Check the settings, then load the model; arguments as in `upscale`."""
-        check_target(scale, size)
+        """Check the settings, then load the model; arguments as in `upscale`.
+
+        Without a target a discrete model enlarges by its own factor.
+        """
         place = choose_device(device)
         kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
         if kind is None or kind not in DTYPES.values():
             raise UpscaleError(f"dtype is {dtype}; use {', '.join(DTYPES)}.")
         side = check_tile(tile)
-        if isinstance(model, Network):
-            net = model.to(place)
-        else:
-            net = loading.load(choose_model(scale, size) if model is None else model, place)
-            net.float()
-        net.prepare()
-        if scale is None and size is None:
-            scale = float(net.scale or 4)
-        if net.scale is not None and scale not in (None, net.scale):
-            raise UpscaleError(
-                f"{_title(net)} enlarges by {net.scale} only; for {scale:g} take a continuous "
-                "model (c2d models lists them)."
-            )
-        exact = None if size is None else (size[0], size[1])
-        return cls(net, scale, exact, place, kind, side)
+        models = Models(model, place)
+        target = target or Target()
+        if models.asked is not None and target == Target():
+            target = Target(float(models.asked.scale or PASS_SCALE))
+        upscaler = cls(target, models, place, kind, side)
+        if target.factor is not None:  # known before any picture: so are its models
+            upscaler.plan(10_000, 10_000)
+        return upscaler
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """(H_out, W_out) for an image; a given size has a factor of its own, 1 to 4, on each axis.
+        """(H_out, W_out) of an image; UpscaleError if the target is out of its reach."""
+        return self.target.size(height, width)
+
+    def plan(self, height: int, width: int) -> list[tuple[Network, tuple[int, int]]]:
+        """The network of each pass, and the size that it makes.
 
         Raises:
-            UpscaleError: the size is out of reach.
+            UpscaleError: the target is out of reach, or not for the model that was asked for.
         """
-        if self.scale is not None:
-            return math.floor(height * self.scale + 0.5), math.floor(width * self.scale + 0.5)
-        assert self.size is not None  # one of the two is given
-        for got, have, axis in zip(self.size, (height, width), ("height", "width"), strict=True):
-            if not have <= got <= 4 * have:
-                raise UpscaleError(
-                    f"size asks for {axis} {got} from {have}; each axis can grow by 1 to 4, "
-                    f"here to {have} to {4 * have}."
-                )
-        factor = self.net.scale
-        if factor is not None and self.size != (factor * height, factor * width):
-            raise UpscaleError(
-                f"{_title(self.net)} makes {factor * width}x{factor * height} of this image; for "
-                f"{self.size[1]}x{self.size[0]} take a continuous model (c2d models lists them)."
+        wanted = self.output_size(height, width)
+        asked = self.models.asked
+        step = (asked.scale if asked else None) or PASS_SCALE
+        sizes = passes((height, width), wanted, max(step, 2))
+        steps = list(zip([(height, width), *sizes], sizes, strict=False))
+        factors = [common_factor(before, after) for before, after in steps]
+        nets = [self.models.network(factor) for factor in factors]
+        for net, factor in zip(nets, factors, strict=True):
+            if net.scale is not None and net.scale != factor:
+                raise UpscaleError(self._unreachable(net, height, width))
+        return list(zip(nets, sizes, strict=True))
+
+    def _unreachable(self, net: Network, height: int, width: int) -> str:
+        """Why a discrete network cannot make what was asked for."""
+        assert net.scale is not None
+        if (factor := self.target.factor) is not None:
+            powers = [net.scale**k for k in (2, 3, 4) if net.scale**k <= MAX_SCALE]
+            more = f" (in passes by {' and '.join(map(str, powers))})" if powers else ""
+            return (
+                f"{title(net)} enlarges by {net.scale} only{more}; for {factor:g} take a "
+                "continuous model (c2d models lists them)."
             )
-        return self.size
+        high, wide = self.output_size(height, width)
+        return (
+            f"{title(net)} makes {net.scale * width}x{net.scale * height} of this image; for "
+            f"{wide}x{high} take a continuous model (c2d models lists them)."
+        )
 
     def run(
         self,
         pixels: np.ndarray,
-        sink: Callable[[int, np.ndarray], None],
+        alpha: np.ndarray | None,
+        sink: Rows,
         dtype: np.dtype,
         *,
         folder: Path | None = None,
-        progress: Callable[[float], None] = lambda fraction: None,
+        progress: Progress = lambda fraction: None,
     ) -> None:
-        """Enlarge (H, W, 1 or 3) pixels; `sink` takes (first row, (h, W_out, 1 or 3) of `dtype`).
+        """Enlarge pixels (H, W, 1 or 3), and alpha (H, W) if there is one.
 
-        Integers span their whole range, floats [0, 1]. A grey picture goes through the network as
-        three equal channels, whose mean comes out. The other arguments are those of `tiling.run`.
+        `sink` takes (first row, (h, W_out, channels) of `dtype`), alpha as the last channel.
+        Integers span their whole range, floats [0, 1]. A grey picture, also one of three equal
+        channels, goes through the network as three, whose mean comes out; so does alpha, unless it
+        is flat. `folder` and `progress` are those of `tiling.run`.
 
         Raises:
             UpscaleError: the network's numbers overflowed in half precision.
         """
+        steps = self.plan(*pixels.shape[:2])
+        sizes = [pixels.shape[:2], *(size for _, size in steps)]
+        shares = _shares(progress, [height * width for height, width in sizes[:-1]])
+        between = np.dtype(np.float32 if dtype.kind == "f" else np.uint16)
+        for (net, size), share in zip(steps[:-1], shares, strict=False):
+            channels = pixels.shape[2] + (alpha is not None)
+            held = _array((*size, channels), between, folder)
+            self._pass(net, size, pixels, alpha, partial(_put, held), between, folder, share)
+            pixels = held[..., : pixels.shape[2]]
+            alpha = held[..., -1] if alpha is not None else None
+        net, size = steps[-1]
+        self._pass(net, size, pixels, alpha, sink, dtype, folder, shares[-1])
+
+    def _pass(
+        self,
+        net: Network,
+        size: tuple[int, int],
+        pixels: np.ndarray,
+        alpha: np.ndarray | None,
+        sink: Rows,
+        dtype: np.dtype,
+        folder: Path | None,
+        progress: Progress,
+    ) -> None:
+        """One enlargement of colours and alpha by one network."""
+        if alpha is None:
+            self._enlarge(net, size, pixels, sink, dtype, folder, progress)
+            return
+        pixels = spread_colours(pixels, alpha)
+        if (alpha == alpha[0, 0]).all():
+            flat = alpha[:1, :1].astype(np.float32) / np.float32(full_scale(alpha.dtype))
+            large = np.broadcast_to(_quantise(flat, dtype), size)
+        else:
+            for_alpha, progress = _shares(progress, [1, 1])
+            held = _array((*size, 1), dtype, folder)
+            plane = alpha[..., None]
+            self._enlarge(net, size, plane, partial(_put, held), dtype, folder, for_alpha)
+            large = held[..., 0]
+
+        def join(top: int, rows: np.ndarray) -> None:
+            sink(top, np.concatenate([rows, large[top : top + len(rows), :, None]], axis=2))
+
+        self._enlarge(net, size, pixels, join, dtype, folder, progress)
+
+    def _enlarge(
+        self,
+        net: Network,
+        size: tuple[int, int],
+        pixels: np.ndarray,
+        sink: Rows,
+        dtype: np.dtype,
+        folder: Path | None,
+        progress: Progress,
+    ) -> None:
+        """Send (H, W, 1 or 3) pixels through a network, cut as memory demands."""
         height, width, channels = pixels.shape
-        full = _full_scale(pixels.dtype)
+        full = full_scale(pixels.dtype)
+        grey = channels == 1 or bool((pixels == pixels[..., :1]).all())
+        colours = 1 if grey else 3
 
         def source(y0: int, y1: int, x0: int, x1: int) -> Tensor:
-            part = torch.from_numpy(pixels[y0:y1, x0:x1].astype(np.float32) / np.float32(full))
-            return part.to(self.device).permute(2, 0, 1).expand(3, -1, -1)[None]
+            part = pixels[y0:y1, x0:x1, :colours].astype(np.float32) / np.float32(full)
+            return torch.from_numpy(part).to(self.device).permute(2, 0, 1).expand(3, -1, -1)[None]
 
         def deliver(top: int, rows: Tensor) -> None:
             rows = rows.float()
             if not torch.isfinite(rows).all():
                 raise UpscaleError(
-                    f"{_title(self.net)} overflows in {str(self.dtype).removeprefix('torch.')} on "
-                    "this image: use dtype bfloat16 or float32."
+                    f"{title(net)} overflows in {str(self.dtype).removeprefix('torch.')} on this "
+                    "image: use dtype bfloat16 or float32."
                 )
-            if channels == 1:
+            if grey:
                 rows = rows.mean(dim=0, keepdim=True)
-            sink(top, _quantise(rows.clamp(0, 1).permute(1, 2, 0).cpu().numpy(), dtype))
+            samples = _quantise(rows.clamp(0, 1).permute(1, 2, 0).cpu().numpy(), dtype)
+            sink(top, samples if len(rows) == channels else np.repeat(samples, channels, axis=2))
 
+        margin = MARGIN if net.record else 0  # others' networks: as their authors run them
         budget = memory_budget(self.device)
-        plan = tiling.Plan.fit(self.net, height, width, budget, self.tile)
+        plan = tiling.Plan.fit(net, height + 2 * margin, width + 2 * margin, budget, self.tile)
         half = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype) if half else contextlib.nullcontext():
             tiling.run(
-                self.net,
+                net,
                 source,
                 deliver,
                 (height, width),
-                self.output_size(height, width),
+                size,
                 plan,
+                margin=margin,
                 folder=folder,
                 progress=progress,
             )
-
-
-@overload
-def upscale(
-    image: np.ndarray | str | os.PathLike[str],
-    scale: float | None = None,
-    *,
-    size: Sequence[int] | None = None,
-    model: str | Path | Network | None = None,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "float32",
-    tile: int | str | None = None,
-    progress: Callable[[float], None] = ...,
-) -> np.ndarray: ...
-@overload
-def upscale(
-    image: Image,
-    scale: float | None = None,
-    *,
-    size: Sequence[int] | None = None,
-    model: str | Path | Network | None = None,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "float32",
-    tile: int | str | None = None,
-    progress: Callable[[float], None] = ...,
-) -> Image: ...
-def upscale(
-    image: np.ndarray | str | os.PathLike[str] | Image,
-    scale: float | None = None,
-    *,
-    size: Sequence[int] | None = None,
-    model: str | Path | Network | None = None,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "float32",
-    tile: int | str | None = None,
-    progress: Callable[[float], None] = lambda fraction: None,
-) -> np.ndarray | Image:
-    """Make a photograph larger.
-
-    Arguments:
-        image: an array (H, W) or (H, W, C) with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB,
-            alpha), of uint8, uint16 or floats in [0, 1]; a file's path; or a PIL image.
-        scale: any real number from 1 to 4. By default the model's own (4 for a continuous one).
-        size: (H_out, W_out) instead; each axis then has its own factor, from 1 to 4.
-        model: a shipped model's name, a file or folder, or a network; by default the shipped one
-            for this scale: the discrete x4 for 4, else the continuous one.
-        device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
-        dtype: "float32", or "bfloat16" or "float16" for autocast.
-        tile: side of the tiles in pixels of `image`; 0 for none; by default what memory allows.
-        progress: called with the fraction that is done.
-
-    Returns:
-        The same kind and type of image, H_out x W_out; for a path, an array of uint8 or uint16.
-        Alpha is resized alone, bicubically. A PIL image keeps its mode (one of L, LA, RGB, RGBA,
-        I;16; others become RGB or RGBA) and its ICC profile, and is turned upright.
-
-    Raises:
-        UpscaleError: scale, size, dtype or tile is out of range or does not suit the model.
-        DeviceError: the device is not there.
-        ImageError: the file cannot be read.
-        ModelFileError: the model file is of something else.
-        OutOfMemoryError: the smallest tiles do not fit.
-    """
-    upscaler = Upscaler.load(scale, size, model, device, dtype, tile)
-    if isinstance(image, (str, os.PathLike)):
-        data = image_file.read(image)
-        parts = [data.pixels] if data.alpha is None else [data.pixels, data.alpha[..., None]]
-        array = np.concatenate(parts, axis=2)
-        if array.shape[2] == 1:
-            array = array[..., 0]
-        return _upscale_array(array, upscaler, progress)
-    if isinstance(image, np.ndarray):
-        return _upscale_array(image, upscaler, progress)
-    if type(image).__module__.partition(".")[0] == "PIL" or hasattr(image, "getbands"):
-        return _upscale_pil(image, upscaler, progress)
-    raise UpscaleError(
-        f"image is a {type(image).__name__}; give a NumPy array, a path or a PIL image."
-    )
-
-
-def check_target(scale: float | None, size: Sequence[int] | None) -> None:
-    """UpscaleError unless at most one is given and it is in range."""
-    if scale is not None and size is not None:
-        raise UpscaleError("scale and size are both given; choose one.")
-    if scale is not None and not 1 <= scale <= 4:
-        raise UpscaleError(f"scale is {scale:g}; it must be from 1 to 4.")
-    if size is not None and (len(size) != 2 or min(size) < 1):
-        raise UpscaleError(f"size is {tuple(size)}; it must be two whole numbers from 1 on.")
 
 
 def check_tile(tile: int | str | None) -> int | None:
@@ -255,75 +246,7 @@ def check_tile(tile: int | str | None) -> int | None:
     return side
 
 
-def choose_model(scale: float | None, size: Sequence[int] | None = None) -> str:
-    """The shipped model for a scale: a discrete one for exactly that factor, else a continuous one.
-
-    HiET-SwinIR is preferred, and of two the larger.
-    """
-    wanted = 4 if scale is None and size is None else scale
-    shipped = loading.list_models()
-    fitting = [m for m in shipped if m.scale is not None and m.scale == wanted]
-    fitting = fitting or [m for m in shipped if m.scale is None]
-    if not fitting:
-        request = f"scale {wanted:g}" if wanted else "this size"
-        raise UpscaleError(
-            f"no shipped model serves {request}; name a checkpoint file as the model."
-        )
-    return max(fitting, key=lambda m: (m.name.startswith("hiet_swinir"), m.params, m.name)).name
-
-
-def _upscale_array(
-    array: np.ndarray, upscaler: Upscaler, progress: Callable[[float], None]
-) -> np.ndarray:
-    """`upscale` of an array."""
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
-        raise UpscaleError(
-            f"image has the shape {array.shape}; it must be (H, W) or (H, W, 1 to 4)."
-        )
-    if array.size == 0:
-        raise UpscaleError(f"image has the shape {array.shape}, without a pixel.")
-    if array.dtype not in (np.uint8, np.uint16) and array.dtype.kind != "f":
-        raise UpscaleError(f"image holds {array.dtype}; give uint8, uint16, or floats from 0 to 1.")
-    picture = array[..., None] if array.ndim == 2 else array
-    channels = picture.shape[2]
-    colours = 1 if channels < 3 else 3
-    height, width = upscaler.output_size(*picture.shape[:2])
-    out = np.empty((height, width, channels), array.dtype)
-
-    def sink(top: int, rows: np.ndarray) -> None:
-        out[top : top + len(rows), :, :colours] = rows
-
-    upscaler.run(picture[..., :colours], sink, array.dtype, progress=progress)
-    if channels > colours:
-        alpha = picture[..., colours]
-        if alpha.dtype.kind == "f":
-            out[..., colours] = image_file.resize_alpha(
-                alpha.astype(np.float32), height, width
-            ).clip(0, 1)
-        else:
-            out[..., colours] = image_file.resize_alpha(alpha, height, width)
-    return out[..., 0] if array.ndim == 2 else out
-
-
-def _upscale_pil(image: Image, upscaler: Upscaler, progress: Callable[[float], None]) -> Image:
-    """`upscale` of a PIL image."""
-    from PIL import Image, ImageOps
-
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        array = np.asarray(image).astype(np.uint16)
-    else:
-        if image.mode not in ("L", "LA", "RGB", "RGBA"):
-            transparent = "transparency" in image.info or image.mode in ("PA", "La", "RGBa")
-            image = image.convert("RGBA" if transparent else "RGB")
-        array = np.asarray(image)
-    result = Image.fromarray(_upscale_array(array, upscaler, progress))
-    if "icc_profile" in image.info:
-        result.info["icc_profile"] = image.info["icc_profile"]
-    return result
-
-
-def _full_scale(dtype: np.dtype) -> int:
+def full_scale(dtype: np.dtype) -> int:
     """What stands for 1.0."""
     return 1 if dtype.kind == "f" else int(np.iinfo(dtype).max)
 
@@ -332,8 +255,24 @@ def _quantise(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Floats in [0, 1] to `dtype`, rounded to the nearest."""
     if dtype.kind == "f":
         return values.astype(dtype)
-    return (values * _full_scale(dtype) + 0.5).astype(dtype)
+    return (values * full_scale(dtype) + 0.5).astype(dtype)
 
 
-def _title(net: Any) -> str:
-    return net.name or type(net).__name__
+def _array(shape: tuple[int, ...], dtype: np.dtype, folder: Path | None) -> np.ndarray:
+    """`storage.allocate` for NumPy, whose uint16 not every torch has."""
+    stand_in = {1: torch.uint8, 2: torch.int16, 4: torch.float32, 8: torch.float64}[dtype.itemsize]
+    return allocate(shape, stand_in, folder).numpy().view(dtype)
+
+
+def _put(held: np.ndarray, top: int, rows: np.ndarray) -> None:
+    held[top : top + len(rows)] = rows
+
+
+def _shares(progress: Progress, work: Sequence[float]) -> list[Progress]:
+    """A callable for each part of the work, told the fraction of that part alone."""
+    total = sum(work)
+
+    def share(before: float, size: float) -> Progress:
+        return lambda fraction: progress((before + fraction * size) / total)
+
+    return [share(sum(work[:i]), size) for i, size in enumerate(work)]

@@ -12,7 +12,9 @@ from PIL import Image, ImageCms, ImageOps
 
 from c2d_models.errors import ImageError
 from c2d_models.images import image_file
+from c2d_models.images import writer as writing
 from c2d_models.images.image_file import ImageData, Writer, read, write
+from c2d_models.images.metadata import Metadata
 
 
 def noise(height, width, channels, depth=8, seed=0):
@@ -128,7 +130,7 @@ def test_exif_is_kept_with_orientation_1(tmp_path, suffix):
 def test_no_exif_is_invented(tmp_path):
     for suffix in (".png", ".jpg"):
         write(tmp_path / f"a{suffix}", ImageData(noise(4, 4, 3)))
-        assert read(tmp_path / f"a{suffix}").exif is None
+        assert read(tmp_path / f"a{suffix}").metadata == Metadata()
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tiff"])
@@ -195,7 +197,7 @@ def animated(path, format):
 def truncated(path, format):
     buffer = io.BytesIO()
     Image.fromarray(noise(64, 64, 3)).save(buffer, format)
-    path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) * 2 // 3])
+    path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 3])
 
 
 def samples(path, array):
@@ -209,7 +211,7 @@ def samples(path, array):
         pytest.param("a.png", lambda p: p.touch(), "is empty", id="empty"),
         pytest.param("a.png", lambda p: p.mkdir(), "is a folder", id="folder"),
         pytest.param("a.png", lambda p: p.write_text("hello"), "is not a PNG, JPEG", id="text"),
-        pytest.param("a.svg", lambda p: p.write_text("<svg/>"), "is not a PNG, JPEG", id="svg"),
+        pytest.param("a.svg", lambda p: p.write_text("<svg/>"), "is an SVG drawing", id="svg"),
         pytest.param("a.png", lambda p: truncated(p, "PNG"), "truncated or damaged", id="cut png"),
         pytest.param("a.jpg", lambda p: truncated(p, "JPEG"), "truncated or damaged", id="cut jpg"),
         pytest.param(
@@ -219,18 +221,14 @@ def samples(path, array):
             "a.tif", lambda p: truncated(p, "TIFF"), "truncated or damaged", id="cut tiff"
         ),
         pytest.param("a.gif", lambda p: truncated(p, "GIF"), "truncated or damaged", id="cut gif"),
-        pytest.param("a.gif", lambda p: animated(p, "GIF"), "is animated", id="animated gif"),
-        pytest.param("a.webp", lambda p: animated(p, "WEBP"), "is animated", id="animated webp"),
-        pytest.param("a.png", lambda p: animated(p, "PNG"), "is animated", id="animated png"),
-        pytest.param("a.tif", lambda p: animated(p, "TIFF"), "holds 2 pages", id="two pages"),
         pytest.param(
             "a.tif",
-            lambda p: samples(p, np.zeros((4, 4, 3), np.float32)),
-            "float samples",
-            id="float",
+            lambda p: samples(p, np.full((4, 4, 3), 200, np.float32)),
+            "floats from 200 to 200",
+            id="floats",
         ),
         pytest.param(
-            "a.tif", lambda p: samples(p, np.zeros((4, 4, 6), np.uint8)), "6 channels", id="6 bands"
+            "a.tif", lambda p: samples(p, np.ones((4, 4), np.int32)), "int32 samples", id="int32"
         ),
     ],
 )
@@ -246,26 +244,20 @@ def test_too_large_is_refused_before_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr(image_file, "MAX_PIXELS", 99)
     with pytest.raises(ImageError, match="too large: 10x10"):
         read(tmp_path / "a.png")
+    assert read(tmp_path / "a.png", max_pixels=100).pixels.shape == (10, 10, 3)
+    with pytest.raises(ImageError, match="too large: 10x10"):
+        read(tmp_path / "a.png", max_pixels=99)
 
 
-def test_strips_in_any_order_and_alpha_at_the_new_size(tmp_path):
+def test_strips_in_any_order(tmp_path):
     small = ImageData(noise(10, 8, 3), np.full((10, 8), 77, np.uint8))
-    large = noise(30, 24, 3, seed=1)
+    large = noise(30, 24, 4, seed=1)
     with Writer(tmp_path / "a.png", 30, 24, like=small) as writer:
         for top in (20, 0, 10, 0):
             writer.write(top, large[top : top + 10])
         writer.finish()
     back = read(tmp_path / "a.png")
-    assert np.array_equal(back.pixels, large) and np.array_equal(back.alpha, np.full((30, 24), 77))
-
-
-def test_alpha_is_resized_smoothly():
-    alpha = np.zeros((8, 8), np.uint8)
-    alpha[:, 4:] = 255
-    large = image_file.resize_alpha(alpha, 20, 22).astype(int)
-    assert large.shape == (20, 22)
-    assert large[:, :8].max() == 0 and large[:, 14:].min() == 255
-    assert (np.diff(large[10]) >= 0).all() and 0 < large[10, 10] < 255
+    assert np.array_equal(np.dstack([back.pixels, back.alpha]), large)
 
 
 @pytest.mark.parametrize("value", range(0, 65536, 4099))
@@ -313,7 +305,7 @@ def test_a_signal_while_the_file_is_made_leaves_nothing(tmp_path, monkeypatch):
         open(*args, **kwargs).close()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(image_file, "open", interrupted, raising=False)
+    monkeypatch.setattr(writing, "open", interrupted, raising=False)
     like = ImageData(noise(4, 4, 3))
     with pytest.raises(KeyboardInterrupt), Writer(tmp_path / "a.png", 8, 8, like=like):
         pass

@@ -157,8 +157,13 @@ def test_a_state_that_cannot_be_read_is_said(tmp_path, photos, content):
 def test_what_a_killed_save_left_is_removed(tmp_path, photos):
     config = write_config(tmp_path, photos, steps=2)
     training.run(config)
-    (tmp_path / "run" / ".state.pt.1234").write_bytes(b"half")
-    (tmp_path / "run" / ".model.safetensors.1234").write_bytes(b"half")
+    killed = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
+    ).stdout.decode()
+    mine = files.temporary(tmp_path / "run").name
+    left = mine.replace(f"-{os.getpid()}-", f"-{killed.strip()}-")
+    assert left != mine
+    (tmp_path / "run" / left).write_bytes(b"half")
     training.run(config, resume=True)
     assert not list((tmp_path / "run").glob(".*"))
 

@@ -11,10 +11,13 @@ from torch import nn
 from c2d_models import create, devices, upscale
 from c2d_models.images import image_file
 from c2d_models.images.image_file import ImageData
-from c2d_models.upscaling import tiling
-from c2d_models.upscaling.folders import upscale_file
+from c2d_models.networks.maps import mirror_index
+from c2d_models.upscaling import storage, tiling
+from c2d_models.upscaling.batch import upscale_file
+from c2d_models.upscaling.jobs import Job
+from c2d_models.upscaling.target import Target
 from c2d_models.upscaling.tiling import Plan
-from c2d_models.upscaling.upscaler import Upscaler
+from c2d_models.upscaling.upscaler import MARGIN, Upscaler
 from tests.upscaling.local_network import Local, local, photo, psnr
 
 SIZES = [
@@ -49,6 +52,28 @@ def test_tiled_equals_untiled(model_scale, scale, attentions, height, width):
     tiled = upscale(image, scale, model=net, tile=48)
     # Convolutions of another size may take another algorithm: float32 noise, no seam.
     assert np.abs(tiled - whole).max() < 1e-5
+
+
+@pytest.mark.parametrize(("height", "width"), [*SIZES, pytest.param(1, 3, id="tiny")])
+@pytest.mark.parametrize("scale", [2, None], ids=["discrete", "continuous"])
+def test_a_trained_network_sees_a_mirrored_margin(scale, height, width):
+    """As if the picture had been mirrored by hand and the result cropped."""
+    net, image = local(scale), photo(height, width)
+    net.record = {"steps": 1}
+    if scale is None:
+        net.upsample.decoder.mlps[-1].fc2.weight.data *= 4  # so that it adds more
+    wide = image[mirror_index(height, height + 2 * MARGIN, start=-MARGIN)]
+    wide = wide[:, mirror_index(width, width + 2 * MARGIN, start=-MARGIN)]
+    with torch.inference_mode():
+        x, wide = (torch.from_numpy(each).permute(2, 0, 1)[None] for each in (image, wide))
+        inner = slice(MARGIN, MARGIN + height), slice(MARGIN, MARGIN + width)
+        features = net.encode(wide)[:, inner[0], inner[1]]
+        size = {} if scale else {"size": (2 * height, 2 * width)}
+        expected = net.decode(features, x, **size)[0].permute(1, 2, 0).clamp(0, 1).numpy()
+    for tile in (0, 48):
+        assert np.abs(upscale(image, 2, model=net, tile=tile) - expected).max() < 1e-5
+    net.record = {}
+    assert np.abs(upscale(image, 2, model=net) - expected).max() > 1e-4, "the margin shows"
 
 
 @pytest.mark.parametrize("scale", [2, None], ids=["discrete", "continuous"])
@@ -164,12 +189,12 @@ def test_features_on_disk_make_the_same_picture(tmp_path, monkeypatch):
     image_file.write(tmp_path / "in.png", ImageData(image))
     expected = upscale(image, 1.5, model=net)
     files = []
-    monkeypatch.setattr(tiling, "available_memory", lambda: 0)
+    monkeypatch.setattr(storage, "available_memory", lambda: 0)
     monkeypatch.setattr(
         torch, "from_file", lambda *a, f=torch.from_file, **k: files.append(a[0]) or f(*a, **k)
     )
-    upscaler = Upscaler.load(scale=1.5, model=net, tile=32)
-    upscale_file(tmp_path / "in.png", tmp_path / "out.png", upscaler)
+    upscaler = Upscaler.load(Target(1.5), net, tile=32)
+    upscale_file(Job(tmp_path / "in.png", tmp_path / "out.png"), upscaler)
     result = image_file.read(tmp_path / "out.png").pixels
     assert [Path(name).parent for name in files] == [tmp_path]
     assert np.abs(result.astype(int) - expected).max() <= 1

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from torch import nn
 
 from c2d_models import upscale
@@ -14,7 +13,7 @@ from c2d_models.images import image_file
 from c2d_models.images.image_file import ImageData
 from c2d_models.pretrained import loading
 from c2d_models.pretrained.loading import ModelInfo
-from c2d_models.upscaling import upscaler as upscaling
+from c2d_models.upscaling.models import choose_model
 from tests.upscaling.local_network import identity, local, photo
 
 
@@ -22,6 +21,8 @@ from tests.upscaling.local_network import identity, local, photo
 @pytest.mark.parametrize("shape", [(), (1,), (2,), (3,), (4,)], ids=str)
 def test_arrays_come_back_as_they_were(shape, dtype):
     image = photo(9, 7, shape[0] if shape else 1, dtype)
+    if shape in ((2,), (4,)):
+        image[..., -1] = np.maximum(image[..., -1], image.max() / 50)  # alpha 0 hides colours
     image = image if shape else image[..., 0]
     same = upscale(image, 1, model=identity())
     assert same.dtype == image.dtype and same.shape == image.shape
@@ -39,26 +40,6 @@ def test_grey_is_the_mean_of_the_channels():
     assert np.abs(grey - colour.mean(axis=2))[unclipped].max() < 1e-6
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "CMYK", "1", "I;16"])
-def test_pil_images(mode):
-    if mode == "I;16":
-        image = Image.fromarray(photo(8, 6, 1, np.uint16)[..., 0])
-    else:
-        image = Image.fromarray(photo(8, 6, 3, np.uint8)).convert(mode)
-    image.info["icc_profile"] = b"profile"
-    result = upscale(image, 2, model=local(2))
-    kept = mode in ("L", "LA", "RGB", "RGBA", "I;16")
-    assert isinstance(result, Image.Image)
-    assert (result.mode, result.size) == (mode if kept else "RGB", (12, 16))
-    assert result.info["icc_profile"] == b"profile"
-
-
-def test_pil_orientation_is_applied():
-    image = Image.fromarray(photo(8, 6, 3, np.uint8))
-    image.getexif()[0x0112] = 6
-    assert upscale(image, 1, model=identity()).size == (8, 6)
-
-
 class Place(os.PathLike):
     """A path that is neither str nor Path."""
 
@@ -73,6 +54,7 @@ class Place(os.PathLike):
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_paths_give_arrays(tmp_path, channels, kind):
     samples = photo(8, 6, channels, np.uint16)
+    samples[..., -1] |= 1  # alpha 0 would hide a colour
     colours = 1 if channels < 3 else 3
     alpha = samples[..., colours] if channels > colours else None
     image_file.write(tmp_path / "a.png", ImageData(samples[..., :colours], alpha))
@@ -114,6 +96,52 @@ def test_output_size(scale, size, expected):
     assert upscale(photo(5, 7), scale, size=size, model=identity()).shape[:2] == expected
 
 
+def test_overshoot_of_floats_is_clipped():
+    image = photo(6, 7) * 1.4 - 0.2
+    assert np.array_equal(
+        upscale(image, 2, model=local(2)), upscale(image.clip(0, 1), 2, model=local(2))
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("model_scale", "scale", "between"),
+    [(2, 4, [2]), (2, 8, [2, 2]), (4, 16, [4]), (None, 6, [4]), (None, 16, [4])],
+)
+def test_large_factors_take_passes(model_scale, scale, between, channels, dtype):
+    net, image = local(model_scale), photo(5, 6, channels, dtype)
+    step = image if dtype == np.float32 else image.astype(np.float32) / 255
+    for factor in between:
+        step = upscale(step, factor, model=net)
+    expected = upscale(step, scale / np.prod(between), model=net)
+    fractions = []
+    result = upscale(image, scale, model=net, progress=fractions.append)
+    assert result.shape == (5 * scale, 6 * scale, channels)
+    if dtype == np.uint8:  # 16 bits are kept in between
+        visible = expected[..., -1:] > 0.1 if channels == 4 else True
+        assert np.abs(visible * (result - expected * 255)).max() <= 1
+    else:
+        assert np.abs(result - expected).max() < 1e-5
+    assert fractions == sorted(fractions) and fractions[-1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("model", ["hiet_swinir_tiny_x4", "hiet_swinir_tiny_continuous"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_flat_pages_stay_flat_up_to_their_border(model, channels):
+    for level in (0, 60, 128, 255):
+        large = upscale(np.full((40, 52, channels), level, np.uint8), 4, model=model).astype(int)
+        assert np.abs(large - level).max() <= 1
+
+
+@pytest.mark.parametrize("scale", [4, 2.5])
+def test_grey_stored_as_rgb_stays_grey(scale):
+    grey = np.repeat(photo(40, 52, 1, np.uint8), 3, axis=2)
+    large = upscale(grey, scale)
+    assert (large == large[..., :1]).all()
+    assert np.array_equal(large[..., 0], upscale(grey[..., 0], scale))
+
+
 def test_size_that_is_the_models_own_serves_a_discrete_one():
     assert upscale(photo(5, 7), size=(15, 21), model=local(3)).shape == (15, 21, 3)
     assert upscale(photo(5, 7), model=local(3)).shape == (15, 21, 3)
@@ -123,16 +151,21 @@ def test_size_that_is_the_models_own_serves_a_discrete_one():
     ("image", "options", "sentence"),
     [
         pytest.param(photo(4, 4), {"scale": 0.5}, "scale is 0.5", id="small scale"),
-        pytest.param(photo(4, 4), {"scale": 4.01}, "scale is 4.01", id="large scale"),
-        pytest.param(photo(4, 4), {"scale": float("nan")}, "scale is nan", id="nan"),
-        pytest.param(photo(4, 4), {"scale": 2, "size": (8, 8)}, "choose one", id="scale and size"),
-        pytest.param(photo(4, 4), {"size": (8, 17)}, "width 17 from 4", id="large size"),
+        pytest.param(photo(4, 4), {"scale": 16.01}, "scale is 16.01", id="large scale"),
+        pytest.param(photo(4, 4), {"scale": "2"}, "scale is '2'", id="scale of text"),
+        pytest.param(photo(4, 4), {"size": 48}, "size is 48", id="one number for a size"),
+        pytest.param(photo(4, 4), {"size": (8, 65)}, "width 65 from 4", id="large size"),
         pytest.param(photo(4, 4), {"size": (3, 8)}, "height 3 from 4", id="small size"),
         pytest.param(photo(4, 4), {"dtype": "int8"}, "dtype is int8", id="dtype"),
         pytest.param(photo(4, 4), {"tile": "big"}, "tile is big", id="tile"),
         pytest.param(photo(4, 4), {"tile": -8}, "tile is -8", id="negative tile"),
         pytest.param(photo(4, 4), {"tile": 16}, "at least 32", id="small tile"),
         pytest.param(photo(4, 4).astype(int), {}, "holds int64", id="int array"),
+        pytest.param(photo(4, 4) > 0.5, {}, "holds bool", id="bool array"),
+        pytest.param(photo(4, 4) * 255, {}, "floats from .* scale them to 0 to 1", id="0 to 255"),
+        pytest.param(photo(4, 4) - 1, {}, "floats from -", id="-1 to 1"),
+        pytest.param(photo(4, 4) * np.float32("nan"), {}, "holds NaN or infinity", id="NaN"),
+        pytest.param(photo(4, 4) * np.float32("inf"), {}, "holds NaN or infinity", id="infinity"),
         pytest.param(photo(4, 4, 5), {}, "shape", id="five channels"),
         pytest.param(photo(0, 4), {}, "without a pixel", id="no pixel"),
         pytest.param([[1]], {}, "is a list", id="list"),
@@ -150,7 +183,7 @@ def test_a_device_that_is_not_there_is_refused(device):
 
 
 def test_a_discrete_model_refuses_other_factors():
-    with pytest.raises(UpscaleError, match="enlarges by 2 only"):
+    with pytest.raises(UpscaleError, match=r"enlarges by 2 only \(in passes by 4 and 8 and 16\)"):
         upscale(photo(4, 4), 3, model=local(2))
     with pytest.raises(UpscaleError, match="makes 8x8 of this image"):
         upscale(photo(4, 4), size=(8, 9), model=local(2))
@@ -168,7 +201,7 @@ FULL = ("hiet_swinir_x4", 4, 99), ("hiet_swinir_continuous", None, 99), ("swinir
     ("models", "scale", "expected"),
     [
         pytest.param(TINY, 4, "hiet_swinir_tiny_x4", id="discrete for 4"),
-        pytest.param(TINY, None, "hiet_swinir_tiny_x4", id="4 is the default"),
+        pytest.param(TINY, None, "hiet_swinir_tiny_continuous", id="no common factor"),
         pytest.param(TINY, 2.7, "hiet_swinir_tiny_continuous", id="continuous else"),
         pytest.param(TINY[1:], 4, "hiet_swinir_tiny_continuous", id="continuous can do 4"),
         pytest.param(TINY + FULL, 4, "hiet_swinir_x4", id="full before tiny and others"),
@@ -177,10 +210,10 @@ FULL = ("hiet_swinir_x4", 4, 99), ("hiet_swinir_continuous", None, 99), ("swinir
 )
 def test_the_shipped_model_for_a_scale(monkeypatch, models, scale, expected):
     monkeypatch.setattr(loading, "list_models", lambda: shipped(*models))
-    assert upscaling.choose_model(scale) == expected
+    assert choose_model(scale) == expected
 
 
 def test_no_shipped_model_is_said(monkeypatch):
     monkeypatch.setattr(loading, "list_models", lambda: shipped(TINY[0]))
     with pytest.raises(UpscaleError, match=r"no shipped model serves scale 2\.7"):
-        upscaling.choose_model(2.7)
+        choose_model(2.7)

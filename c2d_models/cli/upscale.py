@@ -1,0 +1,285 @@
+"""`c2d upscale`: the arguments, the progress bar, what is said of each file and of all."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ..errors import UpscaleError
+from .messages import MISTAKE, report_bugs, warn
+
+if TYPE_CHECKING:
+    from ..upscaling.batch import Outcome, Report
+    from ..upscaling.jobs import Job
+    from ..upscaling.target import Target
+    from ..upscaling.upscaler import Upscaler
+
+SLOWER = 1.25  # times as long as float32; less may be chance
+_SIZE, _FILES, _SPEED = "Size", "Files", "Model and speed"
+
+
+def upscale(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...", help="Image files, folders of them, or - for stdin."),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="Output file, folder to mirror into, or - for stdout.",
+        ),
+    ] = None,
+    suffix: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="Put behind each name, such as _x4; without --output, next to the originals.",
+            rich_help_panel=_FILES,
+        ),
+    ] = "",
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            help="Any real number from 1 to 16, above 4 in two passes; without it, the model's "
+            "own, or 4.",
+            rich_help_panel=_SIZE,
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH",
+            help="Exact size instead: 1920x1080, 1920x, x1080.",
+            rich_help_panel=_SIZE,
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH", help="As large as fits inside, undistorted.", rich_help_panel=_SIZE
+        ),
+    ] = None,
+    long_side: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Pixels of the longer side.", rich_help_panel=_SIZE),
+    ] = None,
+    stretch: Annotated[
+        bool,
+        typer.Option("--stretch", help="Let --size change the aspect.", rich_help_panel=_SIZE),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="A name of `c2d models`, a file, or its folder.",
+            rich_help_panel=_SPEED,
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", rich_help_panel=_SPEED)] = "auto",
+    dtype: Annotated[
+        str, typer.Option(metavar="float32|bfloat16|float16", rich_help_panel=_SPEED)
+    ] = "float32",
+    tile: Annotated[
+        str,
+        typer.Option(
+            metavar="N|auto|0",
+            help="Side of the tiles in input pixels; 0: none.",
+            rich_help_panel=_SPEED,
+        ),
+    ] = "auto",
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="same|png|jpg|webp|tiff",
+            help="Format of the files in a folder.",
+            rich_help_panel=_FILES,
+        ),
+    ] = "same",
+    quality: Annotated[
+        int, typer.Option(help="Of JPEG and WebP, 1 to 100.", rich_help_panel=_FILES)
+    ] = 95,
+    lossless: Annotated[
+        bool | None,
+        typer.Option(
+            "--lossless/--lossy",
+            help="WebP without or with loss; without either, as the input.",
+            show_default=False,
+            rich_help_panel=_FILES,
+        ),
+    ] = None,
+    metadata: Annotated[
+        str,
+        typer.Option(
+            metavar="keep|strip",
+            help="EXIF, XMP, text and so on; strip keeps the colour profile alone.",
+            rich_help_panel=_FILES,
+        ),
+    ] = "keep",
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Refuse damaged files that most viewers show.", rich_help_panel=_FILES
+        ),
+    ] = False,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Refuse inputs that claim more pixels.", rich_help_panel=_FILES
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace outputs that exist; else they are skipped.",
+            rich_help_panel=_FILES,
+        ),
+    ] = False,
+) -> None:
+    """Make photographs larger: PNG, JPEG, WebP, TIFF and others.
+
+    Metadata, colour profile, alpha and 16 bits are kept where the output format has them.
+
+    JPEG has no alpha: there the picture is laid over white.
+
+    Inputs are never overwritten.
+    """
+    if not 1 <= quality <= 100:
+        raise UpscaleError(f"quality is {quality}; it must be from 1 to 100.")
+    if metadata not in ("keep", "strip"):
+        raise UpscaleError(f"metadata is {metadata}; use keep or strip.")
+    if max_pixels is not None and max_pixels < 1:
+        raise UpscaleError(f"max-pixels is {max_pixels}; it must be 1 or more.")
+    target = _target(scale, size, fit, long_side, stretch)
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(number, _terminate)
+
+    from ..images import image_file
+    from ..upscaling import batch, jobs
+    from ..upscaling.upscaler import Upscaler
+
+    plan = jobs.plan(inputs, output, format, suffix)
+    upscaler = Upscaler.load(target, model, device, dtype, tile)
+    if dtype != "float32" and upscaler.device.type == "cpu":
+        _warn_if_slower(upscaler, dtype)
+    options = batch.FileOptions(
+        quality, lossless, metadata, strict, max_pixels or image_file.MAX_PIXELS, overwrite
+    )
+    report = batch.Report(unread=plan.unread)
+    with _bar(plan.jobs) as progress:
+        for outcome in batch.upscale_files(plan.jobs, upscaler, options, progress):
+            report.add(outcome)
+            _tell(outcome, to_stderr=output == jobs.PIPE)
+    _finish(report)
+
+
+def _target(
+    scale: float | None, size: str | None, fit: str | None, long_side: int | None, stretch: bool
+) -> Target | None:
+    """The size asked for; None for the model's own factor."""
+    from ..upscaling.target import Target, parse_size
+
+    if scale is None and size is None and fit is None and long_side is None:
+        return None
+    width, height = parse_size(size) if size is not None else (None, None)
+    box = None
+    if fit is not None:
+        wide, high = parse_size(fit, "fit")
+        if wide is None or high is None:
+            raise UpscaleError(f"fit is {fit}; write width x height, such as 1920x1080.")
+        box = (high, wide)
+    return Target(scale, width, height, box, long_side, stretch)
+
+
+def _warn_if_slower(upscaler: Upscaler, dtype: str) -> None:
+    """One sentence where a half type takes clearly longer than float32."""
+    from ..upscaling import half_precision
+
+    net = upscaler.models.network(upscaler.target.factor)
+    times = half_precision.slowdown(net, upscaler.dtype, min(upscaler.target.factor or 4, 4))
+    if times >= SLOWER:
+        warn(
+            f"float32 is faster on this processor: {dtype} took {times:.1f} times as long on a "
+            "small tile."
+        )
+
+
+@contextmanager
+def _bar(jobs: list[Job]) -> Iterator[Callable[[Job, float], None]]:
+    """A progress bar on a terminal; gives what to tell a job and its fraction to."""
+    screen = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=screen,
+        transient=True,
+        disable=not screen.is_terminal,
+    )
+    # A file's bytes stand for its pixels: good enough for an ETA, and known without opening it.
+    weights = [job.source.stat().st_size if job.source.is_file() else 0 for job in jobs]
+    before = dict(zip(map(id, jobs), accumulate([0, *weights[:-1]]), strict=True))
+    weight = dict(zip(map(id, jobs), weights, strict=True))
+    with bar:
+        task = bar.add_task("", total=max(sum(weights), 1))
+
+        def progress(job: Job, fraction: float) -> None:
+            done = before[id(job)] + fraction * weight[id(job)]
+            name = job.source.name if fraction < 1 else f"{job.source.name} (saving)"
+            bar.update(task, completed=done, description=name)
+
+        yield progress
+
+
+def _tell(outcome: Outcome, to_stderr: bool) -> None:
+    """What became of one file."""
+    job = outcome.job
+    for note in outcome.notes:
+        warn(f"{job.name}: {note}")
+    if outcome.failure is not None:
+        warn(outcome.failure)
+    elif outcome.size is None:
+        print(f"{job.target} exists, skipped (--overwrite replaces it)")
+    else:
+        height, width = outcome.size
+        target, stream = ("standard output", sys.stderr) if to_stderr else (job.target, sys.stdout)
+        text = f"{job.name} -> {target}  {width}x{height}, {outcome.seconds:.1f} s"
+        print(text, file=stream)
+
+
+def _finish(report: Report) -> None:
+    """The summary of more than one file, and the exit code of what failed."""
+    alone = len(report.written) + len(report.skipped) + len(report.failed) == 1
+    if not alone or report.unread:
+        print(report.summary())
+    if report.log is not None:
+        raise typer.Exit(report_bugs(report.log, alone))
+    if report.failed:
+        raise typer.Exit(MISTAKE)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM and SIGHUP unwind like Ctrl-C, so that temporary files go."""
+    sys.exit(128 + number)
