@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import EvaluationError
+from ..errors import DataError, EvaluationError, ImageError
 from ..files import write_whole
 from ..images import sets
 from ..images.metrics import to_y
@@ -243,10 +243,16 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def _choose(images: str | Path, scale: float, crop: tuple[int, int, int] | None) -> Excerpt:
-    best, most, largest = None, -1.0, (0, 0)
+    best, most, largest, unread = None, -1.0, (0, 0), None
     hr_files, lr_files, dataset = sets.pair_files(images, None, scale)
-    for index, (hr_file, lr_file) in enumerate(zip(hr_files, lr_files, strict=True)):
-        lr, hr = sets.read_pair(hr_file, lr_file, scale)
+    index = -1  # among the images that can be read, which alone are scored
+    for hr_file, lr_file in zip(hr_files, lr_files, strict=True):
+        try:
+            lr, hr = sets.read_pair(hr_file, lr_file, scale)
+        except ImageError as error:
+            unread = unread or error
+            continue
+        index += 1
         height, width = hr.shape[-2:]
         x, y, size = crop or (0, 0, min(CROP, height, width))
         largest = max(largest, (width, height))
@@ -258,6 +264,8 @@ def _choose(images: str | Path, scale: float, crop: tuple[int, int, int] | None)
             if crop is None:
                 y, x = _most(detail)
             best = Excerpt(index, hr_file.stem, lr, hr, float(scale), x, y, size)
+    if index < 0:
+        raise DataError(f"no image of {dataset} can be read; the first: {unread}")
     if best is None:
         raise EvaluationError(
             f"no image of {dataset} at scale {scale:g} holds the crop {x},{y},{size} (x,y,size; at "

@@ -44,6 +44,7 @@ class Result:
         lr: where the LR images came from, "files" or "imresize".
         rule: by which PSNR is computed, a key of `metrics.RULES`.
         border: pixels left out at each side, ceil(scale).
+        left_out: a sentence for each image that could not be read; the means are without it.
     """
 
     model: str
@@ -57,6 +58,15 @@ class Result:
     ensemble: bool
     device: str
     images: tuple[ImageScore, ...]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The set's name, and how much of it was scored if that is not all."""
+        if not self.left_out:
+            return self.dataset
+        scored = len(self.images)
+        return f"{self.dataset} ({scored} of {scored + len(self.left_out)} images)"
 
     @property
     def psnr_y(self) -> float:
@@ -105,7 +115,7 @@ def _rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
         gain = r.psnr_y - bicubic.get((r.dataset, r.scale), math.nan)
         rows.append(
             (
-                r.dataset,
+                r.title,
                 f"x{r.scale:g}",
                 r.model + (" (ensemble)" if r.ensemble else ""),
                 "" if r.model == BICUBIC else f"{r.params:,}",
@@ -167,7 +177,11 @@ def keep(results: Sequence[Result], weights: str | Path) -> Path:
     """Write the means of a model's results, and bicubic's, beside its file: NAME.scores.json.
 
     The file names the weights that were measured by their digest, and no folder of the machine.
+    Raises EvaluationError for means over a part of a set.
     """
+    for result in results:
+        if result.left_out:
+            raise EvaluationError(f"{result.title}: {result.left_out[0]}")
     file = _beside(weights)
     rows = [{key: getattr(result, key) for key in _KEPT} for result in results]
     content = {"weights_sha256": digest(weights), "results": rows}

@@ -55,13 +55,16 @@ def run(
         pictures: folder for the pictures of `evaluation.pictures`; they need matplotlib.
         crop: (x, y, size) of the part of the HR images that they show; None chooses.
 
+    An image that cannot be read is left out and named, and the table says of how many images it
+    has the means.
+
     Returns:
         The results, in the order of the table.
 
     Raises:
         C2DError: a folder, model, scale, rule, output
             or crop that cannot be used: told before the first score, but for images inside a
-            folder that are broken or too small. OSError: a file that cannot be written.
+            folder that are too small. OSError: a file that cannot be written.
     """
     console = console or Console()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -90,6 +93,8 @@ def run(
         for scale in scales
         for name, net in nets.items()
     ]
+    for sentence in dict.fromkeys(each for result in results for each in result.left_out):
+        console.print(f"left out: {sentence}", markup=False, soft_wrap=True)
     console.print(to_table(results))
     for file in files:
         write_whole(file, WRITERS[file.suffix](results).encode())

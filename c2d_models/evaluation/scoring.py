@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from ..errors import ArgumentError, DataError, EvaluationError
+from ..errors import ArgumentError, DataError, EvaluationError, ImageError
 from ..images.metrics import RULES, ssim_y
 from ..images.resize import imresize
 from ..images.sets import orient, pair_files, read_pair
@@ -50,8 +50,9 @@ def evaluate(
         console: where to show progress; None shows nothing.
 
     Raises:
-        DataError: a missing or empty folder, LR files that do not fit the HR files, or a result
-            that is not finite or of another size.
+        DataError: a missing or empty folder, one without an image that can be read (single ones
+            are left out), LR files that do not fit the HR files, or a result that is not finite or
+            of another size.
         EvaluationError: a scale that is below 1 or that a discrete network does not have, or a
             rule that is not known.
     """
@@ -63,6 +64,7 @@ def evaluate(
     border = math.ceil(scale)
     device = torch.device("cpu") if net is None else next(net.parameters()).device
     scores: list[ImageScore] = []
+    left_out: list[str] = []
     pairs = list(zip(hr_files, lr_files, strict=True))
     for hr_file, lr_file in track(
         pairs,
@@ -71,7 +73,11 @@ def evaluate(
         transient=True,
         disable=console is None or not console.is_terminal,
     ):
-        lr, hr = read_pair(hr_file, lr_file, scale)
+        try:
+            lr, hr = read_pair(hr_file, lr_file, scale)
+        except ImageError as error:
+            left_out.append(str(error))
+            continue
         if net is not None and not scores:  # what is made once is no part of an image's time
             enlarge(net, lr.to(device), hr.shape[-2:], ensemble=False)
         start = _clock(device)
@@ -89,6 +95,8 @@ def evaluate(
             )
         except ArgumentError as error:
             raise DataError(f"{hr_file} cannot be scored: {error}") from error
+    if not scores:
+        raise DataError(f"no image of {dataset} can be read; the first: {left_out[0]}")
     ensemble = ensemble and net is not None
     return Result(
         model=name,
@@ -102,6 +110,7 @@ def evaluate(
         ensemble=ensemble,
         device=device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
         images=tuple(scores),
+        left_out=tuple(left_out),
     )
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from rich.console import Console
 from torch import nn
 
 from c2d_models import cli, create
-from c2d_models.errors import DataError
+from c2d_models.errors import DataError, EvaluationError
 from c2d_models.evaluation import results as scores
 from c2d_models.evaluation import run as evaluation
 from c2d_models.evaluation import scoring
@@ -191,6 +192,27 @@ def test_folders_that_cannot_be_scored(testset, spoil, folder, scale, sentence):
         spoil(testset)
     with pytest.raises(DataError, match=sentence):
         evaluate(None, testset / folder, scale)
+
+
+@pytest.mark.parametrize("where", ["HR/a.png", "LR_bicubic/X4/ax4.png"])
+def test_an_image_that_cannot_be_read_is_left_out_and_named(testset, tmp_path, where):
+    whole = evaluate(None, testset, 4)
+    (testset / where).write_bytes((testset / where).read_bytes()[:100])
+    (result,) = run([], [testset], scales=[4], output=tmp_path / "a.md", console=(to := silent()))
+    assert [image.name for image in result.images] == [
+        i.name for i in whole.images if i.name != "a"
+    ]
+    assert result.images[0].psnr_y == whole.images[1].psnr_y
+    (sentence,) = result.left_out
+    assert Path(where).name in sentence and "damaged" in sentence
+    assert f"left out: {sentence}" in to.file.getvalue()
+    assert "| Set2 (1 of 2 images) |" in (tmp_path / "a.md").read_text()
+    with pytest.raises(EvaluationError, match="1 of 2 images"):
+        scores.keep([result], tmp_path / "weights.safetensors")
+    for file in (testset / "HR").iterdir():
+        file.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="no image of Set2 can be read; the first: "):
+        evaluate(None, testset, 4)
 
 
 def test_missing_lr_folder(photos):
