@@ -13,12 +13,21 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the output folder.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what it would read and take, after five steps."),
+    ] = False,
     override: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the file; repeat."),
     ] = None,
 ) -> None:
     """Train a network as a configuration says."""
-    from ..training import trainer
+    from ..training import config as configuration
+    from ..training import rehearsal, trainer
 
+    if dry_run:
+        for line in rehearsal.rehearse(configuration.load_config(config, override), resume):
+            print(line)
+        return
     trainer.run(config, override or [], resume)

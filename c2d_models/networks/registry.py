@@ -31,7 +31,19 @@ TINY = {"dim": 32, "num_heads": 4, "decoder": {**HIIF_L, "width": 32}}
 
 
 def register(name: str, constructor: Callable[..., Network], config: Mapping[str, Any]) -> None:
-    """Make a network known by a name; each network's module names its own."""
+    """Make a network known by a name, to `create`, `load` and `c2d train`.
+
+    Args:
+        name: of the preset.
+        constructor: a subclass of `Network`; it is called with the scale and, by name, `config`.
+        config: its arguments, JSON values only.
+
+    Raises:
+        NetworkError: the name is another network's.
+    """
+    known = _networks.get(name)
+    if known is not None and known != Preset(constructor, config):
+        raise NetworkError(f"there is a network {name!r} already; choose another name")
     _networks[name] = Preset(constructor, config)
 
 
@@ -57,7 +69,7 @@ def create(name: str, scale: int | None = 4, *, config: Mapping[str, Any] | None
         raise NetworkError(f"there is no network {name!r}; {hint}known are {', '.join(NETWORKS)}")
     preset = NETWORKS[name]
     arguments = {**preset.config, **(config or {})}
-    if isinstance(arguments["decoder"], str):
+    if isinstance(arguments.get("decoder"), str):
         if arguments["decoder"] not in DECODERS:
             raise NetworkError(
                 f"there is no decoder {arguments['decoder']!r}; known are {', '.join(DECODERS)}, "

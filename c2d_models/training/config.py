@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,6 +36,10 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    imports: list[str] = Field(
+        default_factory=list,
+        description="modules that register networks of one's own, installed or beside this file",
+    )
     network: str
     options: dict[str, Any] = Field(
         default_factory=dict, description="constructor arguments that differ from the network's"
@@ -94,6 +100,9 @@ class TrainConfig(BaseModel):
         192, ge=32, description="HR side of the centre crop that is scored"
     )
     checkpoint_every: int = Field(500, ge=1)
+    keep: int = Field(
+        0, ge=0, description="how many of the last checkpoints stay under names of their own"
+    )
 
     @property
     def factor(self) -> int:
@@ -175,9 +184,28 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
             raise ConfigError(f"--set {override} is not valid YAML{_fault(error)}") from error
         overridden.add(key.strip())
     try:
-        return TrainConfig.model_validate(values)
+        config = TrainConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_sentence(path, overridden, error)) from error
+    for name in config.imports:
+        _import(name, path.parent)
+    return config
+
+
+def _import(name: str, folder: Path) -> None:
+    """Import a module that is installed or lies in a folder."""
+    place = str(folder.resolve())
+    sys.path.insert(0, place)
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise ConfigError(f"imports: {name} needs {error.name}, which is not here") from error
+        raise ConfigError(f"imports: no module {name} is installed or lies in {place}") from error
+    except Exception as error:
+        raise ConfigError(f"imports: {name} fails: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(place)
 
 
 def _fault(error: Exception) -> str:

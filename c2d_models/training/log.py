@@ -6,6 +6,7 @@ import json
 import math
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
 
 _EVERY = 10  # steps between TensorBoard's points: a long run would fill the disk with single ones
@@ -133,6 +135,17 @@ class TrainingLog:
         self.say(json.dumps(entry))
         self._write(step, {f"validation/{name}": value for name, value in scores.items()})
         return entry
+
+    def pictures(self, step: int, draw: Callable[[], dict[str, Tensor]]) -> None:
+        """Pictures (3, H, W) in [0, 1] by name for TensorBoard; drawn only if it is there."""
+        if self.writer is None:
+            return
+        try:
+            for name, picture in draw().items():
+                self.writer.add_image(name, picture, step)
+            self.writer.flush()
+        except OSError as error:
+            self._give_up(error)
 
     def _open(self, folder: Path, step: int) -> SummaryWriter | None:
         try:

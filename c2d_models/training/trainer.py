@@ -9,13 +9,12 @@ processes make each step together (processes.py).
 
 from __future__ import annotations
 
-import io
 import math
 import platform
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -29,7 +28,6 @@ from torch.optim.swa_utils import AveragedModel
 from ..devices import choose_device
 from ..errors import ConfigError
 from ..files import remove_leftovers, write_whole
-from ..images import metrics
 from ..networks import checkpoint, registry
 from ..networks.network import Network
 from ..pretrained import loading
@@ -39,6 +37,8 @@ from .augmentation import Augmentation
 from .config import TrainConfig, load_config
 from .log import RunningMean, TrainingLog
 from .processes import Processes, join, stop_signal
+from .run_folder import RunFolder
+from .validation import Validation, mean_psnr
 
 console = Console(stderr=True)
 
@@ -54,6 +54,8 @@ TASK = (
     "augmentation",
 )
 """The keys of a configuration that a resumed run keeps."""
+SOURCES = ("data", "lr_data", "init")
+"""Those that it may change, and says so."""
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -138,8 +140,10 @@ class Trainer:
         self.average = AveragedModel(self.net, multi_avg_fn=warmed_average(config.ema))
         self.shared = self.processes.share(self.net)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr, betas=(0.9, 0.99))
+        self.folder = RunFolder(config.output, config.keep)
         self.step = 0
         self.saved_step: int | None = None
+        self.changed: list[str] = []  # sentences on what a resumed run reads instead
         self.seconds = 0.0
         self.losses = RunningMean()  # since the last validation
         self.history: list[dict[str, float]] = []
@@ -147,6 +151,7 @@ class Trainer:
 
         self.data = training_data.read(config)
         self.batches = self.data.batches
+        self.validation = Validation(self.data.validation, self.device)
 
     # ---- one step
 
@@ -182,31 +187,7 @@ class Trainer:
             self.step += 1
         return value
 
-    # ---- validation on photographs that training never sees
-
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """PSNR-Y (dB) of the averaged network on crops of held-out photos: {"psnr_x4": ...}."""
-        net = self.average.module.eval()
-        scores = {}
-        for scale, pairs in self.data.validation.items():
-            values = []
-            for lr, hr in pairs:
-                lr, hr = lr[None].float().to(self.device) / 255, hr.float() / 255
-                sr = (
-                    net(lr)
-                    if self.config.stage == "discrete"
-                    else net(lr, size=tuple(hr.shape[-2:]))
-                )
-                values.append(metrics.psnr_y(sr[0].float().cpu(), hr, border=math.ceil(scale)))
-            scores[f"psnr_x{scale:g}"] = sum(values) / len(values)
-        return scores
-
     # ---- files
-
-    @property
-    def state_path(self) -> Path:
-        return self.config.output / "state.pt"
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -222,42 +203,45 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write the averaged weights and then the resumable state, each whole or not at all.
+        """Write the averaged weights and the resumable state, each whole or not at all.
 
-        In this order a state on disk says that its weights are there too, so a run that is killed
-        between the two goes on from the state before. Raises ConfigError if there is no room for
-        them; those written before remain.
+        Raises ConfigError if there is no room for them; those written before remain.
         """
-        self.config.output.mkdir(parents=True, exist_ok=True)
-        whole = io.BytesIO()  # torch's own writing to a file does not say that a disk is full
-        torch.save(self._state(), whole)
+        with self._room():
+            self.folder.save(self.averaged, self.record(), self._state())
+        self.saved_step = self.step
+
+    def save_best(self) -> None:
+        """Write the averaged weights if the newest validation is the best so far."""
+        *earlier, newest = (mean_psnr(entry) for entry in self.history)
+        if newest >= max(earlier, default=-math.inf):
+            with self._room():
+                self.folder.save_best(self.averaged, self.record())
+
+    @property
+    def averaged(self) -> Network:
+        """The network whose weights are the average."""
+        return cast(Network, self.average.module)
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """A full disk, or a folder that cannot be written, as one sentence."""
         try:
-            checkpoint.save(
-                cast(Network, self.average.module),
-                self.config.output / checkpoint.FILE_NAME,
-                record=self.record(),
-            )
-            write_whole(self.state_path, whole.getbuffer())
+            yield
         except OSError as error:
             kept = "" if self.saved_step is None else f"; step {self.saved_step} is still there"
             raise ConfigError(
                 f"step {self.step} cannot be saved in {self.config.output}: {error.strerror}{kept}"
             ) from error
-        self.saved_step = self.step
 
     def resume(self) -> None:
-        """Continue from `output/state.pt`; length and learning rate may differ, the task not.
+        """Continue from `output/state.pt`; length, rate and data may differ, the task not.
 
         The task is all of `TASK`, and the number of samples in a step of all processes.
         """
-        try:
-            state = torch.load(self.state_path, map_location=self.device, weights_only=True)
-        except FileNotFoundError as error:
-            raise ConfigError(f"nothing to resume: {self.state_path} does not exist") from error
-        except Exception as error:  # the unpickler answers noise by any error there is
-            raise ConfigError(f"cannot resume: {self.state_path} is no state of a run") from error
-        if not isinstance(state, dict) or state.keys() != self._state().keys():
-            raise ConfigError(f"cannot resume: {self.state_path} is no state of a run")
+        state = self.folder.read_state(self.device)
+        if state.keys() != self._state().keys():
+            raise ConfigError(f"cannot resume: {self.folder.state} is no state of a run")
         saved = {"augmentation": Augmentation().model_dump(), **state["config"]}  # newer than 0.1
         now = self.config.model_dump(mode="json")
         for key in TASK:
@@ -275,6 +259,11 @@ class Trainer:
                 f"cannot resume: a step had {before[0]} samples in each of {before[1]} processes, "
                 f"now {after[0]} in each of {after[1]}; their product must stay"
             )
+        self.changed = [
+            f"{key} was {saved[key]}, is now {now[key]}"
+            for key in SOURCES
+            if saved[key] != now[key]
+        ]
         self.net.load_state_dict(state["net"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -312,6 +301,8 @@ class Trainer:
         config, first = self.config, self.processes.first
         log = TrainingLog(config.output, self.step, config.steps, console, self.losses, shown=first)
         log.say(f"{config.network}, {config.stage}: step {self.step} of {config.steps}")
+        for sentence in self.changed:
+            log.say(sentence)
         if left_out := self.data.left_out:
             count = len(left_out) + len(self.batches.files) + len(self.data.held_out)
             log.say(f"{len(left_out)} of {count} images are left out:", *left_out, sep="\n")
@@ -324,7 +315,10 @@ class Trainer:
                 self.seconds += log.step(self.step, loss, rate)
                 last = self.step == config.steps
                 if first and (last or self.step % config.validate_every == 0):
-                    self.history.append(log.validation(self.step, self.validate()))
+                    scores = self.validation.scores(self.averaged)
+                    self.history.append(log.validation(self.step, scores))
+                    log.pictures(self.step, lambda: self.validation.pictures(self.averaged))
+                    self.save_best()
                 stopped = self.processes.any(bool(stop.number))
                 if first and (last or stopped or self.step % config.checkpoint_every == 0):
                     self.save()
@@ -348,9 +342,9 @@ class Trainer:
         if not self.processes.first:
             raise SystemExit(2)
         way_out = (
-            f"{self.state_path} is of step {self.saved_step}: lower 'lr' or 'clip' and resume"
+            f"{self.folder.state} is of step {self.saved_step}: lower 'lr' or 'clip' and resume"
             if self.saved_step != self.step
-            else f"{self.state_path} holds the weights that it came from: "
+            else f"{self.folder.state} holds the weights that it came from: "
             "lower 'lr' or 'clip' and start anew"
         )
         raise ConfigError(f"the loss or a gradient became {value} at step {self.step}; {way_out}")
@@ -384,7 +378,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    if not resume and (config.output / "state.pt").exists():
+    if not resume and RunFolder(config.output).state.exists():
         raise ConfigError(
             f"output {config.output} already holds a run: "
             "continue it with --resume or choose another"

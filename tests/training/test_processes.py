@@ -155,6 +155,7 @@ def test_two_processes_stop_together_and_resume(tmp_path, photos, scripts):
         torch.testing.assert_close(left, right, rtol=0, atol=0)
     assert states["stopped"]["processes"] == 2
     assert sorted(path.name for path in state.parent.glob("*.*")) == [
+        "best.safetensors",
         "config.yaml",
         "model.safetensors",
         "state.pt",

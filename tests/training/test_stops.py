@@ -18,6 +18,7 @@ from c2d_models import cli, files
 from c2d_models.errors import ConfigError
 from c2d_models.networks import checkpoint
 from c2d_models.pretrained import loading
+from c2d_models.training import run_folder
 from c2d_models.training import trainer as training
 from tests.training.short_run import write_config
 
@@ -82,7 +83,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_and_keeps_the_state(
     said = rf"a gradient became ({value}) at step 0; .* came from: .* start anew"
     with pytest.raises(ConfigError, match=said):
         trainer.run()
-    state = torch.load(trainer.state_path, weights_only=True)
+    state = torch.load(trainer.folder.state, weights_only=True)
     assert state["step"] == 0 and all(torch.equal(state["net"][key], before[key]) for key in before)
 
 
@@ -93,9 +94,9 @@ def test_a_broken_step_leaves_the_checkpoint_before_it(tmp_path, photos, monkeyp
     break_at(trainer, monkeypatch, 3, infinite_gradient)
     with pytest.raises(ConfigError, match=r"at step 3; .* is of step 2: .* and resume"):
         trainer.run()
-    assert torch.load(trainer.state_path, weights_only=True)["step"] == 2
+    assert torch.load(trainer.folder.state, weights_only=True)["step"] == 2
     training.train(config, resume=True)
-    assert torch.load(trainer.state_path, weights_only=True)["step"] == 6
+    assert torch.load(trainer.folder.state, weights_only=True)["step"] == 6
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -282,7 +283,7 @@ def test_a_last_save_that_fails_halfway_is_made_up_for(tmp_path, photos, monkeyp
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(path, content)
 
-    for module in (checkpoint, training):
+    for module in (checkpoint, run_folder):
         monkeypatch.setattr(module, "write_whole", runs_out)
     with pytest.raises(ConfigError, match=r"step 4 cannot be saved .*; step 2 is still"):
         training.run(config)
@@ -298,7 +299,7 @@ def test_a_last_save_that_fails_halfway_is_made_up_for(tmp_path, photos, monkeyp
 def test_a_full_disk_keeps_what_was_saved(tmp_path, photos, monkeypatch):
     trainer = training.Trainer(training.load_config(write_config(tmp_path, photos)))
     trainer.save()
-    before = trainer.state_path.read_bytes()
+    before = trainer.folder.state.read_bytes()
 
     def no_room(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -307,7 +308,7 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path, photos, monkeypatch):
     said = r"step 0 cannot be saved in .*: No space left on device; step 0 is still there"
     with pytest.raises(ConfigError, match=said):
         trainer.save()
-    assert trainer.state_path.read_bytes() == before
+    assert trainer.folder.state.read_bytes() == before
     assert sorted(path.name for path in trainer.config.output.iterdir()) == [
         "model.safetensors",
         "state.pt",
