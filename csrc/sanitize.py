@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 import setup  # noqa: E402
 
 TREE = ROOT / "build" / "sanitize" / "tree"
-COPIED = ("c2d_kernels", "c2d_models", "csrc", "tests")
+COPIED = ("bench", "c2d_kernels", "c2d_models", "csrc", "tests")
 RUNTIMES = {"address": "libasan.so", "undefined": "libubsan.so"}
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:protect_shadow_gap=0",
