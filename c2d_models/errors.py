@@ -21,6 +21,10 @@ class ImageError(C2DError):
     """An image that cannot be read or written; the sentence names the file."""
 
 
+class VideoError(C2DError):
+    """A clip that cannot be read or written; the sentence names the file."""
+
+
 class DataError(C2DError):
     """Images that are missing, cannot be used or do not fit together."""
 

@@ -13,7 +13,7 @@ PACKAGES = ("c2d_models", "c2d_kernels", "bench")
 FLOORS = [  # of c2d_models, from the top; rooms on one floor do not know each other
     {"cli"},
     {"upscaling", "training", "evaluation"},
-    {"pretrained", "images"},
+    {"pretrained", "images", "video"},
     {"networks"},
 ]
 FOUNDATIONS = {"errors", "devices", "files"}  # which every room may import

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ..errors import ImageError, sentence
 from ..images import image_file
-from .jobs import PIPE, Job
+from .clips import upscale_clip
+from .jobs import PIPE, Job, is_clip
 from .upscaler import Progress, Upscaler
 
 
@@ -158,12 +159,16 @@ def upscale_file(
     options: FileOptions | None = None,
     progress: Progress = lambda fraction: None,
 ) -> tuple[tuple[int, int], list[str]]:
-    """Enlarge one file into another, replacing it; returns (H_out, W_out) and notes on the input.
+    """Enlarge a picture or a clip into another file, replacing that; returns (H_out, W_out), notes.
 
     Raises:
         C2DError: as `upscale`; nothing is left behind.
     """
     options = options or FileOptions()
+    if is_clip(job.source):
+        return upscale_clip(
+            job.source, job.target, upscaler, quality=options.quality, progress=progress
+        )
     strict, most = options.strict, options.max_pixels
     if str(job.source) == PIPE:
         data = sys.stdin.buffer.read()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import UpscaleError
 from ..images import image_file
+from ..video.clip import SUFFIXES as CLIP_SUFFIXES
 
 PIPE = "-"
 """Standard input or output, in the place of a file."""
@@ -70,7 +71,7 @@ def plan(
     format = _known_format(format)
     sources = [Path(item) for item in inputs]
     if output is not None and str(output) == PIPE:
-        if len(sources) > 1 or sources[0].is_dir():
+        if len(sources) > 1 or sources[0].is_dir() or is_clip(sources[0]):
             raise UpscaleError("standard output takes one picture; give a folder for the output.")
         return Plan([Job(sources[0], Path(PIPE))])
     single = output is not None and _is_one_file(sources, output, suffix)
@@ -78,7 +79,8 @@ def plan(
         raise UpscaleError("standard input has no name; give a file, or -, for the output.")
     if single:
         target = Path(str(output))
-        asked = image_file.format_of(target)
+        clip = _refuse_mixed(sources[0], target)
+        asked = format if clip else image_file.format_of(target)
         if format not in ("same", asked):
             raise UpscaleError(f"{target} asks for {asked}, but format for {format}; choose one.")
         done = Plan([Job(sources[0], target)])
@@ -92,6 +94,23 @@ def plan(
     _rename_clashes(done.jobs)
     _refuse_clashes(done.jobs)
     return done
+
+
+def is_clip(path: Path) -> bool:
+    """Whether a file is a moving picture, by its ending."""
+    return path.suffix.lower() in CLIP_SUFFIXES
+
+
+def _refuse_mixed(source: Path, target: Path) -> bool:
+    """Whether both are clips; UpscaleError if one alone is."""
+    if is_clip(source) and not is_clip(target):
+        raise UpscaleError(
+            f"{source} is a moving picture, and {target} would not be: end the output in "
+            f"{', '.join(sorted(CLIP_SUFFIXES))}."
+        )
+    if is_clip(target) and not is_clip(source):
+        raise UpscaleError(f"{target} would be a moving picture, but {source} is none.")
+    return is_clip(source)
 
 
 def _refuse_nonsense(inputs: Sequence[str | Path], output: str | Path | None, suffix: str) -> None:
@@ -121,7 +140,7 @@ def _is_one_file(sources: list[Path], output: str | Path, suffix: str) -> bool:
     path = Path(output)
     if os.fspath(output).endswith(("/", os.sep)) or path.is_dir() or not path.suffix:
         return False
-    pictures = image_file.OUTPUT_SUFFIXES | image_file.KNOWN_SUFFIXES
+    pictures = image_file.OUTPUT_SUFFIXES | image_file.KNOWN_SUFFIXES | CLIP_SUFFIXES
     several = len(sources) > 1 or sources[0].is_dir()
     if not several and suffix:
         raise UpscaleError(f"{path} is a whole name; the suffix {suffix} is for folders.")
@@ -179,7 +198,7 @@ def _walk(
             ending = Path(name).suffix.lower()
             if name.startswith(".") or (beside and Path(name).stem.endswith(suffix)):
                 continue
-            if ending in image_file.INPUT_SUFFIXES:
+            if ending in image_file.INPUT_SUFFIXES or ending in CLIP_SUFFIXES:
                 yield (here / name).relative_to(folder)
             elif ending in image_file.KNOWN_SUFFIXES:
                 unread.append((here / name, ending))
@@ -198,6 +217,8 @@ def _renamed(name: str, format: str, suffix: str) -> str:
     """A file name with the suffix and the ending of `format`, or its own if it is of that."""
     path = Path(name)
     ending = path.suffix
+    if is_clip(path):
+        return f"{path.stem}{suffix}{ending}"
     known = image_file.format_of(path) if ending.lower() in image_file.OUTPUT_SUFFIXES else None
     if format == "same":
         ending = ending if known else ".png"

@@ -1,0 +1,98 @@
+"""A clip enlarged into another: frames are decoded and encoded beside the network.
+
+Three threads: one decodes, this one enlarges, one encodes and copies the sound. Queues between them
+hold a few frames, so memory does not grow with the clip.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import VideoError
+from ..files import temporary
+from ..video.clip import Clip, Frame
+from ..video.writer import ClipWriter
+from .pipeline import ahead, behind
+from .upscaler import Progress, Upscaler
+
+
+def upscale_clip(
+    source: Path,
+    target: Path,
+    upscaler: Upscaler,
+    *,
+    quality: int = 95,
+    progress: Progress = lambda fraction: None,
+) -> tuple[tuple[int, int], list[str]]:
+    """Enlarge a clip; returns (H_out, W_out), which are even, and notes.
+
+    Rate, time stamps, rotation, colour coding and metadata stay; sound and subtitles are copied as
+    they are. A frame equal to the one before is enlarged once. The file appears whole or not at
+    all.
+
+    Args:
+        source, target: files with endings of `writer.CODECS`; H.264, or VP9 for .webm, is written.
+        quality: 1 to 100, as constant rate factors from 51 to 0; 100 is without loss.
+
+    Raises:
+        VideoError: see `Clip`; or the target's container does not hold the sound.
+        UpscaleError: the target size is out of reach.
+    """
+    with Clip(source) as clip:
+        wanted = upscaler.output_size(*clip.size)
+        size = _even(wanted)
+        unfinished = temporary(target.parent)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with ClipWriter(unfinished, target, clip, size, quality) as output:
+                _run(clip, output, upscaler, size, progress)
+            os.replace(unfinished, target)
+        except OSError as error:
+            raise VideoError(f"cannot write {target}: {error.strerror or error}.") from None
+        finally:
+            unfinished.unlink(missing_ok=True)
+    odd = [f"a clip's sides are even: {size[1]}x{size[0]} of {wanted[1]}x{wanted[0]}"]
+    return size, odd if size != wanted else []
+
+
+def _run(
+    clip: Clip, output: ClipWriter, upscaler: Upscaler, size: tuple[int, int], progress: Progress
+) -> None:
+    stop = threading.Event()
+    large: np.ndarray | None = None
+    done = 0
+    with ahead(clip.packets(), stop) as incoming, behind(output.take, stop) as send:
+        for packet, frame in incoming:
+            if frame is None:
+                send(packet)
+                continue
+            if large is None or not frame.repeats:
+                large = _enlarged(frame, upscaler, size)
+            send((large, frame.pts))
+            done += 1
+            progress(min(done / clip.count, 1.0))
+    output.finish()
+
+
+def _enlarged(frame: Frame, upscaler: Upscaler, size: tuple[int, int]) -> np.ndarray:
+    """A frame of the clip's new size; a row or a column is dropped where that would be odd."""
+    height, width = upscaler.output_size(*frame.rgb.shape[:2])
+    large = np.empty((height, width, 3), np.uint8)
+
+    def put(top: int, rows: np.ndarray) -> None:
+        large[top : top + len(rows)] = rows
+
+    upscaler.run(frame.rgb, None, put, large.dtype)
+    return large[: size[0], : size[1]]
+
+
+def _even(size: tuple[int, int]) -> tuple[int, int]:
+    """4:2:0 has one chroma sample for two by two pixels."""
+    height, width = (side - side % 2 for side in size)
+    if min(height, width) < 2:
+        raise VideoError("a clip must be at least 2x2 pixels large.")
+    return height, width
