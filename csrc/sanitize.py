@@ -67,7 +67,8 @@ def main(arguments: list[str]) -> int:
     library = build(sanitizers)
     for name in COPIED:
         shutil.copytree(ROOT / name, TREE / name, dirs_exist_ok=True)
-    shutil.copy(ROOT / "pyproject.toml", TREE)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, TREE)
     shutil.copy(library, TREE / "c2d_kernels" / "_native.so")
     environment = {
         **os.environ,
