@@ -15,7 +15,9 @@ _OPENING = """# In other people's hands
 What other tools do to the operators and to the networks, and that the result stays right. Each row
 is a test (`tests/composability`): the result is compared with the reference's, or the call is
 refused by a sentence that names the way out. This page is made from the tests' tables:
-`python -m tests.composability.document`.
+`python -m tests.composability.document`. Compilation in one graph and `torch.export` with dynamic
+sizes are tested beside the networks (`tests/networks/test_networks.py`) and the operators
+(`tests/kernels/test_export.py`).
 """
 
 
@@ -24,8 +26,7 @@ def page() -> str:
     lines = [_OPENING, "## Operators", "", f"Each of {_listed(operators)}.", ""]
     lines += ["| Tool | Result | |", "|---|---|---|"]
     for tool in operator_tools.TOOLS:
-        result = f'refused: "... {tool.refusal}"' if tool.refusal else "right"
-        lines.append(f"| {tool.name} | {result} | {tool.remark} |")
+        lines.append(f"| {tool.name} | {_result(tool.refusal)} | {tool.remark} |")
     lines += ["", "## Networks", ""]
     lines += [
         f"Each of {_listed(TINY)}, with a pixel-shuffle and with the continuous up-sampler.",
@@ -34,8 +35,12 @@ def page() -> str:
     lines += ["| Tool | Result | |", "|---|---|---|"]
     for each in network_tools.TOOLS:
         remark = "; ".join(filter(None, [each.remark, each.needs and f"tested with {each.needs}"]))
-        lines.append(f"| {each.name} | right | {remark} |")
+        lines.append(f"| {each.name} | {_result(each.refusal)} | {remark} |")
     return "\n".join(lines) + "\n"
+
+
+def _result(refusal: str) -> str:
+    return f'refused: "... {refusal}"' if refusal else "right"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -46,12 +46,16 @@ class Subject:
 
 @dataclass(frozen=True)
 class NetworkTool:
-    """A use of a network, its name in the documentation's table, and what to know about it."""
+    """A use of a network, its name in the documentation's table, and what to know about it.
+
+    `refusal` is a part of the sentence that it gets, if it is refused.
+    """
 
     name: str
     use: Callable[[Subject], None]
     remark: str = ""
     needs: str = ""
+    refusal: str = ""
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
@@ -91,6 +95,35 @@ def grad(s: Subject) -> None:
         return torch.func.grad(lambda x: s.call(s.net, x).square().sum())(s.x)
 
     close(gradient(), torch.autograd.grad(*_loss_and(s))[0])
+
+
+def vjp(s: Subject) -> None:
+    out, pull = torch.func.vjp(lambda x: s.call(s.net, x), s.x)
+    x = s.x.clone().requires_grad_()
+    close(pull(out)[0], torch.autograd.grad(s.call(s.net, x), x, out)[0])
+
+
+def jacrev(s: Subject) -> None:
+    """Of three colours of the output by the input."""
+    found = torch.func.jacrev(lambda x: s.call(s.net, x).flatten()[:3])(s.x)
+    for index, row in enumerate(found):
+        x = s.x.clone().requires_grad_()
+        close(row, torch.autograd.grad(s.call(s.net, x).flatten()[index], x)[0])
+
+
+def second_derivative(s: Subject) -> None:
+    """Refused in a sentence that names the way out, which then works."""
+
+    def twice() -> Tensor:
+        loss, x = _loss_and(s)
+        (first,) = torch.autograd.grad(loss, x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)[0]
+
+    with pytest.raises(
+        RuntimeError, match=r'second derivative.*c2d_kernels.backend\("reference"\)'
+    ):
+        twice()
+    assert by_reference(twice).abs().max() > 0
 
 
 def _loss_and(s: Subject) -> tuple[Tensor, Tensor]:
@@ -369,6 +402,14 @@ _CALLED = "a module that is more than its weights is called, no longer part of a
 TOOLS = [
     NetworkTool("torch.func.jvp", jvp, _BY_REFERENCE),
     NetworkTool("torch.func.grad", grad, _BY_REFERENCE),
+    NetworkTool("torch.func.vjp", vjp, _BY_REFERENCE),
+    NetworkTool("torch.func.jacrev", jacrev, _BY_REFERENCE),
+    NetworkTool(
+        "second derivative",
+        second_derivative,
+        'right inside `c2d_kernels.backend("reference")`',
+        refusal="has no second derivative as a kernel",
+    ),
     NetworkTool("torch.vmap", vmap, _BY_REFERENCE),
     NetworkTool("gradients of each sample", per_sample_gradients, _BY_REFERENCE),
     NetworkTool("functional_call, of a prepared network too", functional_call),
