@@ -167,7 +167,13 @@ def upscale_file(
     options = options or FileOptions()
     if is_clip(job.source):
         return upscale_clip(
-            job.source, job.target, upscaler, quality=options.quality, progress=progress
+            job.source,
+            job.target,
+            upscaler,
+            quality=100 if options.lossless else options.quality,
+            metadata=options.metadata,
+            max_pixels=options.max_pixels,
+            progress=progress,
         )
     strict, most = options.strict, options.max_pixels
     if str(job.source) == PIPE:

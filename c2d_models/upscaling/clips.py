@@ -26,6 +26,8 @@ def upscale_clip(
     upscaler: Upscaler,
     *,
     quality: int = 95,
+    metadata: str = "keep",
+    max_pixels: int | None = None,
     progress: Progress = lambda fraction: None,
 ) -> tuple[tuple[int, int], list[str]]:
     """Enlarge a clip; returns (H_out, W_out), which are even, and notes.
@@ -37,18 +39,25 @@ def upscale_clip(
     Args:
         source, target: files with endings of `writer.CODECS`; H.264, or VP9 for .webm, is written.
         quality: 1 to 100, as constant rate factors from 51 to 0; 100 is without loss.
+        metadata: "keep", or "strip" for none (title, date, place).
+        max_pixels: of a frame; a clip of more is refused.
 
     Raises:
         VideoError: see `Clip`; or the target's container does not hold the sound.
         UpscaleError: the target size is out of reach.
     """
     with Clip(source) as clip:
+        if max_pixels is not None and clip.size[0] * clip.size[1] > max_pixels:
+            raise VideoError(
+                f"{source} is too large: {clip.size[1]}x{clip.size[0]} is more than "
+                f"{max_pixels / 1e6:.4g} megapixels (--max-pixels raises that)."
+            )
         wanted = upscaler.output_size(*clip.size)
         size = _even(wanted)
         unfinished = temporary(target.parent)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with ClipWriter(unfinished, target, clip, size, quality) as output:
+            with ClipWriter(unfinished, target, clip, size, quality, metadata) as output:
                 _run(clip, output, upscaler, size, progress)
             os.replace(unfinished, target)
         except OSError as error:

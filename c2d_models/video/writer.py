@@ -33,20 +33,28 @@ class ClipWriter:
         clip: whose rate, rotation, coding, metadata, sound and subtitles it takes.
         size: (H, W), even.
         quality: 1 to 100, as constant rate factors from 51 to 0; 100 is without loss.
+        metadata: "keep" or "strip".
 
     Raises:
         VideoError: the container does not hold the sound or the subtitles.
     """
 
     def __init__(
-        self, file: Path, target: Path, clip: Clip, size: tuple[int, int], quality: int
+        self,
+        file: Path,
+        target: Path,
+        clip: Clip,
+        size: tuple[int, int],
+        quality: int,
+        metadata: str,
     ) -> None:
         av = import_av()
         self._av, self._coding = av, clip.coding
         container, codec = CODECS[target.suffix.lower()]
         options = {"movflags": "+faststart"} if container in ("mp4", "mov") else {}
         self._container = av.open(str(file), "w", format=container, options=options)
-        self._container.metadata.update(clip.metadata)
+        if metadata == "keep":
+            self._container.metadata.update(clip.metadata)
         self._stream = self._container.add_stream(codec, rate=clip.rate)
         self._stream.height, self._stream.width = size
         self._stream.pix_fmt = "yuv420p"

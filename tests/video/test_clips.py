@@ -146,6 +146,20 @@ def test_times_and_sound_stay(tmp_path, ending, codec, sound, rate):
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 
+def test_options_of_files_hold_for_clips(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(create("swinir_l_tiny", 2), tmp_path / "x2.safetensors")
+    write_clip(Path("a.mp4"), [moving_planes(0)], metadata={"title": "A tree"})
+    command = "upscale a.mp4 -o b.mp4 --model x2.safetensors"
+    assert cli.main(f"{command} --max-pixels 1000".split()) == 2
+    assert "a.mp4 is too large: 48x32" in capsys.readouterr().err
+    for metadata, kept in (("keep", True), ("strip", False)):
+        arguments = f"{command} --overwrite --lossless --metadata {metadata}".split()
+        assert cli.main(arguments) == 0
+        with av.open("b.mp4") as container:
+            assert ("title" in container.metadata) == kept
+
+
 def test_frames_are_those_of_pictures(tmp_path):
     """Each is what the picture alone would become."""
     source, target = tmp_path / "a.mkv", tmp_path / "b.mkv"
