@@ -7,7 +7,6 @@ hold a few frames, so memory does not grow with the clip.
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from ..errors import VideoError
 from ..files import temporary
 from ..video.clip import Clip, Frame
 from ..video.writer import ClipWriter
-from .pipeline import ahead, behind
+from .pipeline import Beside
 from .upscaler import Progress, Upscaler
 
 
@@ -71,19 +70,20 @@ def upscale_clip(
 def _run(
     clip: Clip, output: ClipWriter, upscaler: Upscaler, size: tuple[int, int], progress: Progress
 ) -> None:
-    stop = threading.Event()
     large: np.ndarray | None = None
     done = 0
-    with ahead(clip.packets(), stop) as incoming, behind(output.take, stop) as send:
-        for packet, frame in incoming:
+    with Beside() as threads:
+        encoder = threads.behind(output.take)
+        for packet, frame in threads.ahead(clip.packets()):
             if frame is None:
-                send(packet)
+                encoder.send(packet)
                 continue
             if large is None or not frame.repeats:
                 large = _enlarged(frame, upscaler, size)
-            send((large, frame.pts))
+            encoder.send((large, frame.pts))
             done += 1
             progress(min(done / clip.count, 1.0))
+        encoder.finish()
     output.finish()
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Generic, TypeVar
 
 _WAITING = 4  # items between two threads
 
@@ -20,84 +20,122 @@ class _End:
         self.error = error
 
 
-@contextmanager
-def ahead(items: Iterator[T], stop: threading.Event) -> Iterator[Iterator[T]]:
-    """What `items` gives, made by a thread a little ahead."""
-    waiting: queue.Queue[Any] = queue.Queue(_WAITING)
+class Beside:
+    """Threads that work beside this one; a context manager, whose end is theirs too.
 
-    def work() -> None:
-        try:
-            for item in items:
-                _put(waiting, item, stop)
-            _put(waiting, _End(), stop)
-        except BaseException as error:
-            _put(waiting, _End(error), stop)
+    What they use may be closed after the block, however it ended: an exception, one that a signal
+    raises between two instructions too, stops the threads and waits for them.
+    """
 
-    def received() -> Iterator[T]:
-        while not isinstance(item := waiting.get(), _End):
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Beside:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        interruption: BaseException | None = None
+        self._stop.set()
+        while any(thread.is_alive() for thread in self._threads):
+            try:
+                for thread in self._threads:
+                    thread.join()
+            except (KeyboardInterrupt, SystemExit) as another:
+                interruption = another
+        if interruption is not None:
+            raise interruption
+
+    def ahead(self, items: Iterator[T]) -> Iterator[T]:
+        """What `items` gives, made by a thread a little ahead."""
+        waiting: queue.Queue[Any] = queue.Queue(_WAITING)
+
+        def work() -> None:
+            try:
+                for item in items:
+                    self._put(waiting, item)
+                self._put(waiting, _End())
+            except BaseException as error:
+                self._put(waiting, _End(error))
+
+        self._start(work, "c2d-decode")
+        while not isinstance(item := self._get(waiting), _End):
             yield item
         if item.error is not None:
             raise item.error
 
-    with _running(work, "c2d-decode", stop):
-        yield received()
+    def behind(self, take: Callable[[T], None]) -> Behind[T]:
+        """Calls `take` in a thread."""
+        return Behind(self, take)
+
+    def _start(self, work: Callable[[], None], name: str) -> threading.Thread:
+        """A thread that begins when it is in the list of those to wait for.
+
+        An interruption while it starts leaves a thread that sees the request to stop, and ends.
+        """
+        listed = threading.Event()
+
+        def begin() -> None:
+            while not self._stop.is_set():
+                if listed.wait(0.1):
+                    return work()
+
+        thread = threading.Thread(target=begin, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+        listed.set()
+        return thread
+
+    def _put(self, waiting: queue.Queue[Any], item: Any) -> None:
+        while not self._stop.is_set():
+            try:
+                return waiting.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def _get(self, waiting: queue.Queue[Any]) -> Any:
+        while not self._stop.is_set():
+            try:
+                return waiting.get(timeout=0.1)
+            except queue.Empty:
+                continue
+        return _End()
 
 
-@contextmanager
-def behind(take: Callable[[Any], None], stop: threading.Event) -> Iterator[Callable[[Any], None]]:
-    """A function that hands an item to `take` in a thread; what goes wrong there is raised here."""
-    waiting: queue.Queue[Any] = queue.Queue(_WAITING)
-    failures: list[BaseException] = []
+class Behind(Generic[T]):
+    """A thread of `threads` that takes items; what goes wrong there is raised here."""
 
-    def work() -> None:
-        try:
-            while not isinstance(item := _get(waiting, stop), _End):
-                take(item)
-        except BaseException as error:
-            failures.append(error)
-            stop.set()
+    def __init__(self, threads: Beside, take: Callable[[T], None]) -> None:
+        waiting: queue.Queue[Any] = queue.Queue(_WAITING)
+        failures: list[BaseException] = []
 
-    def send(item: Any) -> None:
-        _put(waiting, item, stop)
-        if failures:
-            raise failures[0]
+        def work() -> None:
+            try:
+                while not isinstance(item := threads._get(waiting), _End):
+                    take(item)
+            except BaseException as error:
+                failures.append(error)
+                threads._stop.set()
 
-    with _running(work, "c2d-encode", stop) as thread:
-        yield send
-        _put(waiting, _End(), stop)
-        thread.join()
-        if failures:
-            raise failures[0]
+        self._threads, self._waiting, self._failures = threads, waiting, failures
+        self._thread = threads._start(work, "c2d-encode")
 
+    def send(self, item: T) -> None:
+        """Hand an item over, waiting while too many are on their way."""
+        self._threads._put(self._waiting, item)
+        self._raise()
 
-@contextmanager
-def _running(
-    work: Callable[[], None], name: str, stop: threading.Event
-) -> Iterator[threading.Thread]:
-    """A thread for the time of the block; an exception in the block stops it."""
-    thread = threading.Thread(target=work, name=name, daemon=True)
-    thread.start()
-    try:
-        yield thread
-    except BaseException:
-        stop.set()
-        raise
-    finally:
-        thread.join()
+    def finish(self) -> None:
+        """Wait until all are taken."""
+        self._threads._put(self._waiting, _End())
+        self._thread.join()
+        self._raise()
 
-
-def _put(waiting: queue.Queue[Any], item: Any, stop: threading.Event) -> None:
-    while not stop.is_set():
-        try:
-            return waiting.put(item, timeout=0.1)
-        except queue.Full:
-            continue
-
-
-def _get(waiting: queue.Queue[Any], stop: threading.Event) -> Any:
-    while not stop.is_set():
-        try:
-            return waiting.get(timeout=0.1)
-        except queue.Empty:
-            continue
-    return _End()
+    def _raise(self) -> None:
+        if self._failures:
+            raise self._failures[0]
