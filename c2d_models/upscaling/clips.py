@@ -15,7 +15,7 @@ from ..errors import VideoError
 from ..files import temporary
 from ..video.clip import Clip, Frame
 from ..video.writer import ClipWriter
-from .pipeline import Beside
+from .pipeline import WorkerThreads
 from .upscaler import Progress, Upscaler
 
 
@@ -72,7 +72,7 @@ def _run(
 ) -> None:
     large: np.ndarray | None = None
     done = 0
-    with Beside() as threads:
+    with WorkerThreads() as threads:
         encoder = threads.behind(output.take)
         for packet, frame in threads.ahead(clip.packets()):
             if frame is None:

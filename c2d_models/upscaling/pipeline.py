@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 _WAITING = 4  # items between two threads
@@ -20,28 +19,26 @@ class _End:
         self.error = error
 
 
-class Beside:
-    """Threads that work beside this one; a context manager, whose end is theirs too.
+class WorkerThreads:
+    """Threads that work beside this one and end with the block; a context manager.
 
-    What they use may be closed after the block, however it ended: an exception, one that a signal
-    raises between two instructions too, stops the threads and waits for them.
+    What they use may be closed after the block, however it ended: an exception, even one that a
+    signal raises while a thread starts, stops them and waits for them.
+
+    Attributes:
+        stop: set once the threads are to end.
     """
 
     def __init__(self) -> None:
-        self._stop = threading.Event()
+        self.stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
-    def __enter__(self) -> Beside:
+    def __enter__(self) -> WorkerThreads:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         interruption: BaseException | None = None
-        self._stop.set()
+        self.stop.set()
         while any(thread.is_alive() for thread in self._threads):
             try:
                 for thread in self._threads:
@@ -58,22 +55,22 @@ class Beside:
         def work() -> None:
             try:
                 for item in items:
-                    self._put(waiting, item)
-                self._put(waiting, _End())
+                    self.put(waiting, item)
+                self.put(waiting, _End())
             except BaseException as error:
-                self._put(waiting, _End(error))
+                self.put(waiting, _End(error))
 
-        self._start(work, "c2d-decode")
-        while not isinstance(item := self._get(waiting), _End):
+        self.start(work, "c2d-decode")
+        while not isinstance(item := self.get(waiting), _End):
             yield item
         if item.error is not None:
             raise item.error
 
-    def behind(self, take: Callable[[T], None]) -> Behind[T]:
-        """Calls `take` in a thread."""
-        return Behind(self, take)
+    def behind(self, take: Callable[[T], None]) -> Consumer[T]:
+        """A thread that hands each item it is sent to `take`."""
+        return Consumer(self, take)
 
-    def _start(self, work: Callable[[], None], name: str) -> threading.Thread:
+    def start(self, work: Callable[[], None], name: str) -> threading.Thread:
         """A thread that begins when it is in the list of those to wait for.
 
         An interruption while it starts leaves a thread that sees the request to stop, and ends.
@@ -81,7 +78,7 @@ class Beside:
         listed = threading.Event()
 
         def begin() -> None:
-            while not self._stop.is_set():
+            while not self.stop.is_set():
                 if listed.wait(0.1):
                     return work()
 
@@ -91,15 +88,17 @@ class Beside:
         listed.set()
         return thread
 
-    def _put(self, waiting: queue.Queue[Any], item: Any) -> None:
-        while not self._stop.is_set():
+    def put(self, waiting: queue.Queue[Any], item: Any) -> None:
+        """Wait for room in a queue, unless the threads are to stop."""
+        while not self.stop.is_set():
             try:
                 return waiting.put(item, timeout=0.1)
             except queue.Full:
                 continue
 
-    def _get(self, waiting: queue.Queue[Any]) -> Any:
-        while not self._stop.is_set():
+    def get(self, waiting: queue.Queue[Any]) -> Any:
+        """Wait for an item; an _End once the threads are to stop."""
+        while not self.stop.is_set():
             try:
                 return waiting.get(timeout=0.1)
             except queue.Empty:
@@ -107,32 +106,32 @@ class Beside:
         return _End()
 
 
-class Behind(Generic[T]):
-    """A thread of `threads` that takes items; what goes wrong there is raised here."""
+class Consumer(Generic[T]):
+    """A thread that takes items; what goes wrong in it is raised by the next call here."""
 
-    def __init__(self, threads: Beside, take: Callable[[T], None]) -> None:
+    def __init__(self, threads: WorkerThreads, take: Callable[[T], None]) -> None:
         waiting: queue.Queue[Any] = queue.Queue(_WAITING)
         failures: list[BaseException] = []
 
         def work() -> None:
             try:
-                while not isinstance(item := threads._get(waiting), _End):
+                while not isinstance(item := threads.get(waiting), _End):
                     take(item)
             except BaseException as error:
                 failures.append(error)
-                threads._stop.set()
+                threads.stop.set()
 
         self._threads, self._waiting, self._failures = threads, waiting, failures
-        self._thread = threads._start(work, "c2d-encode")
+        self._thread = threads.start(work, "c2d-encode")
 
     def send(self, item: T) -> None:
         """Hand an item over, waiting while too many are on their way."""
-        self._threads._put(self._waiting, item)
+        self._threads.put(self._waiting, item)
         self._raise()
 
     def finish(self) -> None:
         """Wait until all are taken."""
-        self._threads._put(self._waiting, _End())
+        self._threads.put(self._waiting, _End())
         self._thread.join()
         self._raise()
 

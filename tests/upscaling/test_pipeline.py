@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from c2d_models.upscaling.pipeline import Beside
+from c2d_models.upscaling.pipeline import WorkerThreads
 
 
 def endless(done):
@@ -16,7 +16,7 @@ def endless(done):
 
 
 def pass_on(items, take):
-    with Beside() as threads:
+    with WorkerThreads() as threads:
         behind = threads.behind(take)
         for item in threads.ahead(items):
             behind.send(item)
@@ -32,7 +32,7 @@ def test_an_interruption_while_a_thread_starts_leaves_none(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(threading.Thread, "start", interrupted)
-    with pytest.raises(KeyboardInterrupt), Beside() as threads:
+    with pytest.raises(KeyboardInterrupt), WorkerThreads() as threads:
         next(threads.ahead(endless(done)))
     time.sleep(0.05)
     assert done == []
@@ -58,7 +58,7 @@ def test_interruptions_while_it_waits_for_a_thread(monkeypatch):
         yield 2
 
     monkeypatch.setattr(threading.Thread, "join", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="second"), Beside() as threads:
+    with pytest.raises(KeyboardInterrupt, match="second"), WorkerThreads() as threads:
         next(threads.ahead(slow()))
     assert ended.is_set()
 
