@@ -4,6 +4,7 @@ The operators run on any machine: by a native or GPU kernel where one can, else 
 reference that defines them. README lists them, c2d_kernels/ops has a folder for each. Feature maps
 are channels-last (B, H, W, C). `backend(name)` or the environment variable C2D_BACKEND asks for an
 implementation, and one that cannot run raises BackendError; `info()` says what is here and why.
+`accelerate(net)` runs the layers of other people's networks on these operators, and
 `install_as_mamba_ssm()` lets code that was written for mamba_ssm run on this package.
 
 Example:
@@ -13,6 +14,7 @@ Example:
     torch.Size([1, 180, 320, 30])
 """
 
+from .accelerate import AccelerationError, accelerate
 from .dispatch import BackendError, backend
 from .drop_in.install import install_as_mamba_ssm
 from .ops.attention_branch.op import attention_branch
@@ -33,8 +35,10 @@ from .ops.window_layer.op import window_layer
 from .report import info
 
 __all__ = [
+    "AccelerationError",
     "BackendError",
     "Region",
+    "accelerate",
     "attention_branch",
     "backend",
     "channel_correlation",
