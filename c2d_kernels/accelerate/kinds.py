@@ -1,17 +1,26 @@
 """The kinds of layers that are recognised, and those that are known but stay as they are."""
 
+from .hit import HiTLayer
+from .mambairv2 import AttentiveLayer, AttentiveStateSpace
 from .plan import Plan
-from .swin import CosineLayer, HybridAttentionLayer, SwinIRLayer
+from .srformer import SRFormerLayer
+from .swin import HybridAttentionLayer, SwinIRLayer
+from .swin2sr import AuthorsSwin2SRLayer, HuggingFaceSwin2SRLayer
 
-KINDS: tuple[type[Plan], ...] = (SwinIRLayer, HybridAttentionLayer, CosineLayer)
+KINDS: tuple[type[Plan], ...] = (
+    SwinIRLayer,
+    SRFormerLayer,
+    HybridAttentionLayer,
+    AuthorsSwin2SRLayer,
+    HuggingFaceSwin2SRLayer,
+    HiTLayer,
+    AttentiveLayer,
+    AttentiveStateSpace,
+)
 """In the order in which they are tried."""
 
 UNSERVED = {
     "OCAB": "its keys come from a larger window than its queries, which no operator has yet",
-    "Swin2SRLayer": "Hugging Face's layers are not recognised yet",
-    "PSA_Block": "SRFormer's layers are not recognised yet",
     "DATB": "its windows are rectangular, which no operator has yet",
-    "HierarchicalTransformerBlock": "HiT-SR's layers are not recognised yet",
-    "AttentiveLayer": "MambaIRv2's layers are not recognised yet",
 }
 """Layers of known networks that stay as they are, and why."""

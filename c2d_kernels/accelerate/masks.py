@@ -12,14 +12,11 @@ _known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """A tensor's version, and what it was found equal to."""
 
 
-def is_position_index(index: object, window: int) -> bool:
-    """Whether a tensor holds Swin's index into the bias table of square windows."""
-    return _equals(index, ("index", window))
-
-
-def is_shift_mask(mask: object, height: int, width: int, window: int, shift: int) -> bool:
-    """Whether a tensor is Swin's mask of a map shifted by `shift`."""
-    return _equals(mask, ("mask", height, width, window, shift))
+def are_swins(index: object, mask: object, size: tuple[int, int], window: int, shift: int) -> bool:
+    """Whether a layer was given Swin's index into the bias table and its mask, if it is shifted."""
+    return _equals(index, ("index", window)) and (
+        not shift or _equals(mask, ("mask", *size, window, shift))
+    )
 
 
 def _equals(found: object, meaning: tuple[object, ...]) -> bool:

@@ -54,7 +54,8 @@ def accelerate(net: nn.Module, *, tolerance: float = 1e-4, strict: bool = False)
             continue
         name = type(layer).__name__
         reason = UNSERVED.get(name)
-        if not any(path.startswith(f"{row.path}.") for row in report.left):
+        listed = [outer for outer, _ in done] + [row.path for row in report.left]
+        if not any(_is_within(outer, path) for outer in listed):
             reason = reason or _unknown(layer)
         kind = next((kind for kind in KINDS if name in kind.names and kind.claims(layer)), None)
         if kind is not None:
@@ -106,11 +107,14 @@ def _prove(layer: nn.Module, plan: Plan, proved: dict[Hashable, float], toleranc
 
 def _stands_for(outer: str, called: tuple[str, ...], path: str) -> bool:
     """Whether a module is one that a replaced layer's operators stand for."""
-    prefix = f"{outer}." if outer else ""
-    if not path.startswith(prefix) or path == outer:
+    if not _is_within(outer, path):
         return False
-    inner = path.removeprefix(prefix)
-    return not any(inner == name or inner.startswith(f"{name}.") for name in called)
+    inner = path.removeprefix(f"{outer}." if outer else "")
+    return not any(inner == name or _is_within(name, inner) for name in called)
+
+
+def _is_within(outer: str, path: str) -> bool:
+    return path != outer and path.startswith(f"{outer}." if outer else "")
 
 
 def _unknown(layer: nn.Module) -> str | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
 from ..dispatch import plain
-from .structure import Unlike, dropout_rate, need, no_surprises, numbers_of, within
+from .structure import Unlike, dropout_rate, need, no_surprises, numbers_of, part, within
 
 PLAN = "_c2d_plan"
 """The attribute in which a replaced layer has its plan."""
@@ -56,6 +56,10 @@ class Plan:
     def run(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The layer's forward on the operators; None for a call that must run as written."""
         raise NotImplementedError
+
+    def divides(self, size: tuple[int, int]) -> bool:
+        """Whether windows divide a map of this height and width."""
+        return not (size[0] % self.window[0] or size[1] % self.window[1])
 
     def example(self, features: Tensor) -> tuple[Any, ...]:
         """Arguments of the forward for a map (B, H, W, C)."""
@@ -133,6 +137,12 @@ def weights_of(**modules: nn.Module) -> Mapping[str, Tensor]:
             bias if isinstance(bias, Tensor) else weight.new_zeros(len(weight))
         )
     return weights
+
+
+def conv_mlp_weights(mlp: nn.Module, norm: nn.Module) -> Mapping[str, Tensor]:
+    """The weights of SRFormer's ConvFFN and its norm as conv_ffn takes them."""
+    modules = {name: part(mlp, name) for name in ("fc1", "fc2")}
+    return weights_of(dwconv=part(mlp, "dwconv.depthwise_conv.0"), norm=norm, **modules)
 
 
 def replacement(kind: type[nn.Module]) -> type[nn.Module]:

@@ -19,6 +19,8 @@ _SMALL = (
     1e-2  # a gradient below this part of the largest is compared with that: it may be all noise
 )
 _MAP = (2, 3)  # windows, so that height and width differ
+_SMALL_MAP = (1, 2)
+_TOKENS = 32 * 32  # a window of more is a large one
 
 
 def difference(layer: nn.Module, plan: Plan) -> float:
@@ -26,7 +28,8 @@ def difference(layer: nn.Module, plan: Plan) -> float:
 
     Both run in a float32 copy in evaluation, whose parameters are random: fresh ones, with bias
     tables of 0 and tiny scales, would hide a wrong index. Outputs are compared relative to
-    max|out - x|, gradients of x and of the parameters relative to their largest.
+    max|out - x|, gradients of x and of the parameters relative to their largest; windows above
+    32x32 have outputs alone compared, on a smaller map: HiT-SR's own forward of one takes a second.
     """
     device = next(layer.parameters()).device
     need(device.type != "meta", "its parameters are on the meta device: load its weights first")
@@ -39,15 +42,18 @@ def difference(layer: nn.Module, plan: Plan) -> float:
     ):
         twin = _twin(layer)
         plan.stage(twin)
-        height, width = (count * side for count, side in zip(_MAP, plan.window, strict=True))
+        large = plan.window[0] * plan.window[1] > _TOKENS
+        counts = _SMALL_MAP if large else _MAP
+        height, width = (count * side for count, side in zip(counts, plan.window, strict=True))
         features = torch.randn(1, height, width, plan.channels, device=device)
         seed = int(torch.randint(2**31, ()))
+        torch.set_grad_enabled(not large)
         own, own_gradients = _result(type(layer).forward, twin, plan, features, seed)
         ours, gradients = _result(plan.run, twin, plan, features, seed)
     need(own.shape == ours.shape, f"it returns {tuple(own.shape)}, not {tuple(ours.shape)}")
     added = (own - features.reshape(own.shape)).abs().max()
     worst = float((own - ours).abs().max() / added)
-    largest = max(float(gradient.abs().max()) for gradient in own_gradients)
+    largest = max((float(gradient.abs().max()) for gradient in own_gradients), default=0.0)
     for mine, theirs in zip(gradients, own_gradients, strict=True):
         scale = max(float(theirs.abs().max()), _SMALL * largest)
         worst = max(worst, float((mine - theirs).abs().max()) / scale)
@@ -76,10 +82,14 @@ def _twin(layer: nn.Module) -> nn.Module:
 def _result(
     forward: Callable[..., Any], twin: nn.Module, plan: Plan, features: Tensor, seed: int
 ) -> tuple[Tensor, list[Tensor]]:
-    """What the forward returns, and the gradients of a random sum of it."""
+    """What the forward returns, and where they are recorded the gradients of a random sum of it."""
     torch.manual_seed(seed)
-    x = features.clone().requires_grad_()
+    x = features.clone().requires_grad_(torch.is_grad_enabled())
     out = forward(twin, *plan.example(x))
+    if isinstance(out, tuple):
+        out = out[0]
+    if not out.requires_grad:
+        return out, []
     inputs = [x, *twin.parameters()]
     factors = torch.linspace(-1, 1, out.numel(), device=out.device).cos().reshape(out.shape)
     found = torch.autograd.grad((out * factors).sum(), inputs, allow_unused=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 _LEAVES = (
     nn.Linear,
@@ -120,8 +121,30 @@ def same_eps(*norms: nn.LayerNorm) -> None:
 def gelu(layer: nn.Module, path: str) -> None:
     """The exact GELU, not its tanh approximation."""
     module = part(layer, path)
-    exact = type(module) is nn.GELU and module.approximate == "none"
-    need(exact, f"{path} is {module}, not the exact GELU")
+    need(_is_gelu(module), f"{path} is {module}, not the exact GELU")
+
+
+def leaky(layer: nn.Module, path: str, slope: float) -> None:
+    """A LeakyReLU of this negative slope."""
+    module = part(layer, path)
+    same = type(module) is nn.LeakyReLU and module.negative_slope == slope
+    need(same, f"{path} is {module}, not a LeakyReLU of {slope}")
+
+
+def mlp(layer: nn.Module, channels: int) -> None:
+    """`mlp`: Linear, exact GELU, Linear."""
+    hidden = linear(layer, "mlp.fc1", channels, None).out_features
+    linear(layer, "mlp.fc2", hidden, channels)
+    gelu(layer, "mlp.act")
+
+
+def conv_mlp(layer: nn.Module, name: str, channels: int) -> None:
+    """SRFormer's ConvFFN: an MLP whose hidden map has a depthwise 5x5 branch."""
+    hidden = linear(layer, f"{name}.fc1", channels, None).out_features
+    linear(layer, f"{name}.fc2", hidden, channels)
+    convolution(layer, f"{name}.dwconv.depthwise_conv.0", 5, hidden)
+    for activation in ("act", "dwconv.depthwise_conv.1"):
+        gelu(layer, f"{name}.{activation}")
 
 
 def convolution(layer: nn.Module, path: str, kernel: int, groups: int) -> nn.Conv2d:
@@ -147,6 +170,15 @@ def arguments(layer: nn.Module, *names: str) -> None:
     need(taken == list(names), f"its forward takes ({', '.join(taken)}), not ({', '.join(names)})")
 
 
+def pointwise(layer: nn.Module, path: str, inputs: int, outputs: int | None) -> nn.Conv2d:
+    """A 1x1 convolution of these widths, None standing for any."""
+    module = convolution(layer, path, 1, 1)
+    widths = (module.in_channels, module.out_channels)
+    fits = widths[0] == inputs and outputs in (None, widths[1])
+    need(fits, f"{path} maps {widths[0]} channels to {widths[1]}, not {inputs} to {outputs}")
+    return module
+
+
 def only_children(layer: nn.Module, path: str, *names: str) -> None:
     """The module at this path has no child but these: another one might do anything."""
     module = part(layer, path) if path else layer
@@ -155,12 +187,27 @@ def only_children(layer: nn.Module, path: str, *names: str) -> None:
 
 
 def bias_table(module: nn.Module, keys: int, heads: int) -> None:
-    """relative_position_bias_table for windows of keys x keys keys."""
+    """relative_position_bias_table for windows of keys x keys keys, a row per offset."""
     table = value(module, "relative_position_bias_table")
     rows = (2 * keys - 1) ** 2
     if not isinstance(table, Tensor) or tuple(table.shape) != (rows, heads):
         found = tuple(getattr(table, "shape", ()))
         raise Unlike(f"its bias table is {found}, not {(rows, heads)}")
+
+
+def tensor(module: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer."""
+    found = getattr(module, name, None)
+    if not isinstance(found, Tensor):
+        raise Unlike(f"its {name} is not a tensor")
+    return found
+
+
+def parameter(module: nn.Module, name: str, shape: tuple[int, ...]) -> None:
+    """A parameter of this shape."""
+    found = module._parameters.get(name)
+    shapes = None if found is None else tuple(found.shape)
+    need(shapes == shape, f"its {name} is {shapes}, not {shape}")
 
 
 def head_scale(module: nn.Module, channels: int, heads: int) -> None:
@@ -182,8 +229,11 @@ def position_index(window: int, cell: int = 1) -> Tensor:
     return index.reshape(window * window, keys * keys)
 
 
-def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
-    """Swin's mask of a shifted map, (windows, w^2, w^2): -100 where the roll made neighbours."""
+def shift_mask(height: int, width: int, window: int, shift: int, cell: int = 1) -> Tensor:
+    """Swin's mask of a shifted map, (windows, w^2, w^2): -100 where the roll made neighbours.
+
+    With cell 2, SRFormer's (windows, w^2, (w / 2)^2): a key is a cell of 2x2 tokens.
+    """
 
     def bands(length: int) -> Tensor:
         place = torch.arange(length)
@@ -191,8 +241,19 @@ def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
 
     regions = bands(height)[:, None] * 3 + bands(width)
     regions = regions.reshape(height // window, window, width // window, window)
-    regions = regions.transpose(1, 2).reshape(-1, window * window)
-    return (regions[:, :, None] != regions[:, None, :]) * -100.0
+    regions = regions.transpose(1, 2).flatten(0, 1)
+    queries, keys = regions.flatten(1), regions[:, ::cell, ::cell].flatten(1)
+    return (queries[:, :, None] != keys[:, None, :]) * -100.0
+
+
+def stored_mask(layer: nn.Module, window: int, shift: int, cell: int = 1) -> None:
+    """The mask that a layer keeps for its training size: no trial on another size sees it."""
+    mask = getattr(layer, "attn_mask", None)
+    if mask is not None:
+        size = value(layer, "input_resolution")
+        if not isinstance(size, (tuple, list)) or len(size) != 2:
+            raise Unlike(f"input_resolution is {size!r}, not (height, width)")
+        same_values("attn_mask", mask, shift_mask(size[0], size[1], window, shift, cell))
 
 
 def same_values(name: str, found: object, expected: Tensor) -> None:
@@ -216,6 +277,7 @@ def no_surprises(layer: nn.Module, called: tuple[str, ...]) -> None:
     for path, module in within(layer, called):
         if not module._modules:
             known = type(module) in _LEAVES or _is_drop_path(module) or _passes_on(module)
+            known = known or _is_gelu(module)
             known = known or bool(module._parameters)  # its own forward is compared in the trial
             need(known, f"its part {path} is an unknown {type(module).__name__}")
         for name in vars(module):
@@ -232,6 +294,19 @@ def within(layer: nn.Module, called: tuple[str, ...]) -> Iterator[tuple[str, nn.
 
 def _is_drop_path(module: nn.Module) -> bool:
     return type(module).__name__ in _DROP_PATH
+
+
+def _is_gelu(module: nn.Module) -> bool:
+    """Whether a module is the exact GELU, of torch or of a package with its own."""
+    if type(module) is nn.GELU:
+        return module.approximate == "none"
+    if module._modules or module._parameters or module._buffers:
+        return False
+    x = torch.linspace(-4, 4, 33)
+    try:
+        return torch.allclose(type(module).forward(module, x), F.gelu(x), rtol=0, atol=1e-6)
+    except Exception:  # whatever somebody else's forward raises
+        return False
 
 
 def _passes_on(module: nn.Module) -> bool:

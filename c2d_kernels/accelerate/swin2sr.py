@@ -1,0 +1,152 @@
+"""Swin2SR's layers: attention of cosines, in its authors' and in Hugging Face's modules."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..ops.res_post_norm.op import res_post_norm
+from ..ops.window_attention.op import window_attention
+from . import structure
+from .plan import Plan, weights_of
+from .structure import part
+from .swin import is_of_cosines
+
+_LARGEST_SCALE = math.log(100.0)
+"""At which the logarithm of the cosines' scale is cut off (Swin V2, 2111.09883, section 3.2)."""
+_PROJECTIONS = ("query", "key", "value")
+
+
+@dataclass(frozen=True)
+class _CosineLayer(Plan):
+    """Attention of cosines whose bias an MLP makes of the offset; norms last."""
+
+    operators = "window_attention, res_post_norm"
+
+    heads: int
+    shift: int
+    eps: float
+
+    def mix(self, qkv: Tensor, attention: Any, table: Tensor) -> Tensor:
+        """scale_h cos(q, k) + 16 sigmoid(table) of a map (B, H, W, 3 C)."""
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(3)
+        scale = attention.logit_scale.clamp(max=_LARGEST_SCALE).exp().view(self.heads, 1)
+        q, k = F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1)
+        stacked = torch.stack([q, k.to(q.dtype), v.to(q.dtype)], 3)
+        return window_attention(
+            stacked.flatten(3),
+            16 * table.view(-1, self.heads).sigmoid(),
+            window_size=self.window[0],
+            num_heads=self.heads,
+            shift=self.shift,
+            scale=1.0,
+        )
+
+    def example(self, features: Tensor) -> tuple[Any, ...]:
+        return features.flatten(1, 2), tuple(features.shape[1:3])
+
+
+@dataclass(frozen=True)
+class AuthorsSwin2SRLayer(_CosineLayer):
+    """forward(x (B, H W, C), x_size (H, W)) of the authors' module (2209.11345)."""
+
+    names = ("SwinTransformerBlock",)
+    called = ("attn.cpb_mlp",)
+
+    @classmethod
+    def claims(cls, layer: nn.Module) -> bool:
+        return is_of_cosines(layer)
+
+    @classmethod
+    def read(cls, layer: nn.Module) -> AuthorsSwin2SRLayer:
+        structure.arguments(layer, "x", "x_size")
+        attention = part(layer, "attn")
+        channels = structure.linear(layer, "attn.proj", None, None).out_features
+        structure.linear(layer, "attn.qkv", channels, 3 * channels)
+        structure.mlp(layer, channels)
+        norms = [structure.norm(layer, name, channels) for name in ("norm1", "norm2")]
+        structure.same_eps(*norms)
+        window, shift = structure.side(layer, "window_size"), structure.whole(layer, "shift_size")
+        heads = structure.whole(attention, "num_heads")
+        index = structure.value(attention, "relative_position_index")
+        structure.same_values("relative_position_index", index, structure.position_index(window))
+        structure.stored_mask(layer, window, shift)
+        parts = cls.parts_of(layer)
+        return cls(parts, channels, (window, window), heads, shift, norms[0].eps)
+
+    def run(self, layer: nn.Module, x: Tensor, x_size: tuple[int, int]) -> Tensor | None:
+        if not self.divides(x_size):
+            return None
+        attention: Any = part(layer, "attn")
+        bias = None
+        if attention.q_bias is not None:
+            none = torch.zeros_like(attention.v_bias)
+            bias = torch.cat([attention.q_bias, none, attention.v_bias])
+        features = x.view(len(x), *x_size, self.channels)
+        qkv = F.linear(features, attention.qkv.weight, bias)
+        mixed = self.mix(qkv, attention, attention.cpb_mlp(attention.relative_coords_table))
+        modules = {"proj": attention.proj, "norm1": part(layer, "norm1")}
+        modules |= {name: part(layer, f"mlp.{name}") for name in ("fc1", "fc2")}
+        weights = weights_of(**modules, norm2=part(layer, "norm2"))
+        return res_post_norm(features, [mixed], weights, eps=self.eps).view(x.shape)
+
+
+@dataclass(frozen=True)
+class HuggingFaceSwin2SRLayer(_CosineLayer):
+    """forward(hidden_states (B, H W, C), input_dimensions (H, W)) -> (hidden states,)."""
+
+    names = ("Swin2SRLayer",)
+    called = ("attention.self.continuous_position_bias_mlp",)
+
+    @classmethod
+    def read(cls, layer: nn.Module) -> HuggingFaceSwin2SRLayer:
+        structure.arguments(layer, "hidden_states", "input_dimensions", "output_attentions")
+        attention = part(layer, "attention.self")
+        channels = structure.linear(layer, "attention.output.dense", None, None).out_features
+        for name in _PROJECTIONS:
+            structure.linear(layer, f"attention.self.{name}", channels, channels)
+        hidden = structure.linear(layer, "intermediate.dense", channels, None).out_features
+        structure.gelu(layer, "intermediate.intermediate_act_fn")
+        structure.linear(layer, "output.dense", hidden, channels)
+        places = ("layernorm_before", "layernorm_after")
+        norms = [structure.norm(layer, name, channels) for name in places]
+        structure.same_eps(*norms)
+        window, shift = structure.side(layer, "window_size"), structure.whole(layer, "shift_size")
+        heads = structure.whole(attention, "num_attention_heads")
+        index = structure.value(attention, "relative_position_index")
+        structure.same_values("relative_position_index", index, structure.position_index(window))
+        parts = cls.parts_of(layer)
+        return cls(parts, channels, (window, window), heads, shift, norms[0].eps)
+
+    def run(
+        self,
+        layer: nn.Module,
+        hidden_states: Tensor,
+        input_dimensions: tuple[int, int],
+        output_attentions: bool | None = False,
+    ) -> tuple[Tensor] | None:
+        if output_attentions or not self.divides(input_dimensions):
+            return None
+        attention: Any = part(layer, "attention.self")
+        projections = weights_of(**{name: part(attention, name) for name in _PROJECTIONS})
+        weight, bias = (
+            torch.cat([projections[f"{name}.{kind}"] for name in _PROJECTIONS])
+            for kind in ("weight", "bias")
+        )
+        features = hidden_states.view(len(hidden_states), *input_dimensions, self.channels)
+        table = attention.continuous_position_bias_mlp(attention.relative_coords_table)
+        mixed = self.mix(F.linear(features, weight, bias), attention, table)
+        weights = weights_of(
+            proj=part(layer, "attention.output.dense"),
+            norm1=part(layer, "layernorm_before"),
+            fc1=part(layer, "intermediate.dense"),
+            fc2=part(layer, "output.dense"),
+            norm2=part(layer, "layernorm_after"),
+        )
+        out = res_post_norm(features, [mixed], weights, eps=self.eps)
+        return (out.view(hidden_states.shape),)
