@@ -119,7 +119,7 @@ class HiTLayer(Plan):
         q, v = qv.chunk(2, dim=-1)
         pool: Any = part(correlation, "spatial_linear")
         offsets = torch.arange(1 - window, window, device=x.device)
-        offsets = torch.cartesian_prod(offsets, offsets).float()
+        offsets = torch.cartesian_prod(offsets, offsets).to(pool.weight.dtype)
         spatial = spatial_correlation(
             q,
             v,

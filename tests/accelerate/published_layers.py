@@ -119,6 +119,124 @@ class SwinTransformerBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
+class DepthwiseConv(nn.Module):
+    """The branch of a ConvFFN that looks around."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        convolution = nn.Conv2d(hidden, hidden, 5, padding=2, groups=hidden)
+        self.depthwise_conv = nn.Sequential(convolution, nn.GELU())
+
+    def forward(self, x, x_size):
+        return self.depthwise_conv(x.mT.unflatten(2, x_size)).flatten(2).mT
+
+
+class ConvFFN(nn.Module):
+    """SRFormer's feed-forward (2303.09735, section 3.3)."""
+
+    def __init__(self, dim, hidden):
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
+        self.dwconv, self.drop = DepthwiseConv(hidden), nn.Dropout(0.0)
+
+    def forward(self, x, x_size):
+        x = self.act(self.fc1(x))
+        return self.drop(self.fc2(x + self.dwconv(x, x_size)))
+
+
+def cells_of(windows, side):
+    """Every 2x2 tokens of windows (B, side^2, C) side by side: (B, (side / 2)^2, 4 C)."""
+    half = side // 2
+    x = windows.unflatten(1, (half, 2, half, 2)).transpose(2, 3)
+    return x.reshape(len(windows), half * half, -1)
+
+
+class PSA(nn.Module):
+    """Permuted attention: keys and values are a quarter as wide, 2x2 tokens stacked into one."""
+
+    def __init__(self, dim, window, heads):
+        super().__init__()
+        self.window_size, self.num_heads = (window, window), heads
+        self.scale = (dim // heads) ** -0.5
+        keys = window // 2
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * keys - 1) ** 2, heads))
+        index = offsets_index(keys).view(keys, keys, -1)
+        index = index.repeat_interleave(2, 0).repeat_interleave(2, 1).flatten(0, 1)
+        self.register_buffer("aligned_relative_position_index", index)
+        self.kv, self.q = nn.Linear(dim, dim // 2), nn.Linear(dim, dim)
+        self.attn_drop, self.proj_drop = nn.Dropout(0.0), nn.Dropout(0.0)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x, mask=None):
+        k, v = (cells_of(each, self.window_size[0]) for each in self.kv(x).chunk(2, -1))
+        q, k, v = (each.unflatten(-1, (self.num_heads, -1)) for each in (self.q(x), k, v))
+        scores = torch.einsum("bnhd,bmhd->bhnm", q * self.scale, k)
+        bias = self.relative_position_bias_table[self.aligned_relative_position_index]
+        scores = scores + bias.permute(2, 0, 1)
+        if mask is not None:
+            scores = (scores.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
+        return self.proj(torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v).flatten(2))
+
+
+class PSA_Block(nn.Module):
+    """SRFormer's layer (2303.09735)."""
+
+    def __init__(self, dim=24, window=8, heads=3, shift=0):
+        super().__init__()
+        self.window_size, self.shift_size = window, shift
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn, self.drop_path = PSA(dim, window, heads), nn.Identity()
+        self.mlp = ConvFFN(dim, 2 * dim)
+
+    def forward(self, x, x_size):
+        window, shift = self.window_size, self.shift_size
+        mask = None
+        if shift:  # a cell's four tokens are of one region
+            mask = shift_mask(*x_size, window, shift).to(x).unflatten(2, (window, window))
+            mask = mask[:, :, ::2, ::2].flatten(2)
+        mixed = self.norm1(x).unflatten(1, x_size).roll((-shift, -shift), (1, 2))
+        mixed = map_of(self.attn(windows_of(mixed, window), mask), *x_size, window)
+        x = x + mixed.roll((shift, shift), (1, 2)).flatten(1, 2)
+        return x + self.mlp(self.norm2(x), x_size)
+
+
+class IndexedAttention(WindowAttention):
+    """HAT's: the index comes with the call."""
+
+    def __init__(self, dim, window, heads):
+        super().__init__(dim, window, heads)
+        del self.relative_position_index
+
+    def forward(self, x, rpi, mask=None):
+        self.relative_position_index = rpi
+        try:
+            return super().forward(x, mask)
+        finally:
+            del self.relative_position_index
+
+
+class HAB(nn.Module):
+    """HAT's layer (2205.04437): attention beside channel attention, then an MLP."""
+
+    def __init__(self, dim=24, window=4, heads=3, shift=0):
+        super().__init__()
+        self.window_size, self.shift_size, self.conv_scale = window, shift, 0.01
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn, self.drop_path = IndexedAttention(dim, window, heads), nn.Identity()
+        self.conv_block = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), nn.GELU())
+        self.mlp = Mlp(dim, 2 * dim, 0.0)
+
+    def forward(self, x, x_size, rpi_sa, attn_mask):
+        window, shift = self.window_size, self.shift_size
+        image = self.norm1(x).unflatten(1, x_size)
+        local = self.conv_block(image.permute(0, 3, 1, 2)).flatten(2).mT
+        windows = windows_of(image.roll((-shift, -shift), (1, 2)), window)
+        mixed = self.attn(windows, rpi_sa, attn_mask if shift else None)
+        mixed = map_of(mixed, *x_size, window).roll((shift, shift), (1, 2)).flatten(1, 2)
+        x = x + self.drop_path(mixed) + local * self.conv_scale
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
 class Body(nn.Module):
     """Layers of any kind in turn, the way that a network holds them."""
 
