@@ -182,5 +182,5 @@ def test_export(name: str) -> None:
     program = torch.export.export(net, (x,))
     assert (run(program.module(), x) - expected).abs().max() <= 1e-5 * expected.abs().max()
     operators = [node.target for node in program.graph.nodes if "c2d" in str(node.target)]
-    # HAT's layer is given its index and mask, whose values a graph does not show: it runs as written.
+    # HAT's layer is given its index and mask, whose values a graph does not show.
     assert operators or name == "HAT"
