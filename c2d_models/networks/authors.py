@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from math import isqrt
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isqrt, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-from ..errors import ModelFileError
-from .registry import create
+from ..errors import ModelFileError, NetworkError
+from .frame import Frame
+from .registry import NETWORKS
 from .wrappings import inner_state
-
-if TYPE_CHECKING:
-    from .network import Network
 
 _BUFFERS = (
     "relative_position_index",
@@ -21,17 +23,43 @@ _BUFFERS = (
     "aligned_relative_position_index",
     "attn_mask",
 )
-_CORRELATION = "blocks.0.correlation.pos.pos_proj.weight"
-_PUBLISHED = {  # what only this network has in its first layer; the first that fits is taken
-    "swinir_l": ("SwinIR-L", "blocks.0.attn.qkv.weight"),
-    "srformer_l": ("SRFormer-L", "blocks.0.attn.kv.weight"),
-    "mambairv2_l": ("MambaIRv2-L", "layers.0.assm.selectiveScan.A_logs"),
-    "hit_srf": ("HiT-SRF", _CORRELATION, "blocks.0.mlp.dwconv.depthwise_conv.0.weight"),
-    "hit_sir": ("HiT-SIR", _CORRELATION),
-}
+_LAYER = re.compile(r"layers\.(\d+)\.residual_group\.(?:blocks|layers)\.(\d+)\.")
+_TAIL = ("conv_before_upsample.", "upsample.", "conv_up1.", "conv_up2.", "conv_hr.", "conv_last.")
+_GREY_RANGE = 255.0
+"""1.0 at the entry of SwinIR's networks against JPEG artefacts, whose windows of 7 tell them."""
+
+State = dict[str, Tensor]
 
 
-def unwrap(path: Path, content: Any) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Family:
+    """Networks of one kind of layer.
+
+    Attributes:
+        title: for a sentence.
+        presets: our names for its members.
+        first: of the first layer's names, without `layers.0.residual_group.`.
+        marks: names in the first layer that it has ...
+        others: ... and names that it has not.
+        read: the configuration but for the frame.
+    """
+
+    title: str
+    presets: tuple[str, ...]
+    first: str
+    marks: tuple[str, ...]
+    others: tuple[str, ...]
+    read: Callable[[State, str], dict[str, Any]]
+
+    def claims(self, state: State) -> bool:
+        """Whether a state has this family's layers."""
+        prefix = f"layers.0.residual_group.{self.first}"
+        has = [any(name.startswith(f"{prefix}{mark}") for name in state) for mark in self.marks]
+        more = any(name.startswith(f"{prefix}{other}") for other in self.others for name in state)
+        return all(has) and not more
+
+
+def unwrap(path: Path, content: Any) -> State:
     """An author's state dict, out of what training put around it, without derived buffers."""
     return {
         name: value
@@ -40,16 +68,193 @@ def unwrap(path: Path, content: Any) -> dict[str, Tensor]:
     }
 
 
-def recognise(path: Path, state: dict[str, Tensor]) -> Network:
-    """A fresh network of the kind whose parameters' names a file has."""
-    if "upsample.0.weight" in state:
-        shape = state["upsample.0.weight"].shape
-        scale = isqrt(shape[0] // 3) if shape else 0
-        if scale and shape[0] == 3 * scale * scale:
-            for name, (_, *marks) in _PUBLISHED.items():
-                if {f"layers.0.residual_group.{mark}" for mark in marks} <= state.keys():
-                    return create(name, scale)
-    known = ", ".join(title for title, *_ in _PUBLISHED.values())
-    raise ModelFileError(
-        f"{path} holds weights of no network that is known here (authors' files: {known})"
-    )
+def recognise(path: Path, state: State) -> tuple[dict[str, Any], State]:
+    """What network a file's names and shapes are of, as in our metadata, and its state.
+
+    The state has the names that our network has: those of an up-sampler of several convolutions
+    stand below `upsample`.
+
+    Raises:
+        ModelFileError: no known network, with what was found.
+    """
+    family = next((each for each in FAMILIES if each.claims(state)), None)
+    if family is None:
+        raise ModelFileError(
+            f"{path} holds weights of no network that is known here: {_found(state)}. "
+            f"Known of their authors' files are {', '.join(each.title for each in FAMILIES)}"
+        )
+    try:
+        config = family.read(state, f"layers.0.residual_group.{family.first}")
+        scale, frame = _frame(state, config)
+    except (ArithmeticError, LookupError, ValueError, NetworkError) as error:
+        raise ModelFileError(
+            f"{path} holds a {family.title} whose shapes do not say its sizes"
+        ) from error
+    name = min(family.presets, key=lambda each: abs(NETWORKS[each].config["dim"] - config["dim"]))
+    config = {**_frame_defaults(name), **config, **frame.config}
+    if frame.upsampler != "pixelshuffledirect":
+        state = {
+            f"upsample.{key}" if key.startswith(_TAIL) else key: value
+            for key, value in state.items()
+        }
+    return {"name": name, "scale": scale, "config": config}, state
+
+
+def authors_names(state: State) -> State:
+    """A state of ours under its authors' names: what `recognise` does, undone."""
+    return {
+        key.removeprefix("upsample.") if key.removeprefix("upsample.").startswith(_TAIL) else key: (
+            value
+        )
+        for key, value in state.items()
+    }
+
+
+def _frame_defaults(name: str) -> dict[str, Any]:
+    """Values that undo what a preset has beside SwinIR lightweight's frame."""
+    preset = NETWORKS[name].config
+    standard = vars(Frame())
+    return {key: standard[key] for key in standard if key in preset}
+
+
+def _frame(state: State, config: dict[str, Any]) -> tuple[int, Frame]:
+    """The scale and the frame that a state's tail and convolutions are of."""
+    colours = state["conv_first.weight"].shape[1]
+    options: dict[str, Any] = {"in_channels": colours}
+    if "conv_after_body.0.weight" in state:
+        options["resi_connection"] = "3conv"
+    if config.get("window_size") == 7:
+        options["img_range"] = _GREY_RANGE
+    if "conv_before_upsample.0.weight" in state:
+        width = options["num_feat"] = state["conv_before_upsample.0.weight"].shape[0]
+        if "conv_up1.weight" in state:
+            scale = 4 if "conv_up2.weight" in state else 2
+            return scale, Frame(upsampler="nearest+conv", **options)
+        steps = [
+            isqrt(value.shape[0] // width)
+            for name, value in state.items()
+            if re.fullmatch(r"upsample\.\d+\.weight", name)
+        ]
+        return prod(steps), Frame(upsampler="pixelshuffle", **options)
+    if "conv_last.weight" in state:
+        return 1, Frame(upsampler="", **options)
+    return isqrt(state["upsample.0.weight"].shape[0] // colours), Frame(**options)
+
+
+def _depths(state: State) -> list[int]:
+    """Layers in each group."""
+    layers = {match.groups() for name in state if (match := _LAYER.match(name))}
+    counts = Counter(int(group) for group, _ in layers)
+    return [counts[group] for group in range(len(counts))]
+
+
+def _windows(table: Tensor, cell: int = 1) -> dict[str, int]:
+    """The heads and the window that a bias table is of; a key is a cell of so many tokens."""
+    rows, heads = table.shape
+    return {"num_heads": heads, "window_size": (isqrt(rows) + 1) // 2 * cell}
+
+
+def _ratio(state: State, name: str) -> float:
+    """Hidden channels of an MLP, relative to its inputs."""
+    hidden, channels = state[name].shape
+    ratio = hidden / channels
+    return int(ratio) if ratio == int(ratio) else ratio
+
+
+def _swinir(state: State, first: str) -> dict[str, Any]:
+    return {
+        "dim": state["conv_first.weight"].shape[0],
+        "depths": _depths(state),
+        "mlp_ratio": _ratio(state, f"{first}mlp.fc1.weight"),
+        **_windows(state[f"{first}attn.relative_position_bias_table"]),
+    }
+
+
+def _srformer(state: State, first: str) -> dict[str, Any]:
+    config = _swinir(state, first)
+    return config | _windows(state[f"{first}attn.relative_position_bias_table"], cell=2)
+
+
+def _mambairv2(state: State, first: str) -> dict[str, Any]:
+    dim = state["conv_first.weight"].shape[0]
+    hidden, d_state = state[f"{first}assm.selectiveScan.A_logs"].shape
+    tokens, rank = state[f"{first}assm.embeddingB.weight"].shape
+    ratio = hidden / dim
+    return {
+        "dim": dim,
+        "depths": _depths(state),
+        "mlp_ratio": int(ratio) if ratio == int(ratio) else ratio,
+        "d_state": d_state,
+        "num_tokens": tokens,
+        "inner_rank": rank,
+        "mlp": "gated" if f"{first}convffn1.sg.conv.weight" in state else "conv",
+        **_windows(state[f"{first}win_mhsa.relative_position_bias_table"]),
+    }
+
+
+def _hit(state: State, first: str) -> dict[str, Any]:
+    """Windows up to the base are told by their order alone: half of it, then it, as published."""
+    base = 8
+    depths = _depths(state)
+    group = first.removesuffix("0.")
+    cells = [
+        state[f"{group}{i}.correlation.spatial_linear.weight"].shape[1] for i in range(depths[0])
+    ]
+    small = iter([base // 2, base])
+    windows = [next(small) if count == 1 else base * isqrt(count) for count in cells]
+    return {
+        "dim": state["conv_first.weight"].shape[0],
+        "groups": len(depths),
+        "windows": windows,
+        "base_window": base,
+        "num_heads": state[f"{first}correlation.pos.pos3.2.weight"].shape[0],
+        "mlp_ratio": _ratio(state, f"{first}mlp.fc1.weight"),
+    }
+
+
+def _found(state: State) -> str:
+    """What a state holds, for a sentence."""
+    if not state:
+        return "it has no tensors"
+    names = ", ".join(list(state)[:3])
+    return f"it has {len(state)} tensors, the first {names}"
+
+
+_SWIN = ("attn.qkv.", "attn.relative_position_bias_table", "mlp.fc1.")
+_CORRELATION = ("correlation.pos.pos_proj.", "correlation.spatial_linear.")
+FAMILIES = (
+    Family("SwinIR", ("swinir_l", "swinir_m"), "blocks.0.", _SWIN, ("conv_block.",), _swinir),
+    Family(
+        "SRFormer",
+        ("srformer_l", "srformer_m"),
+        "blocks.0.",
+        ("attn.kv.", "attn.q."),
+        (),
+        _srformer,
+    ),
+    Family(
+        "MambaIRv2",
+        ("mambairv2_l", "mambairv2_base"),
+        "layers.0.",
+        ("assm.selectiveScan.A_logs", "win_mhsa."),
+        (),
+        _mambairv2,
+    ),
+    Family(
+        "HiT-SRF",
+        ("hit_srf",),
+        "blocks.0.",
+        (*_CORRELATION, "mlp.dwconv."),
+        ("correlation.ngram",),
+        _hit,
+    ),
+    Family(
+        "HiT-SIR",
+        ("hit_sir",),
+        "blocks.0.",
+        _CORRELATION,
+        ("mlp.dwconv.", "correlation.ngram"),
+        _hit,
+    ),
+)
+"""In the order in which they are tried."""

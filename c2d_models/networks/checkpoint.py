@@ -88,8 +88,8 @@ def load(
         state = inner_names(path, state)
         net = _build(path, header_of(path, metadata), state)
     else:
-        state = unwrap(path, state)
-        net = recognise(path, state)
+        header, state = recognise(path, unwrap(path, state))
+        net = _build(path, header, state)
     half = (torch.float16, torch.bfloat16)
     state = {name: value.float() if value.dtype in half else value for name, value in state.items()}
     if any(value.dtype == torch.float64 for value in state.values()):

@@ -101,6 +101,7 @@ class HIIF(nn.Module):
     """
 
     decode_margin = 1
+    on_padded_map = False
     """LR pixels around an output pixel's own that its colour reads (attention apart)."""
 
     def __init__(self, dim: int, *, width: int, levels: int, heads: int, attentions: int):

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from c2d_kernels import channel_correlation, dual_features, spatial_correlation
 
+from .frame import Frame
 from .fused import ConvFFN, Fused, Mixer, PostNormLayer, is_leaky, matrix_of
 from .layers import Conv3x3, Mlp, PointwiseConv
 from .maps import crop, pad_to_multiple
 from .preparable import Preparable
 from .registry import HIIF_L, TINY, register
-from .swinir import GroupedNetwork
+from .swinir import GroupedNetwork, LayerStack
 
 
 class DualFeatureExtraction(Fused):
@@ -182,10 +183,13 @@ class HiTSIR(GroupedNetwork):
             "decoder": dict(decoder),
         }
         layers = [
-            [self.layer_type(dim, window, base_window, num_heads, mlp_ratio) for window in windows]
+            LayerStack(
+                self.layer_type(dim, window, base_window, num_heads, mlp_ratio)
+                for window in windows
+            )
             for _ in range(groups)
         ]
-        super().__init__(scale, config, layers)
+        super().__init__(scale, config, layers, Frame())
         self.tile_multiple = math.lcm(*windows)
         self.min_overlap = max(windows)
 

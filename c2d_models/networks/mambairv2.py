@@ -1,4 +1,4 @@
-"""MambaIRv2, light: window attention, then an attentive state space (arXiv 2411.15269).
+"""MambaIRv2: window attention, then an attentive state space (arXiv 2411.15269).
 
 A state-space scan sees what came before a token only. MambaIRv2 lets it look ahead: it scans the
 image once, its tokens sorted by a learned class, so that similar pixels are neighbours wherever
@@ -18,13 +18,12 @@ from torch.nn import functional as F
 from c2d_kernels import selective_scan
 
 from ..errors import NetworkError
-from .fused import ProjectedWindowAttention
-from .layers import Conv3x3, PointwiseConv, depthwise, init_linear
-from .maps import rgb_mean, symmetric_index
-from .network import Network
+from .frame import Frame
+from .fused import ConvFFN, ProjectedWindowAttention, feed_forward
+from .layers import PointwiseConv, depthwise
+from .maps import symmetric_index
 from .registry import HIIF_L, register
-from .swinir import Embedding
-from .upsamplers import PixelShuffleDirect, upsampler
+from .swinir import GroupedNetwork
 
 ROUTINGS = ("argmax", "gumbel")
 """How an evaluated network may choose the class of a token; training samples (gumbel) always."""
@@ -55,6 +54,10 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.sg(F.gelu(self.fc1(x))))
+
+
+MLPS: dict[str, type[nn.Module]] = {"gated": GatedMlp, "conv": ConvFFN}
+"""The MLPs of MambaIRv2, light, and of the larger ones."""
 
 
 class PromptedScan(nn.Module):
@@ -213,12 +216,15 @@ class AttentiveLayer(nn.Module):
         d_state: int,
         inner_rank: int,
         num_tokens: int,
+        mlp: str = "gated",
         routing: str = "argmax",
     ):
         super().__init__()
+        if mlp not in MLPS:
+            raise NetworkError(f"mlp must be one of {', '.join(MLPS)}; got {mlp!r}")
         self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(dim) for _ in range(4))
         self.scale1, self.scale2 = (nn.Parameter(torch.full((dim,), 1e-4)) for _ in range(2))
-        self.convffn1, self.convffn2 = GatedMlp(dim, ratio), GatedMlp(dim, ratio)
+        self.convffn1, self.convffn2 = (MLPS[mlp](dim, ratio) for _ in range(2))
         self.assm = AttentiveStateSpace(dim, ratio, d_state, inner_rank, num_tokens, routing)
         self.inner_rank = inner_rank
         self.embeddingA = uniform_embedding(inner_rank, d_state)
@@ -235,10 +241,11 @@ class AttentiveLayer(nn.Module):
         """x (B, H, W, dim); `place` is handed on to the mixer."""
         entry = x
         x = self.mix_with_skip(x, *place)
-        x = x + self.convffn1(self.norm2(x)) + entry * self.scale1
+        x = feed_forward(x, self.norm2, self.convffn1, norm_first=True) + entry * self.scale1
         entry = x
         x = x + self.assm(self.norm3(x), table_of(self.embeddingA, self.inner_rank, x))
-        return x + self.convffn2(self.norm4(x)) + entry * self.scale2
+        x = feed_forward(x, self.norm4, self.convffn2, norm_first=True)
+        return x + entry * self.scale2
 
 
 class WindowAttentiveLayer(AttentiveLayer):
@@ -292,28 +299,8 @@ class LayerStack(nn.Module):
         return x
 
 
-class ResidualGroup(nn.Module):
-    """Attentive state-space group: layers, a convolution, and the way around both."""
-
-    def __init__(
-        self,
-        depth: int,
-        dim: int,
-        ratio: float,
-        num_heads: int,
-        window_size: int,
-        **state_space: Any,
-    ):
-        super().__init__()
-        self.residual_group = LayerStack(depth, dim, ratio, num_heads, window_size, **state_space)
-        self.conv = Conv3x3(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(self.residual_group(x))
-
-
-class MambaIRv2(Network):
-    """MambaIRv2 with the direct pixel-shuffle up-sampler, or HIIF in its place (scale=None).
+class MambaIRv2(GroupedNetwork):
+    """MambaIRv2 with one of SwinIR's up-samplers, or HIIF in their place (scale=None).
 
     Args:
         scale: 2, 3, 4, ... or None.
@@ -325,9 +312,11 @@ class MambaIRv2(Network):
         d_state: states of the scan, per channel.
         inner_rank: rank of the prompts.
         num_tokens: classes that tokens are sorted by, with a prompt each.
+        mlp: "gated" (light), or "conv", SRFormer's.
         routing: how an evaluated network chooses a token's class: "argmax", or "gumbel", at random
             as in the authors' code (training always does).
         decoder: HIIF's width, levels, heads and attentions, used if scale is None.
+        frame: `Frame`'s fields.
     """
 
     min_overlap = 32  # enough to blend tiles; each is scanned by itself
@@ -345,45 +334,33 @@ class MambaIRv2(Network):
         d_state: int,
         inner_rank: int,
         num_tokens: int,
+        mlp: str = "gated",
         routing: str = "argmax",
         decoder: dict[str, int],
+        **frame: Any,
     ):
         state_space = {
             "d_state": d_state,
             "inner_rank": inner_rank,
             "num_tokens": num_tokens,
+            "mlp": mlp,
             "routing": routing,
         }
-        super().__init__(
-            scale,
-            {
-                "dim": dim,
-                "depths": list(depths),
-                "num_heads": num_heads,
-                "window_size": window_size,
-                "mlp_ratio": mlp_ratio,
-                **state_space,
-                "decoder": dict(decoder),
-            },
-        )
-        self.pad_multiple = self.tile_multiple = window_size
-        self.conv_first = Conv3x3(3, dim)
-        self.patch_embed = Embedding(dim)
-        self.layers = nn.ModuleList(
-            ResidualGroup(depth, dim, mlp_ratio, num_heads, window_size, **state_space)
+        config = {
+            "dim": dim,
+            "depths": list(depths),
+            "num_heads": num_heads,
+            "window_size": window_size,
+            "mlp_ratio": mlp_ratio,
+            **state_space,
+            "decoder": dict(decoder),
+        }
+        groups = [
+            LayerStack(depth, dim, mlp_ratio, num_heads, window_size, **state_space)
             for depth in depths
-        )
-        self.norm = nn.LayerNorm(dim)
-        self.conv_after_body = Conv3x3(dim, dim)
-        self.apply(init_linear)
-        self.upsample = upsampler(dim, scale, PixelShuffleDirect, decoder)
-
-    def body(self, image: Tensor) -> Tensor:
-        shallow = self.conv_first(image - rgb_mean(image))
-        x = self.patch_embed(shallow)
-        for layer in self.layers:
-            x = layer(x)
-        return shallow + self.conv_after_body(self.norm(x))
+        ]
+        super().__init__(scale, config, groups, Frame(**frame))
+        self.pad_multiple = self.tile_multiple = window_size
 
 
 STATE_SPACE = {"d_state": 8, "inner_rank": 32, "num_tokens": 64}
@@ -397,3 +374,17 @@ _MAMBAIRV2_L = {
     "decoder": HIIF_L,
 }
 register("mambairv2_l", MambaIRv2, _MAMBAIRV2_L)
+_MAMBAIRV2_BASE = {
+    **_MAMBAIRV2_L,
+    "dim": 174,
+    "depths": [6, 6, 6, 6, 6, 6],
+    "num_heads": 6,
+    "mlp_ratio": 2,
+    "d_state": 16,
+    "inner_rank": 64,
+    "num_tokens": 128,
+    "mlp": "conv",
+    "upsampler": "pixelshuffle",
+}
+register("mambairv2_base", MambaIRv2, _MAMBAIRV2_BASE)
+register("mambairv2_large", MambaIRv2, {**_MAMBAIRV2_BASE, "depths": [6] * 9})

@@ -10,8 +10,13 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)
 """Mean colour of DIV2K, which the published networks subtract at their entry, add at their end."""
 
 
-def rgb_mean(like: Tensor) -> Tensor:
-    """(3,) tensor of RGB_MEAN on the device and in the dtype of `like`, exact in float64 too."""
+def colour_mean(like: Tensor, channels: int) -> Tensor:
+    """(channels,) on the device and in the dtype of `like`: RGB_MEAN of three channels, else 0.
+
+    Exact in float64 too.
+    """
+    if channels != len(RGB_MEAN):
+        return like.new_zeros(channels)
     return torch.cat([like.new_full((1,), value) for value in RGB_MEAN])
 
 

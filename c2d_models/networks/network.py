@@ -14,7 +14,7 @@ from ..errors import NetworkError
 from .hiif import HIIF
 from .maps import crop, mirror_index, pad_to_multiple
 from .preparable import Kept, Preparable
-from .upsamplers import PixelShuffleDirect
+from .upsamplers import Upsampler
 
 
 class Network(nn.Module, ABC):
@@ -38,7 +38,7 @@ class Network(nn.Module, ABC):
     pad_index: ClassVar[Callable[..., Tensor]] = staticmethod(mirror_index)
     tile_multiple: int
     min_overlap: int
-    upsample: PixelShuffleDirect | HIIF
+    upsample: Upsampler | HIIF
 
     def __init__(self, scale: int | None, config: dict[str, Any]):
         super().__init__()
@@ -57,6 +57,11 @@ class Network(nn.Module, ABC):
         return self.config["dim"]
 
     @property
+    def in_channels(self) -> int:
+        """Of its images: 3 for RGB, 1 for grey."""
+        return 3
+
+    @property
     def query_attentions(self) -> int:
         """How many attentions over all queries a continuous network has; 0 for a discrete one."""
         return self.upsample.attentions
@@ -72,7 +77,7 @@ class Network(nn.Module, ABC):
 
     def encode(self, x: Tensor) -> Tensor:
         """Features of the images x (B, 3, H, W), for `decode`: (B, H, W, C) of their own size."""
-        check_images(x)
+        check_images(x, self.in_channels)
         image = rearrange(x, "b c h w -> b h w c")
         image = pad_to_multiple(image, self.pad_multiple, self.pad_index)
         features = self.upsample.features(self.body(image))
@@ -156,7 +161,17 @@ class Network(nn.Module, ABC):
             TypeError: x is not a floating-point tensor.
             NetworkError: x has another shape, or the place does not suit the network.
         """
-        return self.decode(self.encode(x), x, size=size, coords=coords, cell=cell)
+        if not self.upsample.on_padded_map:
+            return self.decode(self.encode(x), x, size=size, coords=coords, cell=cell)
+        check_images(x, self.in_channels)
+        assert self.scale is not None  # HIIF takes the map as it is
+        image = rearrange(x, "b c h w -> b h w c")
+        image = pad_to_multiple(image, self.pad_multiple, self.pad_index)
+        image = rearrange(image, "b h w c -> b c h w")
+        pixels = self.decode(self.encode(image), image, size=size, coords=coords, cell=cell)
+        pixels = rearrange(pixels, "b c h w -> b h w c")
+        pixels = crop(pixels, self.scale * x.shape[2], self.scale * x.shape[3])
+        return rearrange(pixels, "b h w c -> b c h w")
 
     def prepare(self) -> "Network":
         """Evaluation mode, in which what depends on the weights alone is computed once.
@@ -223,15 +238,18 @@ class Network(nn.Module, ABC):
         return hub.HubModel(self).push_to_hub(repo_id, **options)
 
 
-def check_images(x: Tensor) -> None:
-    """Refuse what is not (B, 3, H, W) of floats."""
+def check_images(x: Tensor, channels: int) -> None:
+    """Refuse what is not (B, channels, H, W) of floats."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a floating-point tensor with values in [0, 1]; got {got}")
-    if x.ndim != 4 or x.shape[1] != 3:
+    if x.ndim != 4 or x.shape[1] != channels:
+        kind = ("RGB", "repeat a grey channel three times")
+        if channels == 1:
+            kind = ("grey", "give it each channel of a colour image by itself")
         raise NetworkError(
-            f"x must have the shape (B, 3, H, W), RGB; got {tuple(x.shape)}: "
-            "stack images to a batch and repeat a grey channel three times"
+            f"x must have the shape (B, {channels}, H, W), {kind[0]}; got {tuple(x.shape)}: "
+            f"stack images to a batch and {kind[1]}"
         )
     if x.shape[2] < 1 or x.shape[3] < 1:
         raise NetworkError(f"x must have at least one pixel; got {tuple(x.shape)}")

@@ -1,4 +1,4 @@
-"""SRFormer, light: permuted attention in windows of 16 x 16 (arXiv 2303.09735).
+"""SRFormer: permuted attention in windows of 16 x 16 or 24 x 24 (arXiv 2303.09735).
 
 SwinIR with two parts exchanged. The keys and values are a quarter as wide and 2x2 tokens of them
 are stacked into one, so that a window of four times the area costs as much; and the MLP has a 5x5
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .fused import ConvFFN, PermutedWindowAttention, feed_forward, self_attention
 from .registry import register
-from .swinir import SWINIR_L, SwinIR, TransformerLayer
+from .swinir import SWINIR_L, SWINIR_M, SwinIR, TransformerLayer
 
 
 class SRFormerLayer(TransformerLayer):
@@ -25,7 +25,7 @@ class SRFormerLayer(TransformerLayer):
 
 
 class SRFormer(SwinIR):
-    """SRFormer with the direct pixel-shuffle up-sampler, or HIIF in its place (scale=None).
+    """SRFormer with one of SwinIR's up-samplers, or HIIF in their place (scale=None).
 
     Arguments as for SwinIR; window_size is a multiple of 4, since half of it, the shift, is even.
     """
@@ -34,3 +34,4 @@ class SRFormer(SwinIR):
 
 
 register("srformer_l", SRFormer, {**SWINIR_L, "window_size": 16})
+register("srformer_m", SRFormer, {**SWINIR_M, "window_size": 24})

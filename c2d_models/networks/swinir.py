@@ -1,4 +1,4 @@
-"""SwinIR, light: shifted-window transformer for image restoration (arXiv 2108.10257).
+"""SwinIR: shifted-window transformer for image restoration (arXiv 2108.10257).
 
 Module names are the authors', so that their files load as they are.
 """
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from c2d_kernels import window_layer
 
+from ..errors import NetworkError
+from .frame import Frame
 from .fused import Fused, WindowAttention
 from .layers import Conv3x3, Mlp, init_linear
-from .maps import rgb_mean
 from .network import Network
 from .registry import HIIF_L, TINY, register
-from .upsamplers import PixelShuffleDirect, upsampler
+from .upsamplers import upsampler
 
 
 class TransformerLayer(Fused):
@@ -84,10 +85,10 @@ class LayerStack(nn.Module):
 class ResidualGroup(nn.Module):
     """Residual Swin transformer block: layers, a convolution, and the way around both."""
 
-    def __init__(self, dim: int, layers: Iterable[nn.Module]):
+    def __init__(self, layers: nn.Module, convolution: nn.Module):
         super().__init__()
-        self.residual_group = LayerStack(layers)
-        self.conv = Conv3x3(dim, dim)
+        self.residual_group = layers
+        self.conv = convolution
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(self.residual_group(x))
@@ -108,26 +109,40 @@ class GroupedNetwork(Network):
     """SwinIR's frame around any layers: a convolution, residual groups, norm and convolution.
 
     Args:
-        scale: 2, 3, 4, ... for the direct pixel-shuffle up-sampler, None for HIIF.
+        scale: the up-sampler's factor, 1 for one that restores; None for HIIF.
         config: the constructor's arguments, among them `dim` and `decoder`.
-        groups: the layers of each residual group.
+        groups: the layers of each residual group, one after the other.
+        frame: the variant of the frame.
     """
 
     def __init__(
-        self, scale: int | None, config: dict[str, Any], groups: Iterable[Iterable[nn.Module]]
+        self,
+        scale: int | None,
+        config: dict[str, Any],
+        groups: Iterable[nn.Module],
+        frame: Frame,
     ):
-        super().__init__(scale, config)
+        super().__init__(scale, config | frame.config)
+        if scale is None and frame.in_channels != 3:
+            raise NetworkError("a continuous network is for RGB: in_channels must be 3")
         dim = config["dim"]
-        self.conv_first = Conv3x3(3, dim)
+        self.frame = frame
+        self.conv_first = Conv3x3(frame.in_channels, dim)
         self.patch_embed = Embedding(dim)
-        self.layers = nn.ModuleList(ResidualGroup(dim, layers) for layers in groups)
+        self.layers = nn.ModuleList(
+            ResidualGroup(layers, frame.convolution(dim)) for layers in groups
+        )
         self.norm = nn.LayerNorm(dim)
-        self.conv_after_body = Conv3x3(dim, dim)
+        self.conv_after_body = frame.convolution(dim)
         self.apply(init_linear)
-        self.upsample = upsampler(dim, scale, PixelShuffleDirect, config["decoder"])
+        self.upsample = upsampler(dim, scale, frame.tail, config["decoder"])
+
+    @property
+    def in_channels(self) -> int:
+        return self.frame.in_channels
 
     def body(self, image: Tensor) -> Tensor:
-        shallow = self.conv_first(image - rgb_mean(image))
+        shallow = self.conv_first(self.frame.entry(image))
         x = self.patch_embed(shallow)
         for layer in self.layers:
             x = layer(x)
@@ -135,16 +150,17 @@ class GroupedNetwork(Network):
 
 
 class SwinIR(GroupedNetwork):
-    """SwinIR with the direct pixel-shuffle up-sampler, or HIIF in its place (scale=None).
+    """SwinIR with one of its up-samplers, or HIIF in their place (scale=None).
 
     Args:
-        scale: 2, 3, 4, ... or None.
+        scale: 2, 3, 4, ..., 1 for a network that restores, or None.
         dim: channels of the features.
         depths: layers in each residual group, their windows shifted by half in every other one.
         num_heads: attention heads in every layer.
         window_size: side of the attention windows.
         mlp_ratio: hidden channels of the MLPs, relative to dim.
         decoder: HIIF's width, levels, heads and attentions, used if scale is None.
+        frame: `Frame`'s fields.
     """
 
     min_overlap = 32
@@ -160,6 +176,7 @@ class SwinIR(GroupedNetwork):
         window_size: int,
         mlp_ratio: float,
         decoder: dict[str, int],
+        **frame: Any,
     ):
         config = {
             "dim": dim,
@@ -171,13 +188,13 @@ class SwinIR(GroupedNetwork):
         }
         shifts = [0, window_size // 2]
         groups = [
-            [
+            LayerStack(
                 self.layer_type(dim, num_heads, window_size, shifts[i % 2], mlp_ratio)
                 for i in range(depth)
-            ]
+            )
             for depth in depths
         ]
-        super().__init__(scale, config, groups)
+        super().__init__(scale, config, groups, Frame(**frame))
         self.pad_multiple = self.tile_multiple = window_size
 
 
@@ -189,5 +206,12 @@ SWINIR_L = {
     "mlp_ratio": 2,
     "decoder": HIIF_L,
 }
+SWINIR_M = {
+    **SWINIR_L,
+    "dim": 180,
+    "depths": [6, 6, 6, 6, 6, 6],
+    "upsampler": "pixelshuffle",
+}
 register("swinir_l", SwinIR, SWINIR_L)
+register("swinir_m", SwinIR, SWINIR_M)
 register("swinir_l_tiny", SwinIR, {**SWINIR_L, **TINY, "depths": [2, 2]})

@@ -24,6 +24,7 @@ from ..devices import is_out_of_memory
 from ..errors import OutOfMemoryError, UpscaleError
 from ..networks.maps import mirror_index
 from ..networks.network import Network
+from ..networks.upsamplers import Upsampler
 from .storage import allocate
 
 Source = Callable[[int, int, int, int], Tensor]
@@ -150,6 +151,8 @@ def run(
     Raises:
         OutOfMemoryError: the smallest tile is too large.
     """
+    if net.upsample.on_padded_map and not margin:
+        source, sink, size, out_size = _padded(net, source, sink, size, out_size)
     while True:
         try:
             with torch.inference_mode():
@@ -169,6 +172,34 @@ def run(
         # Outside the handler: the traceback holds the tensors that filled the memory.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _padded(
+    net: Network,
+    source: Source,
+    sink: Sink,
+    size: tuple[int, int],
+    out_size: tuple[int, int],
+) -> tuple[Source, Sink, tuple[int, int], tuple[int, int]]:
+    """The image padded as the network pads it, and a sink that drops what is too much.
+
+    For an up-sampler of several convolutions, which sees the padding as its authors' does.
+    """
+    assert net.scale is not None
+    scale, multiple, (height, width) = net.scale, net.pad_multiple, size
+    larger = _round_up(height, multiple), _round_up(width, multiple)
+    indices = [net.pad_index(a, b) for a, b in zip(size, larger, strict=True)]
+
+    def wider(y0: int, y1: int, x0: int, x1: int) -> Tensor:
+        if y1 <= height and x1 <= width:
+            return source(y0, y1, x0, x1)
+        return _gathered(source, indices[0][y0:y1], indices[1][x0:x1])
+
+    def cropped(top: int, rows: Tensor) -> None:
+        if top < out_size[0]:
+            sink(top, rows[:, : out_size[0] - top, : out_size[1]])
+
+    return wider, cropped, larger, (scale * larger[0], scale * larger[1])
 
 
 def encode_bands(
@@ -232,13 +263,18 @@ def _mirrored(
     """`source` of a part that may reach outside the image, where its mirror image continues it."""
     if min(rows[0], columns[0]) >= 0 and rows[1] <= size[0] and columns[1] <= size[1]:
         return source(*rows, *columns)
-    at = [
+    y, x = (
         mirror_index(side, stop - start, start=start)
         for side, (start, stop) in zip(size, (rows, columns), strict=True)
-    ]
-    (y0, y1), (x0, x1) = ((int(index.min()), int(index.max()) + 1) for index in at)
+    )
+    return _gathered(source, y, x)
+
+
+def _gathered(source: Source, rows: Tensor, columns: Tensor) -> Tensor:
+    """These rows and columns of the image, in any order."""
+    (y0, y1), (x0, x1) = ((int(at.min()), int(at.max()) + 1) for at in (rows, columns))
     part = source(y0, y1, x0, x1)
-    y, x = ((index - low).to(part.device) for index, low in zip(at, (y0, x0), strict=True))
+    y, x = ((at - low).to(part.device) for at, low in ((rows, y0), (columns, x0)))
     return part.index_select(2, y).index_select(3, x)
 
 
@@ -285,7 +321,8 @@ def _decode_discrete(
     height, width = size
     margin, scale = net.decode_margin, net.scale
     assert scale is not None
-    step = max(plan.strip_bytes // (width * scale * scale * 3 * 4 * 4), 1)
+    assert isinstance(net.upsample, Upsampler)
+    step = max(plan.strip_bytes // (width * scale * scale * net.upsample.decode_bytes), 1)
     held: Tensor | None = None
     top = decoded = 0  # features from row `top` on; rows before `decoded` are out
     for start, band in bands:

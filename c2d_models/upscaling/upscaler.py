@@ -28,6 +28,8 @@ MARGIN = 8
 With them a flat page stays flat to half a level up to its border, where the shipped x4 network is
 18 levels off without, and the continuous one 1.2; 16 pixels gain nothing more.
 """
+_ROWS = 256
+"""How many rows go out at once."""
 
 Progress = Callable[[float], None]
 """Told the fraction that is done, in [0, 1]."""
@@ -106,6 +108,10 @@ class Upscaler:
     def _unreachable(self, net: Network, height: int, width: int) -> str:
         """Why a discrete network cannot make what was asked for."""
         assert net.scale is not None
+        if net.scale == 1:
+            return (
+                f"{title(net)} restores pictures at their size: leave out the scale and the size."
+            )
         if (factor := self.target.factor) is not None:
             powers = [net.scale**k for k in (2, 3, 4) if net.scale**k <= MAX_SCALE]
             more = f" (in passes by {' and '.join(map(str, powers))})" if powers else ""
@@ -197,11 +203,19 @@ class Upscaler:
         height, width, channels = pixels.shape
         full = full_scale(pixels.dtype)
         grey = channels == 1 or bool((pixels == pixels[..., :1]).all())
-        colours = 1 if grey else 3
+        if not grey and net.in_channels == 1:
+            self._enlarge_each(net, size, pixels, sink, dtype, folder, progress)
+            return
+        colours, entries = 1 if grey else 3, net.in_channels
 
         def source(y0: int, y1: int, x0: int, x1: int) -> Tensor:
             part = pixels[y0:y1, x0:x1, :colours].astype(np.float32) / np.float32(full)
-            return torch.from_numpy(part).to(self.device).permute(2, 0, 1).expand(3, -1, -1)[None]
+            return (
+                torch.from_numpy(part)
+                .to(self.device)
+                .permute(2, 0, 1)
+                .expand(entries, -1, -1)[None]
+            )
 
         def deliver(top: int, rows: Tensor) -> None:
             rows = rows.float()
@@ -231,6 +245,25 @@ class Upscaler:
                 folder=folder,
                 progress=progress,
             )
+
+    def _enlarge_each(
+        self,
+        net: Network,
+        size: tuple[int, int],
+        pixels: np.ndarray,
+        sink: Rows,
+        dtype: np.dtype,
+        folder: Path | None,
+        progress: Progress,
+    ) -> None:
+        """Colours through a network for grey pictures, each channel by itself."""
+        channels = pixels.shape[2]
+        held = _array((*size, channels), dtype, folder)
+        for place, share in enumerate(_shares(progress, [1] * channels)):
+            plane, into = pixels[..., place : place + 1], held[..., place : place + 1]
+            self._enlarge(net, size, plane, partial(_put, into), dtype, folder, share)
+        for top in range(0, size[0], _ROWS):
+            sink(top, held[top : top + _ROWS])
 
 
 def check_tile(tile: int | str | None) -> int | None:

@@ -11,10 +11,10 @@ from c2d_models.networks.fused import WindowAttention
 from c2d_models.networks.layers import Conv3x3
 from c2d_models.networks.maps import (
     RGB_MEAN,
+    colour_mean,
     crop,
     mirror_index,
     pad_to_multiple,
-    rgb_mean,
     symmetric_index,
 )
 
@@ -100,7 +100,7 @@ def test_padding_gives_a_contiguous_map(rng):
 
 
 def test_rgb_mean_is_exact_in_float64():
-    assert tuple(rgb_mean(torch.zeros(1, dtype=torch.float64)).tolist()) == RGB_MEAN
+    assert tuple(colour_mean(torch.zeros(1, dtype=torch.float64), 3).tolist()) == RGB_MEAN
 
 
 def test_conv_acts_on_the_channels_last_map(rng):
