@@ -79,10 +79,7 @@ def recognise(path: Path, state: State) -> tuple[dict[str, Any], State]:
     """
     family = next((each for each in FAMILIES if each.claims(state)), None)
     if family is None:
-        raise ModelFileError(
-            f"{path} holds weights of no network that is known here: {_found(state)}. "
-            f"Known of their authors' files are {', '.join(each.title for each in FAMILIES)}"
-        )
+        raise ModelFileError(f"{path} {_found(state)}")
     try:
         config = family.read(state, f"layers.0.residual_group.{family.first}")
         scale, frame = _frame(state, config)
@@ -213,13 +210,26 @@ def _hit(state: State, first: str) -> dict[str, Any]:
 
 
 def _found(state: State) -> str:
-    """What a state holds, for a sentence."""
-    if not state:
-        return "it has no tensors"
+    """What a state of no family holds, for a sentence."""
+    known = ", ".join(each.title for each in FAMILIES)
+    for title, mark in _STRANGERS.items():
+        if any(mark in name for name in state):
+            return f"holds a {title}, of which this package has no network (it has {known})"
     names = ", ".join(list(state)[:3])
-    return f"it has {len(state)} tensors, the first {names}"
+    return (
+        f"holds weights of no network that is known here, {len(state)} tensors ({names}, ...); "
+        f"known of their authors' files are {known}"
+    )
 
 
+_STRANGERS = {
+    "HAT": ".overlap_attn.",
+    "HiT-SNG": ".ngram_window_partition.",
+    "Swin2SR": ".logit_scale",
+    "MambaIR": ".self_attention.A_logs",
+    "DAT": ".attn.get_v.",
+}
+"""Networks without one of ours, and what their names have."""
 _SWIN = ("attn.qkv.", "attn.relative_position_bias_table", "mlp.fc1.")
 _CORRELATION = ("correlation.pos.pos_proj.", "correlation.spatial_linear.")
 FAMILIES = (

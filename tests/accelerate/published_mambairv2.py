@@ -75,6 +75,9 @@ class SelectiveScan(nn.Module):
 class ASSM(nn.Module):
     """The attentive state space: tokens sorted by their class, scanned with its prompt."""
 
+    stable = False
+    """Whether tokens of a class keep their order; the authors leave it to the machine."""
+
     def __init__(self, dim, states, tokens, rank, ratio):
         super().__init__()
         hidden = int(dim * ratio)
@@ -92,7 +95,7 @@ class ASSM(nn.Module):
     def forward(self, x, x_size, token):
         policy = F.gumbel_softmax(self.route(x), hard=True, dim=-1)
         prompt = policy @ (self.embeddingB.weight @ token.weight)
-        order = policy.detach().argmax(-1).sort(dim=-1, stable=False).indices
+        order = policy.detach().argmax(-1).sort(dim=-1, stable=self.stable).indices
         image = self.in_proj(x.mT.unflatten(2, x_size))
         tokens = (image * self.CPE(image).sigmoid()).flatten(2).mT
         tokens = torch.stack([each[places] for each, places in zip(tokens, order, strict=True)])
@@ -102,7 +105,7 @@ class ASSM(nn.Module):
 
 
 class AttentiveLayer(nn.Module):
-    def __init__(self, dim=24, window=4, heads=3, shift=0, *, gated=True, ratio=1):
+    def __init__(self, dim=24, window=4, heads=3, shift=0, *, gated=True, ratio=1, hidden=48):
         super().__init__()
         self.window_size, self.shift_size = window, shift
         self.softmax, self.lrelu, self.sigmoid = nn.Softmax(-1), nn.LeakyReLU(), nn.Sigmoid()
@@ -112,7 +115,7 @@ class AttentiveLayer(nn.Module):
         self.win_mhsa = WindowAttention(dim, window, heads)
         self.assm = ASSM(dim, 4, 5, 6, ratio)
         mlp = GatedMLP if gated else ConvFFN
-        self.convffn1, self.convffn2 = mlp(dim, 2 * dim), mlp(dim, 2 * dim)
+        self.convffn1, self.convffn2 = mlp(dim, hidden), mlp(dim, hidden)
         self.embeddingA = nn.Embedding(6, 4)
 
     def forward(self, x, x_size, params):

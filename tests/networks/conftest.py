@@ -7,7 +7,8 @@ import pytest
 import torch
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-sys.path.insert(0, str(GOLDEN))
+PUBLISHED_LAYERS = Path(__file__).parents[1] / "accelerate"
+sys.path[:0] = [str(GOLDEN), str(PUBLISHED_LAYERS)]
 
 
 @pytest.fixture

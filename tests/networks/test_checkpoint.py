@@ -259,12 +259,20 @@ BAD_FILES = {
     "a-number": (lambda p: torch.save(5, p.with_suffix(".pth")), "holds no state dict"),
     "another-network": (
         lambda p: save_file({"conv.weight": torch.zeros(3)}, p),
-        r"of no network that is known here \(authors' files: SwinIR-L, SRFormer-L, "
-        r"MambaIRv2-L, HiT-SRF, HiT-SIR\)",
+        r"of no network that is known here, 1 tensors \(conv.weight, ...\); known of their "
+        "authors' files are SwinIR, SRFormer, MambaIRv2, HiT-SRF, HiT-SIR",
     ),
-    "larger-swinir": (
+    "hat": (
+        lambda p: save_file({"layers.0.residual_group.overlap_attn.qkv.weight": torch.zeros(3)}, p),
+        "holds a HAT, of which this package has no network",
+    ),
+    "another-width": (
         lambda p: save_file({**official(4), "conv_first.weight": torch.zeros(180, 3, 3, 3)}, p),
-        r"does not fit swinir_l x4: conv_first.weight is \(60, 3, 3, 3\), not \(180, 3, 3, 3\)",
+        r"does not fit swinir_m x4: conv_first.bias is \(180,\), not \(60,\)",
+    ),
+    "without-sizes": (
+        lambda p: save_file({**official(4), "conv_first.weight": torch.zeros(0)}, p),
+        "holds a SwinIR whose shapes do not say its sizes",
     ),
     "missing-weight": (
         lambda p: tampered(p, header(), dropped),
