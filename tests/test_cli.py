@@ -138,6 +138,18 @@ def test_slowdown_is_measured_on_the_network(monkeypatch, scale, factor, pace, s
     assert threads == {1} and torch.get_num_threads() == before
 
 
+def test_a_network_that_restores_keeps_the_size_and_says_so(here, capsys):
+    config = {"dim": 8, "num_heads": 2, "depths": [2], "upsampler": "", "in_channels": 1}
+    checkpoint.save(create("swinir_l", 1, config=config), "restore.safetensors")
+    command = "upscale photo.png --model restore.safetensors"
+    code, _, err = run(f"{command} -o same.png", capsys)
+    assert (code, err) == (0, "c2d: restore.safetensors restores pictures: they keep their size.\n")
+    assert Image.open("same.png").size == Image.open("photo.png").size
+    code, _, err = run(f"{command} -o more.png --scale 2", capsys)
+    assert code == 2
+    assert "restores pictures at their size: leave out the scale and the size" in err
+
+
 def test_16_bits_and_alpha_survive(here, capsys):
     assert run("upscale deep.png -o out.png --model any.safetensors", capsys)[0] == 0
     out = image_file.read("out.png")

@@ -179,6 +179,8 @@ def upscale(
 
     plan = jobs.plan(inputs, output, format, suffix)
     upscaler = Upscaler.load(target, model, device, dtype, tile)
+    if (net := upscaler.models.asked) is not None and net.scale == 1:
+        warn(f"{model} restores pictures: they keep their size")
     if dtype != "float32" and upscaler.device.type == "cpu":
         _warn_if_slower(upscaler, dtype)
     options = batch.FileOptions(

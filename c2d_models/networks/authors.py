@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isqrt, prod
 from pathlib import Path
@@ -87,7 +87,7 @@ def recognise(path: Path, state: State) -> tuple[dict[str, Any], State]:
         raise ModelFileError(
             f"{path} holds a {family.title} whose shapes do not say its sizes"
         ) from error
-    name = min(family.presets, key=lambda each: abs(NETWORKS[each].config["dim"] - config["dim"]))
+    name = min(family.presets, key=lambda each: _distance(NETWORKS[each].config, config))
     config = {**_frame_defaults(name), **config, **frame.config}
     if frame.upsampler != "pixelshuffledirect":
         state = {
@@ -105,6 +105,12 @@ def authors_names(state: State) -> State:
         )
         for key, value in state.items()
     }
+
+
+def _distance(preset: Mapping[str, Any], config: dict[str, Any]) -> tuple[int, int]:
+    """How far a preset is from a configuration, by width and then by groups of layers."""
+    groups = [len(each.get("depths", ())) for each in (preset, config)]
+    return abs(preset["dim"] - config["dim"]), abs(groups[0] - groups[1])
 
 
 def _frame_defaults(name: str) -> dict[str, Any]:
@@ -244,7 +250,7 @@ FAMILIES = (
     ),
     Family(
         "MambaIRv2",
-        ("mambairv2_l", "mambairv2_base"),
+        ("mambairv2_l", "mambairv2_base", "mambairv2_large"),
         "layers.0.",
         ("assm.selectiveScan.A_logs", "win_mhsa."),
         (),
