@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .networks.network import Network
     from .networks.registry import create, register
+    from .pretrained.exporting import export
     from .pretrained.loading import list_models, load
     from .upscaling.in_memory import upscale
 
-__all__ = ["Network", "create", "list_models", "load", "register", "upscale"]
+__all__ = ["Network", "create", "export", "list_models", "load", "register", "upscale"]
 
 # Loaded when first asked for: `c2d --help` need not wait for torch, nor a network for libvips.
 _HOMES = {
     "Network": "networks.network",
     "create": "networks",
+    "export": "pretrained.exporting",
     "list_models": "pretrained.loading",
     "load": "pretrained.loading",
     "register": "networks.registry",

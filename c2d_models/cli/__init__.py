@@ -1,4 +1,4 @@
-"""The command `c2d`: upscale, eval, train, models, info.
+"""The command `c2d`: upscale, eval, train, export, models, info.
 
 A mistake in what was asked ends in one sentence on stderr and exit code 2, a bug in its traceback
 and exit code 1, Ctrl-C in 130. Torch is imported by the commands that compute, so that `c2d --help`
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from ..errors import sentence
-from . import evaluate, shipped, train, upscale
+from . import evaluate, export, shipped, train, upscale
 from .messages import INTERRUPTED, MISTAKE, ask_for_report, complain, print_any_name, version
 
 app = typer.Typer(
@@ -68,5 +68,6 @@ def _leave_pipe() -> int:
 app.command()(upscale.upscale)
 app.command("eval")(evaluate.evaluate)
 app.command()(train.train)
+app.command()(export.export)
 app.command()(shipped.models)
 app.command()(shipped.info)

@@ -28,13 +28,14 @@ def mirror_index(
     The edge is not repeated (reflection), and a line of one pixel repeats that pixel: any size
     works. Plain arithmetic: the limits of `F.pad(mode="reflect")` become guards in an export.
     """
-    position = torch.arange(start, start + padded, device=device) % max(2 * length - 2, 1)
+    period = torch.full((), max(2 * length - 2, 1), device=device)  # a tensor: ONNX has no other
+    position = torch.arange(start, start + padded, device=device) % period
     return length - 1 - (length - 1 - position).abs()
 
 
 def symmetric_index(length: int, padded: int, device: torch.device | None = None) -> Tensor:
     """As mirror_index, with the edge repeated (NumPy's "symmetric")."""
-    position = torch.arange(padded, device=device) % (2 * length)
+    position = torch.arange(padded, device=device) % torch.full((), 2 * length, device=device)
     return torch.minimum(position, 2 * length - 1 - position)
 
 

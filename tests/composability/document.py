@@ -23,7 +23,7 @@ sizes are tested beside the networks (`tests/networks/test_networks.py`) and the
 
 def page() -> str:
     """The page's text."""
-    lines = [_OPENING, "## Operators", "", f"Each of {_listed(operators)}.", ""]
+    lines = [_OPENING, "## Operators", "", f"Each of {_listed(sorted(operators))}.", ""]
     lines += ["| Tool | Result | |", "|---|---|---|"]
     for tool in operator_tools.TOOLS:
         lines.append(f"| {tool.name} | {_result(tool.refusal)} | {tool.remark} |")
