@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.res_post_norm.op import res_post_norm
-from ..ops.window_attention.op import window_attention
+from ..ops.window_attention.cosine import cosine_window_attention
 from . import structure
 from .plan import Plan, weights_of
 from .structure import part
 from .swin import is_of_cosines
 
-_LARGEST_SCALE = math.log(100.0)
-"""At which the logarithm of the cosines' scale is cut off (Swin V2, 2111.09883, section 3.2)."""
 _PROJECTIONS = ("query", "key", "value")
 
 
@@ -33,18 +30,14 @@ class _CosineLayer(Plan):
     eps: float
 
     def mix(self, qkv: Tensor, attention: Any, table: Tensor) -> Tensor:
-        """scale_h cos(q, k) + 16 sigmoid(table) of a map (B, H, W, 3 C)."""
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(3)
-        scale = attention.logit_scale.clamp(max=_LARGEST_SCALE).exp().view(self.heads, 1)
-        q, k = F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1)
-        stacked = torch.stack([q, k.to(q.dtype), v.to(q.dtype)], 3)
-        return window_attention(
-            stacked.flatten(3),
-            16 * table.view(-1, self.heads).sigmoid(),
+        """The attention of a map (B, H, W, 3 C)."""
+        return cosine_window_attention(
+            qkv,
+            table.view(-1, self.heads),
+            attention.logit_scale,
             window_size=self.window[0],
             num_heads=self.heads,
             shift=self.shift,
-            scale=1.0,
         )
 
     def example(self, features: Tensor) -> tuple[Any, ...]:

@@ -22,6 +22,7 @@ _BUFFERS = (
     "relative_position_index_SA",
     "aligned_relative_position_index",
     "attn_mask",
+    "relative_coords_table",
 )
 _LAYER = re.compile(r"layers\.(\d+)\.residual_group\.(?:blocks|layers)\.(\d+)\.")
 _TAIL = ("conv_before_upsample.", "upsample.", "conv_up1.", "conv_up2.", "conv_hr.", "conv_last.")
@@ -59,26 +60,18 @@ class Family:
         return all(has) and not more
 
 
-def unwrap(path: Path, content: Any) -> State:
-    """An author's state dict, out of what training put around it, without derived buffers."""
-    return {
-        name: value
-        for name, value in inner_state(path, content).items()
-        if name.rsplit(".", 1)[-1] not in _BUFFERS
-    }
-
-
-def recognise(path: Path, state: State) -> tuple[dict[str, Any], State]:
+def recognise(path: Path, content: Any) -> tuple[dict[str, Any], State]:
     """What network a file's names and shapes are of, as in our metadata, and its state.
 
-    The state has the names that our network has: those of an up-sampler of several convolutions
-    stand below `upsample`.
+    The state is out of what training put around it, without derived buffers, and has the names that
+    our network has: those of an up-sampler of several convolutions stand below `upsample`.
 
     Raises:
         ModelFileError: no known network, with what was found.
     """
+    state = inner_state(path, content)
     family = next((each for each in FAMILIES if each.claims(state)), None)
-    if family is None:
+    if family is None or _stranger(state) is not None:
         raise ModelFileError(f"{path} {_found(state)}")
     try:
         config = family.read(state, f"layers.0.residual_group.{family.first}")
@@ -89,6 +82,7 @@ def recognise(path: Path, state: State) -> tuple[dict[str, Any], State]:
         ) from error
     name = min(family.presets, key=lambda each: _distance(NETWORKS[each].config, config))
     config = {**_frame_defaults(name), **config, **frame.config}
+    state = {key: x for key, x in state.items() if key.rsplit(".", 1)[-1] not in _BUFFERS}
     if frame.upsampler != "pixelshuffledirect":
         state = {
             f"upsample.{key}" if key.startswith(_TAIL) else key: value
@@ -178,6 +172,18 @@ def _srformer(state: State, first: str) -> dict[str, Any]:
     return config | _windows(state[f"{first}attn.relative_position_bias_table"], cell=2)
 
 
+def _swin2sr(state: State, first: str) -> dict[str, Any]:
+    """The window is that of a buffer, 8 as published if the file has none."""
+    index = state.get(f"{first}attn.relative_position_index")
+    return {
+        "dim": state["conv_first.weight"].shape[0],
+        "depths": _depths(state),
+        "mlp_ratio": _ratio(state, f"{first}mlp.fc1.weight"),
+        "num_heads": state[f"{first}attn.logit_scale"].shape[0],
+        "window_size": 8 if index is None else isqrt(index.shape[0]),
+    }
+
+
 def _mambairv2(state: State, first: str) -> dict[str, Any]:
     dim = state["conv_first.weight"].shape[0]
     hidden, d_state = state[f"{first}assm.selectiveScan.A_logs"].shape
@@ -218,9 +224,8 @@ def _hit(state: State, first: str) -> dict[str, Any]:
 def _found(state: State) -> str:
     """What a state of no family holds, for a sentence."""
     known = ", ".join(each.title for each in FAMILIES)
-    for title, mark in _STRANGERS.items():
-        if any(mark in name for name in state):
-            return f"holds a {title}, of which this package has no network (it has {known})"
+    if (title := _stranger(state)) is not None:
+        return f"holds a {title}, of which this package has no network (it has {known})"
     names = ", ".join(list(state)[:3])
     return (
         f"holds weights of no network that is known here, {len(state)} tensors ({names}, ...); "
@@ -228,10 +233,17 @@ def _found(state: State) -> str:
     )
 
 
+def _stranger(state: State) -> str | None:
+    """The network without one of ours that a state is of."""
+    found = (title for title, mark in _STRANGERS.items() if any(mark in name for name in state))
+    return next(found, None)
+
+
 _STRANGERS = {
+    "Swin2SR for compressed pictures": "conv_bicubic.",
+    "Swin2SR with a second body": "conv_first_hf.",
     "HAT": ".overlap_attn.",
     "HiT-SNG": ".ngram_window_partition.",
-    "Swin2SR": ".logit_scale",
     "MambaIR": ".self_attention.A_logs",
     "DAT": ".attn.get_v.",
 }
@@ -247,6 +259,14 @@ FAMILIES = (
         ("attn.kv.", "attn.q."),
         (),
         _srformer,
+    ),
+    Family(
+        "Swin2SR",
+        ("swin2sr_l", "swin2sr_m"),
+        "blocks.0.",
+        ("attn.logit_scale", "attn.cpb_mlp.", "attn.q_bias"),
+        (),
+        _swin2sr,
     ),
     Family(
         "MambaIRv2",

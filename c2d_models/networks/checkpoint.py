@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import ModelFileError
 from ..files import write_whole
-from .authors import recognise, unwrap
+from .authors import recognise
 from .registry import NETWORKS, create
 from .wrappings import inner_names, state_of, unwrapped
 
@@ -88,7 +88,7 @@ def load(
         state = inner_names(path, state)
         net = _build(path, header_of(path, metadata), state)
     else:
-        header, state = recognise(path, unwrap(path, state))
+        header, state = recognise(path, state)
         net = _build(path, header, state)
     half = (torch.float16, torch.bfloat16)
     state = {name: value.float() if value.dtype in half else value for name, value in state.items()}

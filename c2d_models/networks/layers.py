@@ -94,4 +94,5 @@ def init_linear(module: nn.Module) -> None:
     """Swin's start for one Linear, for `Module.apply`: weight ~ truncated N(0, 0.02), bias 0."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -3,7 +3,7 @@
 Module names are the authors', so that their files load as they are.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ class LayerStack(nn.Module):
 class ResidualGroup(nn.Module):
     """Residual Swin transformer block: layers, a convolution, and the way around both."""
 
-    def __init__(self, layers: nn.Module, convolution: nn.Module):
+    def __init__(self, dim: int, layers: nn.Module, convolution: nn.Module):
         super().__init__()
         self.residual_group = layers
         self.conv = convolution
@@ -115,6 +115,9 @@ class GroupedNetwork(Network):
         frame: the variant of the frame.
     """
 
+    group_type: type[ResidualGroup] = ResidualGroup
+    embedding_type: Callable[[int], nn.Module] = Embedding
+
     def __init__(
         self,
         scale: int | None,
@@ -128,9 +131,9 @@ class GroupedNetwork(Network):
         dim = config["dim"]
         self.frame = frame
         self.conv_first = Conv3x3(frame.in_channels, dim)
-        self.patch_embed = Embedding(dim)
+        self.patch_embed = self.embedding_type(dim)
         self.layers = nn.ModuleList(
-            ResidualGroup(layers, frame.convolution(dim)) for layers in groups
+            self.group_type(dim, layers, frame.convolution(dim)) for layers in groups
         )
         self.norm = nn.LayerNorm(dim)
         self.conv_after_body = frame.convolution(dim)

@@ -21,6 +21,7 @@ from ..errors import ModelFileError
 from ..files import write_whole
 from ..networks.authors import FAMILIES, authors_names
 from ..networks.network import Network
+from ..networks.swin2sr import coordinates
 from . import loading
 
 SUFFIXES = {".pth": "authors", ".onnx": "onnx", ".pt2": "torch-export"}
@@ -111,10 +112,14 @@ def _buffers(net: Network, state: dict[str, Tensor], image_size: int | None) -> 
             f"image size is {side}; {net.name} needs a multiple of {window}, larger than that"
         )
     buffers = {}
+    of_cosines = net.name.startswith("swin2sr")
+    table = coordinates(window, torch.zeros(1)).view(1, 2 * window - 1, 2 * window - 1, 2)
     for name in state:
         if name.endswith(".norm1.weight"):
             layer = name.removesuffix("norm1.weight")
             buffers[f"{layer}attn.{prefix}relative_position_index"] = position_index(window, cell)
+            if of_cosines:
+                buffers[f"{layer}attn.relative_coords_table"] = table
             if int(layer.split(".")[-2]) % 2:
                 buffers[f"{layer}attn_mask"] = shift_mask(side, side, window, window // 2, cell)
     return buffers

@@ -16,7 +16,7 @@ def coordinates(window):
 
 
 def position_mlp(heads):
-    return nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, heads, bias=False))
+    return nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, heads, bias=False))
 
 
 def cosine_attention(module, q, k, v, table, mask):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from published_layers import PSA_Block, SwinTransformerBlock, offsets_index, shift_mask
 from published_mambairv2 import AttentiveLayer
+from published_swin2sr import SwinTransformerBlock as CosineBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,13 +34,16 @@ class Group(nn.Module):
         self.residual_group = nn.Module()
         setattr(self.residual_group, name, nn.ModuleList(layers))
         self.conv = convolution(dim, kind)
-        self.name = name
+        self.name, self.patch_embed = name, None
 
     def forward(self, x: Tensor, size: tuple[int, int], *given: Any) -> Tensor:
         entry = x
         for layer in getattr(self.residual_group, self.name):
             x = layer(x, size, *given)
-        return entry + self.conv(x.mT.unflatten(2, size)).flatten(2).mT
+        x = self.conv(x.mT.unflatten(2, size))
+        if self.patch_embed is not None:
+            x = self.patch_embed.proj(x)
+        return entry + x.flatten(2).mT
 
 
 class PublishedNetwork(nn.Module):
@@ -49,6 +53,7 @@ class PublishedNetwork(nn.Module):
         make: a layer, of whether it is shifted.
         given: what a layer takes beside the map and its size, of the size.
         pad: "reflect", or "symmetric" as MambaIRv2 pads.
+        projected: whether 1x1 convolutions precede the first norm and end each group (Swin2SR).
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class PublishedNetwork(nn.Module):
         num_feat: int = 64,
         given: Callable[[tuple[int, int]], tuple[Any, ...]] = lambda size: (),
         pad: str = "reflect",
+        projected: bool = False,
     ):
         super().__init__()
         self.scale, self.window, self.upsampler = scale, window, upsampler
@@ -79,6 +85,11 @@ class PublishedNetwork(nn.Module):
         self.layers = nn.ModuleList(
             Group([make(bool(i % 2)) for i in range(depth)], name, dim, kind) for depth in depths
         )
+        if projected:
+            self.patch_embed.proj = nn.Conv2d(dim, dim, 1)
+            for group in self.layers:
+                group.patch_embed = nn.Module()
+                group.patch_embed.proj = nn.Conv2d(dim, dim, 1)
         self.norm = nn.LayerNorm(dim)
         self.conv_after_body = convolution(dim, kind)
         if upsampler == "pixelshuffledirect":
@@ -125,7 +136,8 @@ class PublishedNetwork(nn.Module):
         image = (self.padded(image) - self.mean.to(image)) * self.img_range
         size = tuple(image.shape[2:])
         shallow = self.conv_first(image)
-        x = self.patch_embed.norm(shallow.flatten(2).mT)
+        x = getattr(self.patch_embed, "proj", nn.Identity())(shallow)
+        x = self.patch_embed.norm(x.flatten(2).mT)
         for layer in self.layers:
             x = layer(x, size, *self.given(size))
         x = self.conv_after_body(self.norm(x).mT.unflatten(2, size)) + shallow
@@ -151,6 +163,17 @@ def srformer(scale: int, upsampler: str, *, dim: int = 24, window: int = 8) -> n
         dim=dim,
         window=window,
         upsampler=upsampler,
+    )
+
+
+def swin2sr(scale: int, upsampler: str, *, dim: int = 24, window: int = 4) -> nn.Module:
+    return PublishedNetwork(
+        lambda shifted: CosineBlock(dim, window, 3, window // 2 if shifted else 0),
+        scale=scale,
+        dim=dim,
+        window=window,
+        upsampler=upsampler,
+        projected=True,
     )
 
 

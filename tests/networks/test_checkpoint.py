@@ -260,7 +260,7 @@ BAD_FILES = {
     "another-network": (
         lambda p: save_file({"conv.weight": torch.zeros(3)}, p),
         r"of no network that is known here, 1 tensors \(conv.weight, ...\); known of their "
-        "authors' files are SwinIR, SRFormer, MambaIRv2, HiT-SRF, HiT-SIR",
+        "authors' files are SwinIR, SRFormer, Swin2SR, MambaIRv2, HiT-SRF, HiT-SIR",
     ),
     "hat": (
         lambda p: save_file({"layers.0.residual_group.overlap_attn.qkv.weight": torch.zeros(3)}, p),

@@ -14,6 +14,7 @@ TINY = [
     "hiet_swinir_tiny",
     "swinir_l_tiny",
     "srformer_l",
+    "swin2sr_l",
     "mambairv2_l",
     "hit_sir_tiny",
     "hit_srf",
@@ -30,6 +31,7 @@ def test_every_kind_of_network_is_in_the_table():
 # The reference of the scan is a loop over all pixels: few layers, and no wide windows' padding.
 SMALL = {
     "srformer_l": {"dim": 24, "depths": [2]},
+    "swin2sr_l": {"dim": 24, "depths": [2]},
     "hit_sir_tiny": {"groups": 1, "windows": [4, 16, 32]},
     "hit_srf": {"dim": 24, "groups": 1, "windows": [4, 16]},
     "mambairv2_l": {"dim": 16, "depths": [2], "num_tokens": 8},
