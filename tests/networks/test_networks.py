@@ -257,6 +257,7 @@ def test_export_with_dynamic_sizes(name, config, least, example, backend, rng):
 
 
 def test_compiles_in_one_graph(name, rng):
+    torch._dynamo.reset()
     net = lively(name, 2)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     x = torch.rand(2, 3, 19, 12, generator=rng)
