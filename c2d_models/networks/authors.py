@@ -93,12 +93,12 @@ def recognise(path: Path, content: Any) -> tuple[dict[str, Any], State]:
 
 def authors_names(state: State) -> State:
     """A state of ours under its authors' names: what `recognise` does, undone."""
-    return {
-        key.removeprefix("upsample.") if key.removeprefix("upsample.").startswith(_TAIL) else key: (
-            value
-        )
-        for key, value in state.items()
-    }
+    return {_authors_name(name): value for name, value in state.items()}
+
+
+def _authors_name(name: str) -> str:
+    inner = name.removeprefix("upsample.")
+    return inner if inner.startswith(_TAIL) else name
 
 
 def _distance(preset: Mapping[str, Any], config: dict[str, Any]) -> tuple[int, int]:

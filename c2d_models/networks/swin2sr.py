@@ -6,19 +6,17 @@ authors', so that their files load as they are.
 
 import math
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from c2d_kernels.ops.window_attention.cosine import cosine_window_attention
 
-from .frame import Frame
 from .fused import Mixer, PostNormLayer
 from .layers import Mlp, PointwiseConv
 from .preparable import Preparable
 from .registry import register
-from .swinir import SWINIR_L, SWINIR_M, GroupedNetwork, LayerStack, ResidualGroup
+from .swinir import SWINIR_L, SWINIR_M, ResidualGroup, SwinIR
 
 _HIDDEN = 512  # of the MLP that makes the bias
 
@@ -95,7 +93,7 @@ class Swin2SRLayer(PostNormLayer):
 class Projection(nn.Module):
     """A 1x1 convolution, then a norm if there is one, as the authors' patch embedding."""
 
-    def __init__(self, dim: int, norm: bool):
+    def __init__(self, dim: int, norm: bool = True):
         super().__init__()
         self.proj = PointwiseConv(dim, dim)
         self.norm = nn.LayerNorm(dim) if norm else None
@@ -116,45 +114,15 @@ class ProjectedGroup(ResidualGroup):
         return x + self.patch_embed(self.conv(self.residual_group(x)))
 
 
-class Swin2SR(GroupedNetwork):
+class Swin2SR(SwinIR):
     """Swin2SR with one of SwinIR's up-samplers, or HIIF in their place (scale=None).
 
     Arguments as for SwinIR.
     """
 
-    min_overlap = 32
+    layer_type = Swin2SRLayer
     group_type = ProjectedGroup
-    embedding_type = partial(Projection, norm=True)
-
-    def __init__(
-        self,
-        scale: int | None = 4,
-        *,
-        dim: int,
-        depths: list[int],
-        num_heads: int,
-        window_size: int,
-        mlp_ratio: float,
-        decoder: dict[str, int],
-        **frame: Any,
-    ):
-        config = {
-            "dim": dim,
-            "depths": list(depths),
-            "num_heads": num_heads,
-            "window_size": window_size,
-            "mlp_ratio": mlp_ratio,
-            "decoder": dict(decoder),
-        }
-        groups = [
-            LayerStack(
-                Swin2SRLayer(dim, num_heads, window_size, i % 2 * (window_size // 2), mlp_ratio)
-                for i in range(depth)
-            )
-            for depth in depths
-        ]
-        super().__init__(scale, config, groups, Frame(**frame))
-        self.pad_multiple = self.tile_multiple = window_size
+    embedding_type = Projection
 
 
 register("swin2sr_l", Swin2SR, SWINIR_L)

@@ -167,7 +167,7 @@ class SwinIR(GroupedNetwork):
     """
 
     min_overlap = 32
-    layer_type: type[TransformerLayer] = SwinLayer
+    layer_type: Callable[[int, int, int, int, float], nn.Module] = SwinLayer
 
     def __init__(
         self,
