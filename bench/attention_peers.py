@@ -14,10 +14,18 @@ from bench.materialised import relative_index
 from bench.workloads import Function
 
 
+GPU_HEAD_DIM = 16  # the least that FlexAttention takes; SDPA's fast kernels want a multiple of 8
+
+
 def sdpa(
-    tensors: dict[str, Tensor], backward: bool, window_size: int, num_heads: int, shift: int
+    tensors: dict[str, Tensor],
+    backward: bool,
+    window_size: int,
+    num_heads: int,
+    shift: int,
+    head_dim: int = 0,
 ) -> Function:
-    """F.scaled_dot_product_attention with a dense bias + mask.
+    """F.scaled_dot_product_attention with a dense bias + mask, heads padded to `head_dim`.
 
     The mask is made here, before the clock starts, and the bias too unless it has a gradient.
     """
@@ -37,15 +45,27 @@ def sdpa(
 
     def attend(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor) -> Tensor:
         bias = dense(bias_table) if ready is None else ready
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        out = F.scaled_dot_product_attention(
+            *(padded(x, head_dim) for x in (q, k, v)), attn_mask=bias, scale=q.shape[-1] ** -0.5
+        )
+        return out[..., : q.shape[-1]]
 
     return in_windows(attend, window_size, num_heads, shift)
+
+
+def padded(x: Tensor, head_dim: int) -> Tensor:
+    """Heads of `head_dim` channels, zeros behind; as they are where they have as many."""
+    return F.pad(x, (0, max(0, head_dim - x.shape[-1])))
 
 
 def flex_attention(
     tensors: dict[str, Tensor], window_size: int, num_heads: int, shift: int
 ) -> Function:
-    """FlexAttention, which looks bias and region up as it goes; compiled for the shape."""
+    """FlexAttention, which looks bias and region up as it goes; compiled for the shape.
+
+    On a GPU it takes no head of fewer than 16 channels: such are padded.
+    """
+    head_dim = GPU_HEAD_DIM if tensors["qkv"].is_cuda else 0
     index = relative_index(window_size).to(tensors["qkv"].device)
     region = regions(tensors["qkv"], window_size, shift) if shift else None
     torch._dynamo.reset()
@@ -58,8 +78,9 @@ def flex_attention(
                 return value
             return torch.where(region[window, query] == region[window, key], value, value - 100.0)
 
-        q, k, v = (x.contiguous() for x in (q, k, v))
-        return compiled(q, k, v, score_mod=score)
+        wide = (padded(x, head_dim).contiguous() for x in (q, k, v))
+        out = compiled(*wide, score_mod=score, scale=q.shape[-1] ** -0.5)
+        return out[..., : q.shape[-1]]
 
     return in_windows(attend, window_size, num_heads, shift)
 

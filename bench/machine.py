@@ -25,6 +25,7 @@ Result = TypeVar("Result")
 ROOT = Path(__file__).resolve().parent.parent
 CEILING_SECONDS = 1.0  # all runs for one ceiling
 LONG_ENOUGH_SECONDS = 0.05
+COPIED_BYTES = {"cpu": 2**27, "cuda": 2**30}  # well beyond any cache
 SMALLEST_SIDE, LARGEST_SIDE = 64, 8192
 _device = torch.device("cpu")
 
@@ -103,7 +104,7 @@ def ceilings() -> dict[str, float]:
 @cache
 def copy_bandwidth() -> float:
     """Bytes a second that a copy reads and writes together: the median of nine, out of cache."""
-    source = torch.ones(32 * 2**20, device=_device)
+    source = torch.rand(COPIED_BYTES[_device.type] // 4, device=_device)
     target = torch.empty_like(source)
     target.copy_(source)  # maps the pages
     runs = repeated(lambda: _seconds(lambda: target.copy_(source)), 9, CEILING_SECONDS)
@@ -115,7 +116,7 @@ def product_speed(dtype: str) -> float:
     """Operations a second of torch's matrix product at its best."""
 
     def seconds(side: int) -> float:
-        a = torch.ones(side, side, dtype=getattr(torch, dtype), device=_device)
+        a = torch.randn(side, side, device=_device).to(getattr(torch, dtype))
         return _seconds(lambda: a @ a)
 
     return fastest_product(seconds)
@@ -150,12 +151,15 @@ def repeated(run: Callable[[], float], most: int, seconds: float) -> list[float]
 
 def _seconds(call: Callable[[], object]) -> float:
     if _device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+    before = time.perf_counter()
     call()
-    if _device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - before
 
 
 def peak_memory(call: Callable[[], Result]) -> tuple[int | None, Result]:

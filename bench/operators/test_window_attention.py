@@ -16,7 +16,7 @@ from torch import Tensor
 
 import c2d_kernels
 from bench import machine
-from bench.attention_peers import flex_attention, sdpa
+from bench.attention_peers import GPU_HEAD_DIM, flex_attention, sdpa
 from bench.contenders import (
     COMPILERS,
     REFERENCE,
@@ -68,6 +68,9 @@ def window_attention(
         "half": frozenset({"qkv"}),
         "peers": {
             "SDPA": lambda tensors, backward: sdpa(tensors, backward, **layer),
+            "SDPA, heads of 16": lambda tensors, backward: sdpa(
+                tensors, backward, **layer, head_dim=GPU_HEAD_DIM
+            ),
             "FlexAttention": lambda tensors, backward: flex_attention(tensors, **layer),
         },
     }
@@ -92,6 +95,12 @@ def permuted_window_attention(
     return {"function": attention, "tensors": tensors, "half": frozenset({"q", "kv"})}
 
 
+def no_padding_on_a_cpu(workload: Workload) -> str | None:
+    if machine.device().type == "cpu":
+        return "padded heads meet the fast kernels of a GPU; a CPU has none that want them"
+    return None
+
+
 def no_gradients_on_a_cpu(workload: Workload) -> str | None:
     if workload.backward and machine.device().type == "cpu":
         return "FlexAttention has no backward on a CPU"
@@ -107,6 +116,7 @@ def no_gradients_on_a_cpu(workload: Workload) -> str | None:
         REFERENCE,
         *kernels_of("window_attention"),
         peer("SDPA"),
+        replace(peer("SDPA, heads of 16", absent=no_padding_on_a_cpu), full_only=True),
         replace(peer("FlexAttention", absent=no_gradients_on_a_cpu), full_only=True),
         *COMPILERS,
     ],
