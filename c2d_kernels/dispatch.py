@@ -235,8 +235,12 @@ def autocast(*features: Tensor) -> tuple[Tensor, ...]:
 
 
 def _autocasting(device_type: str) -> bool:
-    # The meta device has no autocast, and asking for its state raises.
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return device_type in _AUTOCASTS and torch.is_autocast_enabled(device_type)
+
+
+# The meta device has no autocast, and asking for its state raises. torch.compile cannot trace the
+# question whether a device has one (2.11), so it is asked here.
+_AUTOCASTS = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "xpu", "mps", "hpu")))
 
 
 def _check_name(name: str, where: str) -> None:

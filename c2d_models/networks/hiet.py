@@ -46,8 +46,9 @@ def digit_levels(window_size: int) -> int:
 
 def binary_digits(places: Tensor, levels: int) -> Tensor:
     """(n, levels): the last binary digits of places (n,) as -1 / +1, coarse to fine."""
-    powers = [2**power for power in reversed(range(levels))]
-    ones = places[:, None] // torch.tensor(powers, device=places.device) % 2  # ONNX knows no >>
+    # ONNX knows no >>, and a CUDA graph no list of numbers that comes from the host.
+    powers = torch.pow(2, torch.arange(levels - 1, -1, -1, device=places.device))
+    ones = places[:, None] // powers % 2
     return 2.0 * ones - 1.0
 
 
