@@ -58,8 +58,7 @@ scores: $(STAMP)-test
 gpu: $(STAMP)-test
 	@$(PY) -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else \
 	    'make gpu: torch sees no CUDA device here')"
-	$(PY) -m pytest tests -m gpu $(PYTEST_FLAGS)
-	$(PY) -m pytest bench --benchmark --results --device cuda $(PYTEST_FLAGS)
+	$(PY) -m bench.ladder $(GPU)
 
 sanitize: $(STAMP)-test
 	$(PY) -m csrc.sanitize $(SANITIZE)

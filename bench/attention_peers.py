@@ -13,7 +13,6 @@ from torch.nn.attention import flex_attention as flex
 from bench.materialised import relative_index
 from bench.workloads import Function
 
-
 GPU_HEAD_DIM = 16  # the least that FlexAttention takes; SDPA's fast kernels want a multiple of 8
 
 

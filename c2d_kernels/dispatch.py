@@ -240,7 +240,7 @@ def _autocasting(device_type: str) -> bool:
 
 # The meta device has no autocast, and asking for its state raises. torch.compile cannot trace the
 # question whether a device has one (2.11), so it is asked here.
-_AUTOCASTS = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "xpu", "mps", "hpu")))
+_AUTOCASTS = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "xpu", "mps")))
 
 
 def _check_name(name: str, where: str) -> None:

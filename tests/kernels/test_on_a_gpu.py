@@ -58,6 +58,12 @@ def test_smoke(case: Case, dtype: torch.dtype) -> None:
         assert distance(got, want) < BOUNDS[dtype]
 
 
+@pytest.fixture(autouse=True)
+def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions round float32 to TF32 unless told not to."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("scale", [4, None], ids=["x4", "continuous"])
 @on_gpu

@@ -100,14 +100,18 @@ class Decoder:
 
 
 def launch_constants(depth: int, dtype: torch.dtype, backward: bool = False) -> dict[str, int]:
-    """Queries of a program, hidden channels of an MLP at a time, warps: what does not spill."""
+    """Queries of a program, hidden channels of an MLP at a time, warps: what does not spill.
+
+    The backward has blocks of 32: with 64 Triton 3.6 makes wgmma of its products on an H200, which
+    read shared memory out of bounds (8 warps) or gave wrong numbers (4).
+    """
     block, chunk, warps = 64, 16, 4
     if depth > 64:
         block, chunk, warps = 32, 32, 8
-    elif dtype == torch.float32:
-        block, warps = (32, 4) if backward else (64, 8)
     elif backward:
-        chunk, warps = 32, 8
+        block, chunk = 32, 16 if dtype == torch.float32 else 32
+    elif dtype == torch.float32:
+        warps = 8
     return {
         "BLOCK": block,
         "CHUNK": min(chunk, depth),
