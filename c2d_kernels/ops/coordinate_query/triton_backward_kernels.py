@@ -16,7 +16,7 @@ Registers a thread, no spills (triton 3.9, sm_90; bfloat16 / float32):
   first_mlp                      172 / 138
   sum_by_pixel                    56 / 72
 Shared memory a program: up to 24 KB. HIIF's 256 channels in bfloat16: 158 to 255 registers, and
-keep_states spills 128 bytes..
+keep_states spills 128 bytes.
 """
 
 import triton

@@ -21,7 +21,7 @@ Registers a thread, no spills (triton 3.9, sm_90; bfloat16 / float32):
   moments      100 / 168    140
   decode       167 / 105    166
 Shared memory a program: 4 and 34 KB in bfloat16, 24 KB in float32. In float32 more than 64 channels
-spill at any size of block tried: refused..
+spill at any size of block tried: refused.
 """
 
 import triton
