@@ -10,7 +10,7 @@ from torch import Tensor
 from c2d_kernels import checks, dispatch, frozen, layer_weights
 from c2d_kernels.operators import Operator, define
 
-from . import native, reference
+from . import native, reference, triton
 
 PROJ, FC1 = (reference.NAMES.index(f"{module}.weight") for module in ("proj", "fc1"))
 
@@ -99,3 +99,4 @@ _res_post_norm = define(
     )
 )
 dispatch.register(native.res_post_norm)
+dispatch.register(triton.res_post_norm)

@@ -13,7 +13,7 @@ from c2d_kernels.operators import Operator, define
 from ..attention_branch.op import OPERATORS
 from ..attention_branch.op import flops as branch_flops
 from ..window_attention.op import check_layer
-from . import native, reference
+from . import native, reference, triton
 
 FC1 = reference.NAMES.index("fc1.weight")
 
@@ -110,3 +110,4 @@ _layer = define(
     )
 )
 dispatch.register(native.window_layer)
+dispatch.register(triton.window_layer)
