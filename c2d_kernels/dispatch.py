@@ -220,22 +220,23 @@ def _flat(args: Sequence[object]) -> Iterator[object]:
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Operators choose their own precision: inside them autocast is off."""
-    if _autocasting(device.type):
+    if autocast_dtype(device) is not None:
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
 
 def autocast(*features: Tensor) -> tuple[Tensor, ...]:
     """Features in autocast's dtype where autocast is on; float64 stays, as in torch's own ops."""
-    device_type = features[0].device.type
-    if not _autocasting(device_type):
+    dtype = autocast_dtype(features[0].device)
+    if dtype is None:
         return features
-    dtype = torch.get_autocast_dtype(device_type)
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in features)
 
 
-def _autocasting(device_type: str) -> bool:
-    return device_type in _AUTOCASTS and torch.is_autocast_enabled(device_type)
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast rounds to there, or None where it is off."""
+    on = device.type in _AUTOCASTS and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if on else None
 
 
 # The meta device has no autocast, and asking for its state raises. torch.compile cannot trace the

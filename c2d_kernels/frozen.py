@@ -3,7 +3,7 @@
 An operator of a whole layer looks at a dozen weights in every call and makes the matrices that its
 kernel reads: more than half the time of a layer on a map of 16x16. Given `FrozenWeights` it
 remembers, per shape and settings, that the arguments were right, and keeps the matrices; at
-inference on a CPU the next such call goes straight to the kernel.
+inference the next such call goes straight to the CPU's kernel, or on a GPU to Triton's.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from . import dispatch
 
+_BACKENDS = {"cpu": "cpu", "cuda": "triton"}  # of whole layers
 _MOST_SHAPES = 64  # of maps, beyond which what is remembered of them is forgotten
 
 
@@ -41,7 +42,7 @@ def ready(
     """
     if type(weights) is not FrozenWeights or not _direct(x):
         return None
-    return weights.ready.get((operator, x.dtype, x.shape, *settings))
+    return weights.ready.get((operator, x.shape, *_kind(x), *settings))
 
 
 def keep(
@@ -55,19 +56,24 @@ def keep(
     """Remember that these arguments were right, if the weights are frozen.
 
     Args:
-        fold: gives what the CPU's kernel reads of weights and settings for a map of x's dtype.
+        fold: gives what the kernel reads of weights and settings for a map of x's dtype.
         run: runs it, run(folded, x, ...).
     """
     if type(weights) is not FrozenWeights or not _direct(x):
         return
-    kind = (operator, x.dtype, *settings)
+    kind = (operator, *_kind(x), *settings)
     if kind not in weights.folded:
         with dispatch.without_autocast(x.device):
             weights.folded[kind] = fold()
     if len(weights.ready) >= _MOST_SHAPES:
         weights.ready.clear()
-    known = (operator, x.dtype, x.shape, *settings)
+    known = (operator, x.shape, *_kind(x), *settings)
     weights.ready[known] = partial(_run, run, weights.folded[kind])
+
+
+def _kind(x: Tensor) -> tuple[Hashable, ...]:
+    """What else the folded weights rest on: on a GPU, autocast's dtype too."""
+    return x.device, x.dtype, dispatch.autocast_dtype(x.device) if x.is_cuda else None
 
 
 def _run(run: Callable[..., Tensor], folded: Any, x: Tensor, *rest: Any) -> Tensor:
@@ -86,12 +92,12 @@ def unwatched() -> bool:
 
 
 def _direct(x: Tensor) -> bool:
-    """Whether a call may go past the operator to the CPU's kernel."""
+    """Whether a call may go past the operator to the device's kernel."""
     return (
         unwatched()
         and type(x) is Tensor
-        and x.device.type == "cpu"
-        and dispatch.requested() in ("auto", "cpu")
+        and dispatch.requested() in ("auto", _BACKENDS.get(x.device.type))
+        and x.device.type in _BACKENDS
     )
 
 

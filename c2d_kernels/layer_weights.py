@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, dispatch
 
 
 def names(*modules: str) -> tuple[str, ...]:
@@ -51,6 +51,14 @@ def ordered(
         checks.parameters(like, **{f"weights[{name!r}]": weights[name]})
         checks.shape(f"weights[{name!r}]", weights[name], expected, "its own")
     return [weights[name] for name in order]
+
+
+def autocast(x: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    """Matrices in autocast's dtype, if x is on a GPU: a kernel there multiplies in their dtype."""
+    dtype = dispatch.autocast_dtype(x.device) if x.is_cuda else None
+    if dtype is None or dispatch.requested() == "reference":
+        return weights
+    return [weight.to(dtype) if weight.dim() == 2 else weight for weight in weights]
 
 
 def zeros(

@@ -42,7 +42,9 @@ def mlp(
     for start in range(0, HIDDEN, CHUNK):
         hidden = start + tl.arange(0, CHUNK)
         first = matrix(fc1_ptr + start * DEPTH, channels, CHUNK, DOT)
-        inner = tl.dot(x, first, input_precision=PRECISION) + tl.load(fc1_bias_ptr + hidden)[None, :]
+        inner = (
+            tl.dot(x, first, input_precision=PRECISION) + tl.load(fc1_bias_ptr + hidden)[None, :]
+        )
         second = matrix(fc2_ptr, hidden, DEPTH, DOT)
         total += tl.dot(gelu(inner).to(DOT), second, input_precision=PRECISION)
     return total

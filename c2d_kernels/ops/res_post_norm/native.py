@@ -20,7 +20,7 @@ def _can_run(x: Tensor, parts: Sequence[Tensor], *_: object) -> str | None:
     return native.refusal(x)
 
 
-def fold(features: torch.dtype, weights: Sequence[Tensor]) -> list[Tensor]:
+def fold(features: torch.dtype, widths: Sequence[int], weights: Sequence[Tensor]) -> list[Tensor]:
     """What `run` takes for maps of a dtype."""
     matrices = _matrices(weights, torch.promote_types(features, torch.float32))
     if not native.multiplies_bfloat16(features):
@@ -38,7 +38,7 @@ def run(x: Tensor, parts: Sequence[Tensor], folded: list[Tensor], eps: float) ->
 
 
 def _forward(x: Tensor, parts: Sequence[Tensor], weights: Sequence[Tensor], eps: float) -> Tensor:
-    return run(x, parts, fold(x.dtype, weights), eps)
+    return run(x, parts, fold(x.dtype, [part.shape[-1] for part in parts], weights), eps)
 
 
 def _backward(

@@ -24,7 +24,9 @@ def res_post_norm(
     is another operator's. On a CPU one kernel does all of it, some tokens at a time in cache,
     whatever autocast says: in the precision of x, bfloat16 by products of bfloat16 where the CPU
     has AVX-512 BF16. Another does its backward, in float32 for half x, from x and the parts alone:
-    nothing else is kept. Elsewhere torch's own operators do, which autocast rounds.
+    nothing else is kept. At inference on a GPU a Triton kernel does it for up to 64 channels, with
+    products in autocast's dtype where that is on. Elsewhere torch's own operators do, which
+    autocast rounds.
 
     Args:
         x: (B, H, W, C), float32, bfloat16, float16 or float64; any strides.
@@ -62,13 +64,15 @@ def res_post_norm(
     ordered = layer_weights.ordered(x, weights, reference.NAMES, shapes, reference.MLP)
     parts = [part.to(x.dtype) for part in parts]  # autocast may have rounded them
     if dispatch.in_one_piece("res_post_norm", x, parts, ordered, float(eps)):
+        ordered = layer_weights.autocast(x, ordered)
+        kernels, widths = (triton if x.is_cuda else native), [part.shape[-1] for part in parts]
         frozen.keep(
             "res_post_norm",
             weights,
             x,
             *settings,
-            fold=lambda: native.fold(x.dtype, ordered),
-            run=lambda folded, x, parts: native.run(x, parts, folded, float(eps)),
+            fold=lambda: kernels.fold(x.dtype, widths, ordered),
+            run=lambda folded, x, parts: kernels.run(x, parts, folded, float(eps)),
         )
         return _res_post_norm(x, parts, ordered, float(eps))
     return reference.composed(x, parts, [weight.to(x.dtype) for weight in ordered], eps).to(x.dtype)

@@ -24,29 +24,22 @@ def _can_run(
     return triton_support.refusal(x)
 
 
-def fold(
-    features: torch.dtype, widths: Sequence[int], weights: Sequence[Tensor]
-) -> list[Tensor]:
+def fold(features: torch.dtype, widths: Sequence[int], weights: Sequence[Tensor]) -> list[Tensor]:
     """What `run` takes for maps of a dtype: proj, vectors, fc1, its bias, fc2."""
     dot, total = triton_packing.precisions(features, weights[0])
     proj, *rest = (weight.to(total) for weight in weights)
     channels = proj.shape[0]
     depth = block(channels)
     parts = [padded(part.mT, block(part.shape[1]), depth) for part in proj.split(list(widths), 1)]
-    vectors, mlp = rest[:3], rest[3:]
-    if mlp:
-        fc1, fc1_bias, fc2, *after = mlp
-        vectors += after
+    mlp = [proj[:0]] * 3
+    if len(rest) > 3:
+        fc1, fc1_bias, fc2 = rest[3:6]
         mlp = packed_mlp(fc1, fc1_bias, fc2, dot)
-    else:
-        mlp = [proj] * 3  # none is read
-    stacked = torch.stack([padded(vector, depth) for vector in vectors])
-    return [torch.cat(parts).to(dot), stacked, *mlp]
+    vectors = torch.stack([padded(vector, depth) for vector in (*rest[:3], *rest[6:])])
+    return [torch.cat(parts).to(dot), vectors, *mlp]
 
 
-def run(
-    x: Tensor, parts: Sequence[Tensor], folded: Sequence[Tensor], hidden: int, eps: float
-) -> Tensor:
+def run(x: Tensor, parts: Sequence[Tensor], folded: Sequence[Tensor], eps: float) -> Tensor:
     """The forward."""
     from . import triton_kernels as kernels
 
@@ -58,27 +51,24 @@ def run(
         return out
     rows = [part.reshape(tokens, -1) for part in parts]
     rows = [part if part.stride(1) == 1 else part.contiguous() for part in rows]
+    constants = triton_packing.layer_constants(x, folded[0])
+    blocks = -(-tokens // triton_packing.tokens(x.device, folded[0].dtype))
     with triton_support.on_device(x):
-        kernels.res_post_norm[-(-tokens // triton_packing.TOKENS),](
+        kernels.res_post_norm[blocks,](
             *(x, tuple(rows), out, *folded, tokens),
             WIDTHS=tuple(part.shape[1] for part in rows),
             ROWS=tuple(block(part.shape[1]) for part in rows),
             STRIDES=tuple(part.stride(0) for part in rows),
-            HIDDEN=triton_packing.padded_hidden(hidden),
+            HIDDEN=folded[-1].shape[0],
             EPS=eps,
-            **triton_packing.layer_constants(channels, x.dtype, folded[0].dtype),
+            **constants,
         )
     return out
 
 
 def _forward(x: Tensor, parts: Sequence[Tensor], weights: Sequence[Tensor], eps: float) -> Tensor:
     widths = [part.shape[-1] for part in parts]
-    return run(x, parts, fold(x.dtype, widths, weights), hidden_of(weights), eps)
-
-
-def hidden_of(weights: Sequence[Tensor]) -> int:
-    """Channels of the MLP, 0 where there is none."""
-    return weights[4].shape[0] if len(weights) > 4 else 0
+    return run(x, parts, fold(x.dtype, widths, weights), eps)
 
 
 res_post_norm = Kernel("res_post_norm", "triton", _can_run, _forward)

@@ -35,15 +35,21 @@ def res_post_norm(
         proj_ptr += ROWS[i] * DEPTH
     place = token[:, None] * CHANNELS + channels[None, :]
     here = exists[:, None] & (channels < CHANNELS)[None, :]
-    mixed = normed(mixed + tl.load(vectors_ptr + channels)[None, :], CHANNELS, DEPTH, EPS)
-    gain, offset = tl.load(vectors_ptr + DEPTH + channels), tl.load(vectors_ptr + 2 * DEPTH + channels)
+    mixed += tl.load(vectors_ptr + channels)[None, :]
+    mixed = normed(mixed, CHANNELS, DEPTH, EPS)
+    gain, offset = (
+        tl.load(vectors_ptr + DEPTH + channels),
+        tl.load(vectors_ptr + 2 * DEPTH + channels),
+    )
     y = tl.load(x_ptr + place, mask=here, other=0.0).to(SUM)
     y += mixed * gain[None, :] + offset[None, :]
     if HIDDEN > 0:
         fed = mlp(
             y.to(DOT), fc1_ptr, fc1_bias_ptr, fc2_ptr, DEPTH, HIDDEN, CHUNK, DOT, SUM, PRECISION
         )
-        fed = normed(fed + tl.load(vectors_ptr + 3 * DEPTH + channels)[None, :], CHANNELS, DEPTH, EPS)
+        fed = normed(
+            fed + tl.load(vectors_ptr + 3 * DEPTH + channels)[None, :], CHANNELS, DEPTH, EPS
+        )
         gain = tl.load(vectors_ptr + 4 * DEPTH + channels)
         y += fed * gain[None, :] + tl.load(vectors_ptr + 5 * DEPTH + channels)[None, :]
     tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=here)

@@ -10,12 +10,16 @@ from torch import Tensor
 from c2d_kernels import native
 from c2d_kernels.dispatch import Kernel
 
-from ..attention_branch.native import fold
+from ..attention_branch.native import fold as fold_branch
 from .reference import BRANCH
 
 
-def fold_layer(
-    features: torch.dtype, bias_table: Tensor, weights: Sequence[Tensor], num_heads: int
+def fold(
+    features: torch.dtype,
+    bias_table: Tensor,
+    weights: Sequence[Tensor],
+    window_size: int,
+    num_heads: int,
 ) -> list[Tensor]:
     """What `run` takes for maps of a dtype."""
     compute = torch.promote_types(features, torch.float32)
@@ -25,7 +29,7 @@ def fold_layer(
         native.column_after_norm(fc1, fc1_bias, norm2, norm2_bias),
         native.bias_column(fc2, fc2_bias),
     ]
-    return fold(features, bias_table, weights[:BRANCH], mlp, num_heads)
+    return fold_branch(features, bias_table, weights[:BRANCH], mlp, num_heads)
 
 
 def run(
@@ -51,7 +55,7 @@ def _forward(
     shift: int,
     eps: float,
 ) -> Tensor:
-    folded = fold_layer(x.dtype, bias_table, weights, num_heads)
+    folded = fold(x.dtype, bias_table, weights, window_size, num_heads)
     return run(x, folded, window_size, num_heads, shift, eps)
 
 

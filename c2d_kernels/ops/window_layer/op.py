@@ -32,9 +32,10 @@ def window_layer(
 
     `y = x + proj(window_attention(qkv(LN(x))))`, then `y + fc2(GELU(fc1(LN(y))))`. At inference on
     a CPU one kernel does all of it, a window at a time in cache, whatever autocast says: in the
-    precision of x, bfloat16 by products of bfloat16 where the CPU has AVX-512 BF16. Elsewhere, and
-    where gradients are recorded, the layer is composed of `window_attention` and torch's own
-    operators, which autocast rounds.
+    precision of x, bfloat16 by products of bfloat16 where the CPU has AVX-512 BF16. On a GPU a
+    Triton kernel does, for windows of up to 64 tokens of up to 64 channels, with products in
+    autocast's dtype where that is on. Elsewhere, and where gradients are recorded, the layer is
+    composed of `window_attention` and torch's own operators, which autocast rounds.
 
     Args:
         x: (B, H, W, C), H and W multiples of window_size. float32, bfloat16, float16 or float64;
@@ -68,13 +69,15 @@ def window_layer(
     ordered = layer_weights.ordered(x, weights, reference.NAMES, shapes)
     numbers = (window_size, num_heads, shift, float(eps))
     if dispatch.in_one_piece("window_layer", x, bias_table, ordered, *numbers):
+        ordered = layer_weights.autocast(x, ordered)
+        kernels = triton if x.is_cuda else native
         frozen.keep(
             "window_layer",
             weights,
             x,
             *settings,
-            fold=lambda: native.fold_layer(x.dtype, bias_table, ordered, num_heads),
-            run=lambda folded, x: native.run(x, folded, *numbers),
+            fold=lambda: kernels.fold(x.dtype, bias_table, ordered, window_size, num_heads),
+            run=lambda folded, x: kernels.run(x, folded, *numbers),
         )
         return _layer(x, bias_table, ordered, *numbers)
     ordered = [weight.to(x.dtype) for weight in ordered]

@@ -14,11 +14,10 @@ from c2d_kernels.triton_packing import packed_mlp, padded
 from c2d_kernels.triton_support import block
 
 from ..window_attention.reference import relative_bias
-from .reference import BRANCH, NAMES
+from .reference import BRANCH
 
 MAX_TOKENS, MAX_WIDTH = 64, 64  # of a window that stays in registers
 LOG2E = 1.4426950408889634
-FC1 = NAMES.index("fc1.weight")
 
 
 def _can_run(
@@ -76,7 +75,6 @@ def fold(
 def run(
     x: Tensor,
     folded: Sequence[Tensor],
-    hidden: int,
     window_size: int,
     num_heads: int,
     shift: int,
@@ -91,15 +89,14 @@ def run(
     windows = batch * (height // window_size) * (width // window_size)
     if windows == 0:
         return out
-    constants = triton_packing.layer_constants(channels, x.dtype, folded[0].dtype)
+    constants = triton_packing.layer_constants(x, folded[0])
     with triton_support.on_device(x):
         kernels.window_layer[windows,](
             *(x, out, *folded, (height, width), num_heads),
             **constants
             | {
-                "CHANNELS": channels,
                 "HEAD": block(channels // num_heads),
-                "HIDDEN": triton_packing.padded_hidden(hidden),
+                "HIDDEN": folded[-1].shape[0],
                 "WINDOW": window_size,
                 "SHIFT": shift,
                 "BLOCK": block(window_size**2),
@@ -119,7 +116,7 @@ def _forward(
     eps: float,
 ) -> Tensor:
     folded = fold(x.dtype, bias_table, weights, window_size, num_heads)
-    return run(x, folded, weights[FC1].shape[0], window_size, num_heads, shift, eps)
+    return run(x, folded, window_size, num_heads, shift, eps)
 
 
 window_layer = Kernel("window_layer", "triton", _can_run, _forward)
