@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,15 +13,17 @@ import torch
 from torch import Tensor
 
 import c2d_kernels
+from tests.kernels.cases import AWKWARD, CASES, SMALL
 from tests.kernels.channel_correlation import test_channel_correlation_triton as channel
 from tests.kernels.coordinate_query import test_coordinate_query_triton as query
+from tests.kernels.rows import Case
 from tests.kernels.spatial_correlation import test_spatial_correlation_triton as spatial
 from tests.kernels.triton_checks import needs_triton
 from tests.kernels.triton_launches import ONE, SIXTEENS, launches
 from tests.kernels.triton_worker import with_gradients
 from tests.kernels.window_attention import test_window_attention_triton as window
 
-Call = tuple[str, dict[str, Tensor], dict[str, object]]
+Call = Callable[[], object]
 PACKAGE = Path(c2d_kernels.__file__).parent
 
 # Calls in which a number is 1 that is more in the modules' own cases.
@@ -33,14 +37,20 @@ SPATIAL = {"one-cell-one-channel": ((1, 32, 32, 1, 32, 1, 1), {})}
 QUERY = {"one-pixel-to-one": ((1, 1, 1), (1, 1), (3, 2, 1, 1))}
 
 
+def differentiated(operator: str, tensors: dict[str, Tensor], options: dict[str, object]) -> Call:
+    """A call of the operator, forward and backward."""
+    return partial(with_gradients, getattr(c2d_kernels, operator), tensors, options)
+
+
 def window_calls(dtype: torch.dtype) -> Iterator[Call]:
     for case in [*(case.values for case in window.CASES + window.LARGE), ONE_LARGE_HEAD]:
-        yield case[0], *window.draw(*case, dtype=dtype)
+        yield differentiated(case[0], *window.draw(*case, dtype=dtype))
 
 
 def channel_calls(dtype: torch.dtype) -> Iterator[Call]:
     for *shape, size in (channel.CASES | channel.LARGE | CHANNEL).values():
-        yield "channel_correlation", *channel.draw(*shape, window=size, dtype=dtype)
+        drawn = channel.draw(*shape, window=size, dtype=dtype)
+        yield differentiated("channel_correlation", *drawn)
 
 
 def spatial_calls(dtype: torch.dtype) -> Iterator[Call]:
@@ -48,14 +58,34 @@ def spatial_calls(dtype: torch.dtype) -> Iterator[Call]:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in settings.items():
                 patch.setattr(spatial.launch, name, value)
-            yield spatial.OPERATOR, *spatial.draw(*shape, dtype=dtype)
+            yield differentiated(spatial.OPERATOR, *spatial.draw(*shape, dtype=dtype))
 
 
 def query_calls(dtype: torch.dtype) -> Iterator[Call]:
     training = {"training": query.LARGE["hiif-l-training"]}
     wide = {} if dtype == torch.float32 else {"wide": query.WIDE}
     for case in (query.CASES | training | wide | QUERY).values():
-        yield "coordinate_query", *query.draw(*case, dtype=dtype)
+        yield differentiated("coordinate_query", *query.draw(*case, dtype=dtype))
+
+
+def layer_calls(operator: str, dtype: torch.dtype) -> Iterator[Call]:
+    for case in [*SMALL, *AWKWARD, one_head(CASES["layer"]), sixteen_tokens(CASES["post-norm"])]:
+        if case.operator == operator:
+            yield torch.no_grad()(partial(case.outputs, case.tensors(dtype)))
+
+
+def one_head(case: Case) -> Case:
+    rows = case.shapes["bias_table"][0]
+    shapes = {**case.shapes, "bias_table": (rows, 1)}
+    return replace(case, shapes=shapes, options={**case.options, "num_heads": 1})
+
+
+def sixteen_tokens(case: Case) -> Case:
+    shapes = {
+        name: (1, 4, 4, shape[3]) if len(shape) == 4 else shape
+        for name, shape in case.shapes.items()
+    }
+    return replace(case, shapes=shapes)
 
 
 # Files of kernels -> calls that launch all of them, and the integers that no call can make 1.
@@ -71,6 +101,8 @@ FILES = {
         query_calls,
         {("mlp", "dy_stride"), ("first_mlp", "dy_stride"), ("sum_by_pixel", "places")},
     ),
+    "ops/window_layer/triton_kernels.py": (partial(layer_calls, "window_layer"), set()),
+    "ops/res_post_norm/triton_kernels.py": (partial(layer_calls, "res_post_norm"), set()),
 }
 
 
@@ -91,8 +123,8 @@ def kernels(file: str) -> list[str]:
 def test_kernels_compile_as_launched(monkeypatch: pytest.MonkeyPatch, calls, dtype) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with launches(monkeypatch) as met:
-        for operator, tensors, options in calls(dtype):
-            with_gradients(getattr(c2d_kernels, operator), tensors, options)
+        for call in calls(dtype):
+            call()
     launched = {file: never for file, (its_calls, never) in FILES.items() if its_calls is calls}
     names = {name: file for file in launched for name in kernels(file)}
     assert set(met) == set(names)
