@@ -31,8 +31,10 @@ _device = torch.device("cpu")
 
 
 def use(name: str) -> None:
-    """Run everything on this device from now on, "cpu" or "cuda"."""
+    """Run everything on this device from now on, "cpu" or "cuda", float32 as float32 there."""
     global _device
+    if name == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     _device = torch.device(name)
 
 

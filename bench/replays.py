@@ -148,7 +148,6 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.exit(1, "bench.replays: torch sees no CUDA device here\n")
     machine.use("cuda")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     began = time.monotonic()
 
     def put(row: dict[str, object]) -> None:
