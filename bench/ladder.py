@@ -56,7 +56,16 @@ RUNGS = {
         ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9"),
     ),
     "tests": Rung(
-        (*PYTEST, "tests/kernels", "-m", "gpu", "-n", str(workers()), "--junitxml=FOLDER/tests.xml"), 900
+        (
+            *PYTEST,
+            "tests/kernels",
+            "-m",
+            "gpu",
+            "-n",
+            str(workers()),
+            "--junitxml=FOLDER/tests.xml",
+        ),
+        900,
     ),
     "replays": Rung(("-m", "bench.replays", "--into", "FOLDER/replays.jsonl"), 900),
     "networks": Rung(("-m", "bench.replays", "--networks", "--into", "FOLDER/networks.jsonl"), 900),
