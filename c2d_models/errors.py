@@ -53,6 +53,10 @@ class ConfigError(C2DError):
     """A training run that cannot be made as its configuration says."""
 
 
+class ClusterError(C2DError):
+    """Workers that cannot be had as asked."""
+
+
 class DeviceError(C2DError):
     """A device that is not there."""
 

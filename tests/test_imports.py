@@ -16,7 +16,7 @@ FLOORS = [  # of c2d_models, from the top; rooms on one floor do not know each o
     {"pretrained", "images", "video"},
     {"networks"},
 ]
-FOUNDATIONS = {"errors", "devices", "files"}  # which every room may import
+FOUNDATIONS = {"errors", "devices", "files", "version", "ray_pool"}  # which every room may import
 
 
 def modules() -> dict[str, Path]:

@@ -14,8 +14,9 @@ from typing import Annotated
 import typer
 
 from ..errors import sentence
+from ..version import version
 from . import evaluate, export, shipped, train, upscale
-from .messages import INTERRUPTED, MISTAKE, ask_for_report, complain, print_any_name, version
+from .messages import INTERRUPTED, MISTAKE, ask_for_report, complain, print_any_name
 
 app = typer.Typer(
     name="c2d",

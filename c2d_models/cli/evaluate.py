@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from ..errors import EvaluationError
+from . import clusters
 
 
 def evaluate(
@@ -47,14 +48,21 @@ def evaluate(
         typer.Option(metavar="X,Y,SIZE", help="HR pixels to show; without it, the most detailed."),
     ] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
+    ray: clusters.Address = None,
+    workers: clusters.Count = None,
+    cpus: clusters.Cpus = None,
+    gpus: clusters.Gpus = None,
 ) -> None:
     """Score models against bicubic: PSNR and SSIM of luma, as the papers report them."""
     square = None if crop is None else _parse_crop(crop)
 
+    asked = clusters.workers(ray, workers, cpus, gpus)
+
     from .. import devices
     from ..evaluation import run as evaluation
 
-    place = devices.choose_device(device)
+    # On a cluster "auto" is what its nodes have.
+    place = None if asked and device == "auto" else devices.choose_device(device)
     evaluation.run(
         model or [],
         folders,
@@ -66,6 +74,7 @@ def evaluate(
         rule=rule,
         pictures=pictures,
         crop=square,
+        workers=asked,
     )
 
 

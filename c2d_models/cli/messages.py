@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from importlib import metadata
 from pathlib import Path
 
 BUG, MISTAKE, INTERRUPTED = 1, 2, 130
@@ -44,11 +43,3 @@ def print_any_name() -> None:
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(ValueError):  # it is closed
                 stream.reconfigure(errors="backslashreplace")
-
-
-def version() -> str:
-    """Of the installed package."""
-    try:
-        return metadata.version("c2d-isr")
-    except metadata.PackageNotFoundError:
-        return "from source, not installed"

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import ModelFileError
-from .messages import version
+from ..version import version
 
 if TYPE_CHECKING:
     from ..pretrained.loading import ModelInfo

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import accumulate
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -22,11 +22,14 @@ from rich.progress import (
 )
 
 from ..errors import UpscaleError
+from . import clusters
 from .messages import MISTAKE, report_bugs, warn
 
 if TYPE_CHECKING:
-    from ..upscaling.batch import Outcome, Report
+    from ..ray_pool import Workers
+    from ..upscaling.batch import FileOptions, Outcome, Report
     from ..upscaling.jobs import Job
+    from ..upscaling.on_ray import Settings
     from ..upscaling.target import Target
     from ..upscaling.upscaler import Upscaler
 
@@ -154,6 +157,10 @@ def upscale(
             rich_help_panel=_FILES,
         ),
     ] = False,
+    ray: clusters.Address = None,
+    workers: clusters.Count = None,
+    cpus: clusters.Cpus = None,
+    gpus: clusters.Gpus = None,
 ) -> None:
     """Make photographs larger: PNG, JPEG, WebP, TIFF and others.
 
@@ -170,28 +177,55 @@ def upscale(
     if max_pixels is not None and max_pixels < 1:
         raise UpscaleError(f"max-pixels is {max_pixels}; it must be 1 or more.")
     target = _target(scale, size, fit, long_side, stretch)
+    asked = clusters.workers(ray, workers, cpus, gpus)
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, _terminate)
 
     from ..images import image_file
     from ..upscaling import batch, jobs
-    from ..upscaling.upscaler import Upscaler
+    from ..upscaling.on_ray import Settings
 
     plan = jobs.plan(inputs, output, format, suffix)
-    upscaler = Upscaler.load(target, model, device, dtype, tile)
-    if (net := upscaler.models.asked) is not None and net.scale == 1:
-        warn(f"{model} restores pictures: they keep their size")
-    if dtype != "float32" and upscaler.device.type == "cpu":
-        _warn_if_slower(upscaler, dtype)
+    settings = Settings(target, model, device, dtype, tile)
     options = batch.FileOptions(
         quality, lossless, metadata, strict, max_pixels or image_file.MAX_PIXELS, overwrite
     )
     report = batch.Report(unread=plan.unread)
     with _bar(plan.jobs) as progress:
-        for outcome in batch.upscale_files(plan.jobs, upscaler, options, progress):
+        for outcome in _outcomes(plan.jobs, settings, options, asked, progress):
+            progress(outcome.job, 1.0)
             report.add(outcome)
             _tell(outcome, to_stderr=output == jobs.PIPE)
     _finish(report)
+
+
+def _outcomes(
+    jobs: list[Job],
+    settings: Settings,
+    options: FileOptions,
+    workers: Workers | None,
+    progress: Callable[[Job, float], None],
+) -> Iterator[Outcome]:
+    """Do the jobs, here or in workers; what is wrong with the settings is told first."""
+    from ..ray_pool import RayPool
+    from ..upscaling import batch, on_ray
+
+    upscaler = settings.load() if workers is None else replace(settings, device="cpu").load()
+    if (net := upscaler.models.asked) is not None and net.scale == 1:
+        warn(f"{settings.model} restores pictures: they keep their size")
+    if workers is None:
+        if settings.dtype != "float32" and upscaler.device.type == "cpu":
+            _warn_if_slower(upscaler, settings.dtype)
+        yield from batch.upscale_files(jobs, upscaler, options, progress)
+        return
+    if any("-" in (str(job.source), str(job.target)) for job in jobs):
+        raise UpscaleError("workers do not see standard input and output: leave out --ray.")
+    with RayPool(workers, gpus=settings.device != "cpu") as pool:
+        if settings.device.startswith("cuda") and not pool.gpus_each:
+            raise UpscaleError(
+                f"device is {settings.device}, but no node of the cluster has a GPU."
+            )
+        yield from on_ray.upscale_files(jobs, settings, options, pool, progress)
 
 
 def _target(
@@ -241,16 +275,16 @@ def _bar(jobs: list[Job]) -> Iterator[Callable[[Job, float], None]]:
         disable=not screen.is_terminal,
     )
     # A file's bytes stand for its pixels: good enough for an ETA, and known without opening it.
-    weights = [job.source.stat().st_size if job.source.is_file() else 0 for job in jobs]
-    before = dict(zip(map(id, jobs), accumulate([0, *weights[:-1]]), strict=True))
-    weight = dict(zip(map(id, jobs), weights, strict=True))
+    weight = {id(job): job.source.stat().st_size if job.source.is_file() else 0 for job in jobs}
+    reached = dict.fromkeys(weight, 0.0)
     with bar:
-        task = bar.add_task("", total=max(sum(weights), 1))
+        task = bar.add_task("", total=max(sum(weight.values()), 1))
 
         def progress(job: Job, fraction: float) -> None:
-            done = before[id(job)] + fraction * weight[id(job)]
+            more = (fraction - reached[id(job)]) * weight[id(job)]
+            reached[id(job)] = fraction
             name = job.source.name if fraction < 1 else f"{job.source.name} (saving)"
-            bar.update(task, completed=done, description=name)
+            bar.update(task, advance=more, description=name)
 
         yield progress
 

@@ -22,7 +22,9 @@ from ..files import write_whole
 from ..images.sets import pair_files
 from ..networks.network import Network
 from ..pretrained import loading
+from ..ray_pool import RayPool, Workers
 from . import pictures as drawing
+from .on_ray import evaluate_all
 from .results import BICUBIC, WRITERS, Result, output_files, to_table
 from .scoring import check_serves, evaluate, psnr_by
 
@@ -39,6 +41,7 @@ def run(
     rule: str = "papers",
     pictures: str | Path | None = None,
     crop: tuple[int, int, int] | None = None,
+    workers: Workers | None = None,
 ) -> list[Result]:
     """`c2d eval`: bicubic and every model on every folder at every scale; prints a table.
 
@@ -54,6 +57,8 @@ def run(
         rule: of PSNR, "papers" or "liif".
         pictures: folder for the pictures of `evaluation.pictures`; they need matplotlib.
         crop: (x, y, size) of the part of the HR images that they show; None chooses.
+        workers: Ray workers to score on; None scores here. Models and folders must lie where all
+            nodes see them, and the device says whether workers may take GPUs.
 
     An image that cannot be read is left out and named, and the table says of how many images it
     has the means.
@@ -67,6 +72,7 @@ def run(
             folder that are too small. OSError: a file that cannot be written.
     """
     console = console or Console()
+    anywhere = device is None
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if not folders:
         raise DataError("no image folder is given; name at least one")
@@ -87,12 +93,16 @@ def run(
         regions = drawing.plan(pictures, folders, scales, crop)
     elif crop is not None:
         raise EvaluationError("a crop is a part of a picture; give a folder of pictures too")
-    results = [
-        evaluate(net, folder, scale, name=name, ensemble=ensemble, rule=rule, console=console)
-        for folder in folders
-        for scale in scales
-        for name, net in nets.items()
-    ]
+    if workers is None:
+        results = [
+            evaluate(net, folder, scale, name=name, ensemble=ensemble, rule=rule, console=console)
+            for folder, scale, (name, net) in product(folders, scales, nets.items())
+        ]
+    else:
+        with RayPool(workers, gpus=anywhere or device.type == "cuda") as pool:
+            results = evaluate_all(
+                nets, folders, scales, ensemble=ensemble, rule=rule, pool=pool, console=console
+            )
     for sentence in dict.fromkeys(each for result in results for each in result.left_out):
         console.print(f"left out: {sentence}", markup=False, soft_wrap=True)
     console.print(to_table(results))

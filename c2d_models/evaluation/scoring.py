@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -57,61 +58,119 @@ def evaluate(
             rule that is not known.
     """
     check_serves(net, scale, name)
-    psnr = psnr_by(rule)
-    hr_files, lr_files, dataset = pair_files(hr_folder, lr_folder, scale)
-    if name is None:
-        name = BICUBIC if net is None else net.name or type(net).__name__
-    border = math.ceil(scale)
-    device = torch.device("cpu") if net is None else next(net.parameters()).device
-    scores: list[ImageScore] = []
-    left_out: list[str] = []
-    pairs = list(zip(hr_files, lr_files, strict=True))
-    for hr_file, lr_file in track(
+    score = Scorer(net, scale, name or title(net), ensemble, rule)
+    pairs = Pairs.find(hr_folder, lr_folder, scale)
+    shown = track(
         pairs,
-        f"{name} {dataset} x{scale:g}",
+        f"{score.name} {pairs.dataset} x{scale:g}",
         console=console,
         transient=True,
         disable=console is None or not console.is_terminal,
-    ):
+    )
+    return score.result(pairs, [score(*files) for files in shown])
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The files of a set at one scale: HR, and LR or None; in order."""
+
+    dataset: str
+    files: tuple[tuple[Path, Path | None], ...]
+
+    @classmethod
+    def find(
+        cls, hr_folder: str | Path | Sequence[Path], lr_folder: str | Path | None, scale: float
+    ) -> Pairs:
+        """As `evaluate` takes folders. Raises DataError."""
+        hr_files, lr_files, dataset = pair_files(hr_folder, lr_folder, scale)
+        return cls(dataset, tuple(zip(hr_files, lr_files, strict=True)))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[tuple[Path, Path | None]]:
+        return iter(self.files)
+
+
+class Scorer:
+    """Scores single images of one network at one scale, and joins them; arguments as `evaluate`."""
+
+    def __init__(
+        self, net: Network | None, scale: float, name: str, ensemble: bool, rule: str
+    ) -> None:
+        self.net, self.scale, self.name, self.rule = net, scale, name, rule
+        self.ensemble = ensemble and net is not None
+        self.psnr = psnr_by(rule)
+        self.border = math.ceil(scale)
+        self.device = torch.device("cpu") if net is None else next(net.parameters()).device
+        self._warm = net is None
+
+    def __call__(self, hr_file: Path, lr_file: Path | None) -> ImageScore | str:
+        """The score of one image, or the sentence that says why it cannot be read.
+
+        Raises:
+            DataError: an image that cannot be scored, or an output that is not what it must be.
+        """
         try:
-            lr, hr = read_pair(hr_file, lr_file, scale)
+            lr, hr = read_pair(hr_file, lr_file, self.scale)
         except ImageError as error:
-            left_out.append(str(error))
-            continue
-        if net is not None and not scores:  # what is made once is no part of an image's time
-            enlarge(net, lr.to(device), hr.shape[-2:], ensemble=False)
-        start = _clock(device)
-        sr = enlarge(net, lr.to(device), hr.shape[-2:], ensemble)
-        seconds = _clock(device) - start
+            return str(error)
+        if not self._warm:  # what is made once is no part of an image's time
+            enlarge(self.net, lr.to(self.device), hr.shape[-2:], ensemble=False)
+            self._warm = True
+        start = _clock(self.device)
+        sr = enlarge(self.net, lr.to(self.device), hr.shape[-2:], self.ensemble)
+        seconds = _clock(self.device) - start
         if sr.shape != hr.shape or not torch.isfinite(sr).all():
             raise DataError(
-                f"{name} made an image of shape {tuple(sr.shape)} from {hr_file.name}, or one "
-                f"that is not finite; expected {tuple(hr.shape)}"
+                f"{self.name} made an image of shape {tuple(sr.shape)} from {hr_file.name}, or "
+                f"one that is not finite; expected {tuple(hr.shape)}"
             )
         sr = sr.cpu()
         try:
-            scores.append(
-                ImageScore(hr_file.stem, psnr(sr, hr, border), ssim_y(sr, hr, border), seconds)
-            )
+            psnr, ssim = self.psnr(sr, hr, self.border), ssim_y(sr, hr, self.border)
         except ArgumentError as error:
             raise DataError(f"{hr_file} cannot be scored: {error}") from error
-    if not scores:
-        raise DataError(f"no image of {dataset} can be read; the first: {left_out[0]}")
-    ensemble = ensemble and net is not None
-    return Result(
-        model=name,
-        params=0 if net is None else complexity.parameters(net),
-        gmacs=0.0 if net is None else complexity.gmacs(net, scale=scale) * (8 if ensemble else 1),
-        dataset=dataset,
-        scale=float(scale),
-        rule=rule,
-        border=border,
-        lr="imresize" if lr_files[0] is None else "files",
-        ensemble=ensemble,
-        device=device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
-        images=tuple(scores),
-        left_out=tuple(left_out),
-    )
+        return ImageScore(hr_file.stem, psnr, ssim, seconds)
+
+    @property
+    def device_name(self) -> str:
+        """As tables give it."""
+        gpu = self.device.type != "cpu"
+        return torch.cuda.get_device_name(self.device) if gpu else "cpu"
+
+    def result(
+        self, pairs: Pairs, scored: Sequence[ImageScore | str], device: str | None = None
+    ) -> Result:
+        """The set's result from what each of its pairs gave, on another device if one is named.
+
+        Raises DataError if no image was read.
+        """
+        left_out = tuple(each for each in scored if isinstance(each, str))
+        scores = tuple(each for each in scored if isinstance(each, ImageScore))
+        if not scores:
+            raise DataError(f"no image of {pairs.dataset} can be read; the first: {left_out[0]}")
+        net, scale = self.net, self.scale
+        runs = 8 if self.ensemble else 1
+        return Result(
+            model=self.name,
+            params=0 if net is None else complexity.parameters(net),
+            gmacs=0.0 if net is None else complexity.gmacs(net, scale=scale) * runs,
+            dataset=pairs.dataset,
+            scale=float(scale),
+            rule=self.rule,
+            border=self.border,
+            lr="imresize" if pairs.files[0][1] is None else "files",
+            ensemble=self.ensemble,
+            device=device or self.device_name,
+            images=scores,
+            left_out=left_out,
+        )
+
+
+def title(net: Network | None) -> str:
+    """What a network is called in tables."""
+    return BICUBIC if net is None else net.name or type(net).__name__
 
 
 def check_serves(net: Network | None, scale: float, name: str | None = None) -> None:

@@ -136,21 +136,30 @@ def upscale_files(
     for folder in {job.target.parent for job in jobs if job.target.parent.is_dir()}:
         image_file.remove_leftovers(folder)
     for job in jobs:
-        progress(job, 0.0)
-        outcome = Outcome(job)
-        started = time.perf_counter()
-        try:
-            if job.problem is not None:
-                raise ImageError(job.problem)
-            if str(job.source) != PIPE and not job.source.exists():
-                raise ImageError(f"{job.source} does not exist.")
-            if options.overwrite or str(job.target) == PIPE or not job.target.exists():
-                size, notes = upscale_file(job, upscaler, options, partial(progress, job))
-                outcome.size, outcome.notes = size, notes
-        except Exception as error:
-            outcome.fail(error)
-        outcome.seconds = time.perf_counter() - started
-        yield outcome
+        yield upscale_job(job, upscaler, options, partial(progress, job))
+
+
+def upscale_job(
+    job: Job,
+    upscaler: Upscaler,
+    options: FileOptions,
+    progress: Progress = lambda fraction: None,
+) -> Outcome:
+    """Do one job; whatever goes wrong, a bug of ours too, is in its outcome."""
+    progress(0.0)
+    outcome = Outcome(job)
+    started = time.perf_counter()
+    try:
+        if job.problem is not None:
+            raise ImageError(job.problem)
+        if str(job.source) != PIPE and not job.source.exists():
+            raise ImageError(f"{job.source} does not exist.")
+        if options.overwrite or str(job.target) == PIPE or not job.target.exists():
+            outcome.size, outcome.notes = upscale_file(job, upscaler, options, progress)
+    except Exception as error:
+        outcome.fail(error)
+    outcome.seconds = time.perf_counter() - started
+    return outcome
 
 
 def upscale_file(
