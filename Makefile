@@ -2,6 +2,7 @@
 #
 #   make demo    upscale the photo in examples/ four times, into out/
 #   make test    build, install (editable) and run the tests
+#   make page    enlarge photographs on a page in the browser (c2d serve)
 #   make lint    ruff, mypy and clang-format
 #   make bench   time every operator against what exists
 #   make scores  score the shipped models on BENCHMARKS, for c2d models and the README
@@ -23,7 +24,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 STAMP := build/stamp$(subst /,-,$(VENV))
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: demo test lint bench report scores gpu experiment sanitize clean installed
+.PHONY: demo page test lint bench report scores gpu experiment sanitize clean installed
 
 demo: $(STAMP)-c2d
 	@mkdir -p out
@@ -32,6 +33,10 @@ demo: $(STAMP)-c2d
 	        $(VENV)/bin/c2d upscale "$$photo" -o out/ --scale 4 --overwrite || exit 1; break; \
 	    fi; \
 	done
+
+page: $(STAMP)-c2d
+	@$(PY) -c "import gradio" 2>/dev/null || { echo "installing gradio"; $(PIP) install "gradio>=6"; }
+	$(VENV)/bin/c2d serve --open
 
 test: $(STAMP)-test
 	$(PY) -m pytest tests -n auto --maxprocesses 8 --dist worksteal $(PYTEST_FLAGS)

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("c2d_models", "c2d_kernels", "bench")
 FLOORS = [  # of c2d_models, from the top; rooms on one floor do not know each other
     {"cli"},
+    {"page"},
     {"upscaling", "training", "evaluation"},
     {"pretrained", "images", "video"},
     {"networks"},

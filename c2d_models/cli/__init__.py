@@ -1,4 +1,4 @@
-"""The command `c2d`: upscale, eval, train, export, models, info.
+"""The command `c2d`: upscale, serve, eval, train, export, models, info.
 
 A mistake in what was asked ends in one sentence on stderr and exit code 2, a bug in its traceback
 and exit code 1, Ctrl-C in 130. Torch is imported by the commands that compute, so that `c2d --help`
@@ -15,7 +15,7 @@ import typer
 
 from ..errors import sentence
 from ..version import version
-from . import evaluate, export, shipped, train, upscale
+from . import evaluate, export, serve, shipped, train, upscale
 from .messages import INTERRUPTED, MISTAKE, ask_for_report, complain, print_any_name
 
 app = typer.Typer(
@@ -67,6 +67,7 @@ def _leave_pipe() -> int:
 
 
 app.command()(upscale.upscale)
+app.command()(serve.serve)
 app.command("eval")(evaluate.evaluate)
 app.command()(train.train)
 app.command()(export.export)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 BUG, MISTAKE, INTERRUPTED = 1, 2, 130
 _REPORT = "this is a bug in c2d-isr: please report it with"
@@ -43,3 +46,13 @@ def print_any_name() -> None:
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(ValueError):  # it is closed
                 stream.reconfigure(errors="backslashreplace")
+
+
+def unwind_when_terminated() -> None:
+    """Let SIGTERM and SIGHUP unwind like Ctrl-C, so that temporary files go."""
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(number, _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -23,7 +21,7 @@ from rich.progress import (
 
 from ..errors import UpscaleError
 from . import clusters
-from .messages import MISTAKE, report_bugs, warn
+from .messages import MISTAKE, report_bugs, unwind_when_terminated, warn
 
 if TYPE_CHECKING:
     from ..ray_pool import Workers
@@ -178,8 +176,7 @@ def upscale(
         raise UpscaleError(f"max-pixels is {max_pixels}; it must be 1 or more.")
     target = _target(scale, size, fit, long_side, stretch)
     asked = clusters.workers(ray, workers, cpus, gpus)
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        signal.signal(number, _terminate)
+    unwind_when_terminated()
 
     from ..images import image_file
     from ..upscaling import batch, jobs
@@ -314,8 +311,3 @@ def _finish(report: Report) -> None:
         raise typer.Exit(report_bugs(report.log, alone))
     if report.failed:
         raise typer.Exit(MISTAKE)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """SIGTERM and SIGHUP unwind like Ctrl-C, so that temporary files go."""
-    sys.exit(128 + number)

@@ -15,6 +15,11 @@ from ..networks.network import Network
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 """The folder of the shipped models."""
+PURPOSES = {
+    "hiet_swinir_tiny_continuous": "any factor, on a weak machine",
+    "hiet_swinir_tiny_x4": "four times exactly, fastest",
+}
+"""What each shipped model is for."""
 
 
 @dataclass(frozen=True)

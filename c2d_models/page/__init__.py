@@ -1,0 +1,1 @@
+"""A page in the browser that enlarges photographs: `c2d serve`."""
