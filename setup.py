@@ -5,6 +5,8 @@ The library uses the stable ABI of libtorch and no symbol of Python, hence one w
 
 - a C++ compiler: the command in CXX, else c++, g++ or clang++ on PATH. With none of them the
   package installs as pure Python. A compiler that fails is an error, never a silent pure install.
+- C2D_BUILD_NATIVE=0 leaves the library out, 1 makes a missing compiler an error, auto (the default)
+  takes what is there.
 - nvcc: in CUDA_HOME (or CUDA_PATH), else on PATH, else in /usr/local/cuda. C2D_BUILD_CUDA=0 leaves
   the CUDA sources out, 1 makes a missing nvcc an error, auto (the default) takes what is there.
   No GPU is needed, and the torch present may be a CPU build.
@@ -257,7 +259,14 @@ def make_plan(torch: Path | None = None) -> Plan:
     """Look at this machine and decide, once; torch: a folder as find_torch's, instead of that."""
     if sys.platform != "linux":
         return Plan(False, f"pure Python: the native library is made on Linux, not {sys.platform}")
+    asked = os.environ.get("C2D_BUILD_NATIVE", "auto").strip().lower() or "auto"
+    if asked not in ("0", "1", "auto"):
+        fail(f"C2D_BUILD_NATIVE is {asked!r}; choose 0, 1 or auto")
+    if asked == "0":
+        return Plan(False, "pure Python: C2D_BUILD_NATIVE=0")
     compiler = find_compiler()
+    if compiler is None and asked == "1":
+        fail("C2D_BUILD_NATIVE=1, but no C++ compiler was found (CXX, c++, g++, clang++)")
     if compiler is None:
         return Plan(False, "pure Python: no C++ compiler was found (CXX, c++, g++, clang++)")
     torch = torch or find_torch()

@@ -98,15 +98,22 @@ def test_library_takes_the_stable_abi() -> None:
 
 
 @needs_linux
-def test_without_compiler_the_wheel_is_pure(tree: Path, tmp_path: Path) -> None:
-    empty = tmp_path / "no commands"
-    empty.mkdir()
-    done = run_setup(tree, "bdist_wheel", "-d", str(tmp_path), PATH=str(empty), CXX="")
+@pytest.mark.parametrize(
+    ("variables", "why"),
+    [
+        pytest.param(
+            {"PATH": "/nowhere", "CXX": ""},
+            "no C++ compiler was found (CXX, c++, g++, clang++)",
+            id="no compiler",
+        ),
+        pytest.param({"C2D_BUILD_NATIVE": "0"}, "C2D_BUILD_NATIVE=0", id="asked for"),
+    ],
+)
+def test_the_wheel_is_pure(tree: Path, tmp_path: Path, variables: dict, why: str) -> None:
+    done = run_setup(tree, "bdist_wheel", "-d", str(tmp_path), **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     said = [line for line in done.stdout.splitlines() if line.startswith("c2d-isr:")]
-    assert said == [
-        "c2d-isr: pure Python: no C++ compiler was found (CXX, c++, g++, clang++)",
-    ]
+    assert said == [f"c2d-isr: pure Python: {why}"]
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
     packages = {name.split("/")[0] for name in wheel_names(wheel)}
@@ -195,6 +202,16 @@ def test_compile_error_fails_the_build(tree: Path, tmp_path: Path, with_ninja: b
             "C2D_BUILD_CUDA is 'yes'; choose 0, 1 or auto",
             id="C2D_BUILD_CUDA",
             marks=needs_compiler,
+        ),
+        pytest.param(
+            {"C2D_BUILD_NATIVE": "no"},
+            "C2D_BUILD_NATIVE is 'no'; choose 0, 1 or auto",
+            id="C2D_BUILD_NATIVE",
+        ),
+        pytest.param(
+            {"C2D_BUILD_NATIVE": "1", "PATH": "/nowhere", "CXX": ""},
+            "C2D_BUILD_NATIVE=1, but no C++ compiler was found",
+            id="C2D_BUILD_NATIVE, no compiler",
         ),
     ],
 )
