@@ -13,6 +13,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -28,9 +29,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
+from c2d_models.page import app
 from c2d_models.page.running import run
 from c2d_models.upscaling import jobs
-from c2d_models.upscaling.batch import FileOptions
+from c2d_models.upscaling.batch import FileOptions, upscale_job
 from c2d_models.upscaling.target import Target
 from c2d_models.upscaling.upscaler import Upscaler
 
@@ -57,6 +59,8 @@ def pictures(tmp_path_factory):
     photo.crop((100, 40, 148, 88)).save(folder / "b.jpg", quality=90)
     Image.new("RGB", (400, 400)).save(folder / "huge.png")
     (folder / "broken.png").write_bytes(b"not a picture")
+    photo.crop((0, 0, 48, 32)).save(folder / "c.bmp")
+    photo.crop((0, 0, 48, 32)).convert("CMYK").save(folder / "d.tif")
     return folder
 
 
@@ -281,6 +285,16 @@ def test_cancel_ends_the_work(visitor, server):
     assert someone.ended().startswith("Cancelled after")
     assert not someone.all("#ready a[download]")
     assert not list(server[1].rglob(".c2d-*"))
+
+
+@pytest.mark.parametrize("name", ["a.png", "b.jpg", "c.bmp", "d.tif"])
+def test_every_kind_of_picture_can_be_compared(name, pictures, tmp_path):
+    upscaler = Upscaler.load(Target(2.0), "hiet_swinir_tiny_continuous", "cpu")
+    (job,) = jobs.plan([pictures / name], tmp_path).jobs
+    outcome = upscale_job(job, upscaler, FileOptions())
+    before, after = (Image.open(file).convert("RGB") for file in app.compared(job))
+    assert before.size == after.size == outcome.size[::-1]
+    assert np.abs(np.asarray(before, float) - np.asarray(after, float)).mean() < 12
 
 
 def test_the_queue_tells_how_far_it_is_and_stops(pictures, tmp_path):

@@ -22,6 +22,7 @@ from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoin
 from starlette.responses import Response
 
 from ..errors import C2DError, UpscaleError
+from ..images import image_file
 from ..pretrained import loading
 from ..pretrained.loading import PURPOSES
 from ..upscaling import jobs
@@ -130,7 +131,7 @@ class Page:
                     names = gr.update(
                         choices=list(visit.made), value=name, visible=len(visit.made) > 1
                     )
-                    yield _status(status), gr.skip(), names, _pair(visit.made[name])
+                    yield _status(status), gr.skip(), names, compared(visit.made[name])
                 else:
                     yield _status(status), gr.skip(), gr.skip(), gr.skip()
         files = _downloads(visit)
@@ -154,7 +155,7 @@ class Page:
     def compare(self, name: str | None, request: gr.Request) -> Any:
         """The comparison of one of the pictures that were made."""
         job = self._visit(request).made.get(str(name))
-        return _pair(job) if job else gr.skip()
+        return compared(job) if job else gr.skip()
 
     def _visit(self, request: gr.Request) -> Visit:
         return self._visits.setdefault(str(request.session_hash), Visit())
@@ -299,23 +300,28 @@ def _target(by: str, scale: float, size: str) -> Target:
     return Target(width=width, height=height)
 
 
-def _pair(job: jobs.Job) -> tuple[str, str]:
-    """Pictures of the original and of the enlarged one, of one size, that any browser shows."""
-    after = pyvips.Image.thumbnail(
-        str(job.target), _PREVIEW, size="down", export_profile="srgb", import_profile="srgb"
-    )
-    before = pyvips.Image.thumbnail(
-        str(job.source),
-        after.width,
-        height=after.height,
-        size="force",
-        export_profile="srgb",
-        import_profile="srgb",
-    )
+def compared(job: jobs.Job) -> tuple[str, str] | None:
+    """Pictures of the original and of the enlarged one, of one size, that any browser shows.
+
+    None for a clip.
+    """
+    if jobs.is_clip(job.source):
+        return None
+    after = _shown(job.target, _PREVIEW, size="down")
+    before = _shown(job.source, after.width, height=after.height, size="force")
     files = [job.target.parent / f"{side}-{job.target.name}.webp" for side in ("before", "after")]
     for image, file in zip((before, after), files, strict=True):
         image.write_to_file(str(file), Q=92)
     return str(files[0]), str(files[1])
+
+
+def _shown(path: Path, width: int, **sized: Any) -> pyvips.Image:
+    """A picture in sRGB at another size."""
+    try:
+        return pyvips.Image.thumbnail(str(path), width, export_profile="srgb", **sized)
+    except pyvips.Error:  # such as BMP, which not every libvips reads
+        pixels = image_file.read(path).pixels
+        return pyvips.Image.new_from_array(pixels).thumbnail_image(width, **sized)
 
 
 def _downloads(visit: Visit) -> list[str]:
