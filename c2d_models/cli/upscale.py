@@ -91,7 +91,7 @@ def upscale(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="A name of `c2d models`, a file, or its folder.",
+            help="A name of `c2d models`, tiny, a file, or its folder.",
             rich_help_panel=_SPEED,
         ),
     ] = None,

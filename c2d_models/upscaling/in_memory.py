@@ -68,7 +68,7 @@ def upscale(
             for a continuous one).
         size: (H_out, W_out) instead; each axis then has its own factor, from 1 to 16.
         model: a shipped model's name, a file or folder, or a network; by default the shipped one
-            for this scale: the discrete x4 for 4, else the continuous one.
+            that suits this scale, and with "tiny" the small one that does.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
         dtype: "float32", or "bfloat16" or "float16" for autocast.
         tile: side of the tiles in pixels of `image`; 0 for none; by default what memory allows.

@@ -11,28 +11,33 @@ from ..errors import UpscaleError
 from ..networks.network import Network
 from ..pretrained import loading
 
+TINY = "tiny"
+"""Asks for the small shipped model that suits a factor, and is part of such models' names."""
+
 
 class Models:
     """The networks of a run, on its device, each loaded when a pass first needs it.
 
     Args:
-        model: a network, a shipped model's name, a file or folder, or None for the shipped ones.
+        model: a network, a shipped model's name, a file or folder; None for the shipped model that
+            suits a factor, or "tiny" for the small one that does.
         device: where they compute.
     """
 
     def __init__(self, model: str | Path | Network | None, device: torch.device):
         self.device = device
         self.asked: Network | None = None
+        self._tiny = model == TINY
         self._loaded: dict[str, Network] = {}
         if isinstance(model, Network):
             self.asked = model.to(device)
             self.asked.prepare()
-        elif model is not None:
+        elif model is not None and not self._tiny:
             self.asked = self._load(model)
 
     def network(self, factor: float | None) -> Network:
         """For a factor from 1 to 4, or for None: another one on each axis, or a broken one."""
-        return self.asked or self._load(choose_model(factor))
+        return self.asked or self._load(choose_model(factor, self._tiny))
 
     def _load(self, model: str | Path) -> Network:
         if str(model) not in self._loaded:
@@ -43,20 +48,26 @@ class Models:
         return self._loaded[str(model)]
 
 
-def choose_model(factor: float | None) -> str:
-    """The shipped model for a factor: a discrete one for exactly that, else a continuous one.
+def choose_model(factor: float | None, tiny: bool = False) -> str:
+    """The shipped model for a factor.
 
-    HiET-SwinIR is preferred, and of two the larger.
+    Large ones come before tiny ones, or only tiny ones count; then HiET-SwinIR before others, one
+    for exactly this factor before a continuous one, and the larger.
     """
-    shipped = loading.list_models()
-    fitting = [m for m in shipped if m.scale is not None and m.scale == factor]
-    fitting = fitting or [m for m in shipped if m.scale is None]
+
+    def merit(info: loading.ModelInfo) -> tuple[bool, bool, bool, int, str]:
+        known = info.name.startswith("hiet_swinir")
+        return TINY not in info.name, known, info.scale is not None, info.params, info.name
+
+    fitting = [info for info in loading.list_models() if info.scale in (None, factor)]
+    if tiny:
+        fitting = [info for info in fitting if TINY in info.name]
     if not fitting:
         request = f"scale {factor:g}" if factor else "this size"
         raise UpscaleError(
             f"no shipped model serves {request}; name a checkpoint file as the model."
         )
-    return max(fitting, key=lambda m: (m.name.startswith("hiet_swinir"), m.params, m.name)).name
+    return max(fitting, key=merit).name
 
 
 def title(net: Any) -> str:

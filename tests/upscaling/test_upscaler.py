@@ -14,6 +14,8 @@ from c2d_models.images.image_file import ImageData
 from c2d_models.pretrained import loading
 from c2d_models.pretrained.loading import ModelInfo
 from c2d_models.upscaling.models import choose_model
+from c2d_models.upscaling.target import Target
+from c2d_models.upscaling.upscaler import Upscaler
 from tests.upscaling.local_network import identity, local, photo
 
 
@@ -206,11 +208,23 @@ FULL = ("hiet_swinir_x4", 4, 99), ("hiet_swinir_continuous", None, 99), ("swinir
         pytest.param(TINY[1:], 4, "hiet_swinir_tiny_continuous", id="continuous can do 4"),
         pytest.param(TINY + FULL, 4, "hiet_swinir_x4", id="full before tiny and others"),
         pytest.param(TINY + FULL, 2, "hiet_swinir_continuous", id="full continuous"),
+        pytest.param(TINY + FULL[1:2], 4, "hiet_swinir_continuous", id="full, though continuous"),
     ],
 )
 def test_the_shipped_model_for_a_scale(monkeypatch, models, scale, expected):
     monkeypatch.setattr(loading, "list_models", lambda: shipped(*models))
     assert choose_model(scale) == expected
+
+
+def test_tiny_is_the_small_model_that_suits(monkeypatch):
+    monkeypatch.setattr(loading, "list_models", lambda: shipped(*TINY, *FULL))
+    assert choose_model(4, tiny=True) == "hiet_swinir_tiny_x4"
+    assert choose_model(2.5, tiny=True) == "hiet_swinir_tiny_continuous"
+    monkeypatch.undo()
+    for factor in (4.0, 2.5):
+        models = Upscaler.load(Target(factor), "tiny", "cpu").models
+        assert models.network(factor).name == "hiet_swinir_tiny"
+        assert models.network(factor).scale == (4 if factor == 4 else None)
 
 
 def test_no_shipped_model_is_said(monkeypatch):
