@@ -247,7 +247,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is built here: the steps, the last of which links, and a line about it."""
+    """The build on this machine: its steps, the last of which links, and a line about it."""
 
     native: bool
     note: str

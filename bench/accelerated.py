@@ -34,7 +34,7 @@ _LONG = 30.0  # seconds after which one counted pair has to do
 
 @dataclass
 class Times:
-    """Of one forward: as written and accelerated, in seconds."""
+    """Times of one forward, as written and accelerated, in seconds."""
 
     wall: tuple[float, float]
     processor: tuple[float, float]

@@ -17,7 +17,7 @@ RACE_SECONDS = {"test": 60.0, "quick": 16.0, "full": 90.0}
 
 
 class OverBudget(Exception):
-    """What a row needs next does not fit its time; the message is the reason as a sentence."""
+    """The next part of a row does not fit its time; the message is the reason as a sentence."""
 
 
 @dataclass

@@ -24,7 +24,7 @@ Absences = dict[str, dict[str, dict[str, int]]]  # reason -> contender -> subjec
 
 @dataclass
 class Ledger:
-    """What a session has to tell at its end."""
+    """Messages for the end of a session."""
 
     rows: list[dict[str, object]] = field(default_factory=list)
     others: dict[str, list[dict[str, object]]] = field(default_factory=dict)  # kind -> its rows
@@ -106,7 +106,7 @@ def compare(workload: Workload, contender: Contender, benchmark, ledger: Ledger)
 
 @dataclass(frozen=True)
 class Work:
-    """What a workload asks of the machine at least."""
+    """The least that a workload asks of the machine."""
 
     flops: int
     traffic: int | None

@@ -1,4 +1,4 @@
-"""What a number was measured on: processor, threads, versions, commit, and who else was busy."""
+"""The machine behind a number: processor, threads, versions, commit, and who else was busy."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _gpu() -> dict[str, object]:
 
 
 def ceilings() -> dict[str, float]:
-    """What this machine reaches at its best here and now: rows are measured against these."""
+    """This machine's best here and now: rows are measured against these."""
     return {
         "copy_GB_s": copy_bandwidth() / 1e9,
         **{

@@ -1,4 +1,4 @@
-"""What the authors of the networks published: the light models, trained on DIV2K."""
+"""Results that the authors of the networks published: the light models, trained on DIV2K."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def captured(call: Callable[[], object]) -> Callable[[], None]:
 
 
 def median_seconds(call: Callable[[], object]) -> float:
-    """Of up to ROUNDS runs by GPU events, the second-level cache emptied before each."""
+    """Times of up to ROUNDS runs by GPU events, the second-level cache emptied before each."""
     first = clocked(call)[0]
     rounds = max(3, min(ROUNDS, int(SECONDS_A_ROW / max(first, 1e-6))))
     return statistics.median(clocked(call)[0] for _ in range(rounds))

@@ -80,7 +80,7 @@ def race_tables(results: Results) -> list[str]:
 
 
 def about(results: Results) -> list[str]:
-    """What the numbers were measured on, and what they mean."""
+    """Describe the machine of the numbers, and their meaning."""
     here = results.machine
     gpu = f", driver {here['driver']}, triton {here['triton']}" if "gpu" in here else ""
     changed = " with changes" if results.commit["dirty"] else ""
@@ -110,7 +110,7 @@ def about(results: Results) -> list[str]:
 
 
 def not_timed(results: Results) -> list[str]:
-    """What was refused, left out or absent, and why."""
+    """List what was refused, left out or absent, and why."""
     lines = [f"- refused, not timed: {reason}" for reason in results.refused.values()]
     lines += [f"- {line}" for line in left_out(results.left_out)]
     lines += [f"- {line}" for line in absences(results.absent)]

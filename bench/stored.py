@@ -1,4 +1,4 @@
-"""What a run left in bench/results, and the small arithmetic of its tables."""
+"""A run's files in bench/results, and the small arithmetic of its tables."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def left_out(rows: Iterable[LeftOut]) -> list[str]:
 
 
 def slowest(rows: Sequence[tuple[str, float]]) -> str:
-    """What a run spends its time on."""
+    """The share of each part in a run's time."""
     named = "; ".join(f"{seconds:.1f} s {row}" for row, seconds in rows)
     return f"slowest rows, with their checks: {named}"
 

@@ -1,4 +1,4 @@
-"""What a benchmark must refuse, and that the stopwatch and its arithmetic are fair."""
+"""Benchmarks refuse what they must, and the stopwatch and its arithmetic are fair."""
 
 from __future__ import annotations
 

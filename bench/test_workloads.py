@@ -1,4 +1,4 @@
-"""What the networks' benchmarks are made of: pictures by device, autocast, whole sizes."""
+"""Workloads of the networks' benchmarks: pictures by device, autocast, whole sizes."""
 
 from __future__ import annotations
 

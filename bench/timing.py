@@ -34,7 +34,7 @@ FEWEST_VERY_LONG_ROUNDS = 2  # so long a run averages over most of the drift by 
 
 @dataclass(frozen=True)
 class Pairs:
-    """What a race measured: seconds of both, round by round."""
+    """The measurements of a race: seconds of both, round by round."""
 
     contender: list[float]
     reference: list[float]

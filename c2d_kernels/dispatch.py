@@ -234,7 +234,7 @@ def autocast(*features: Tensor) -> tuple[Tensor, ...]:
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """What autocast rounds to there, or None where it is off."""
+    """The type that autocast rounds to there, or None where it is off."""
     on = device.type in _AUTOCASTS and torch.is_autocast_enabled(device.type)
     return torch.get_autocast_dtype(device.type) if on else None
 

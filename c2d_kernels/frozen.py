@@ -72,7 +72,7 @@ def keep(
 
 
 def _kind(x: Tensor) -> tuple[Hashable, ...]:
-    """What else the folded weights rest on: on a GPU, autocast's dtype too."""
+    """The rest of what folded weights depend on: on a GPU, autocast's dtype too."""
     return x.device, x.dtype, dispatch.autocast_dtype(x.device) if x.is_cuda else None
 
 

@@ -11,7 +11,7 @@ from . import checks, dispatch
 
 
 def names(*modules: str) -> tuple[str, ...]:
-    """Of the modules' weights and biases, in the order in which the op takes them."""
+    """The modules' weights and biases, in the order in which the op takes them."""
     return tuple(f"{module}.{kind}" for module in modules for kind in ("weight", "bias"))
 
 

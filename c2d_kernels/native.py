@@ -17,7 +17,7 @@ PATH = Path(__file__).with_name("_native.so")
 
 
 def _built() -> dict[str, Any]:
-    """What the build wrote beside the library."""
+    """The note that the build wrote beside the library."""
     try:
         return json.loads(PATH.with_name("_build.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -25,7 +25,7 @@ def _built() -> dict[str, Any]:
 
 
 def _build_note() -> str:
-    """What the build said about itself, one line."""
+    """The build's own description, one line."""
     return _built().get(
         "note",
         "this is a source tree, or an install without a C++ compiler; pip install . builds it",
@@ -81,7 +81,7 @@ bfloat16: bool = (
 
 
 def build_info() -> str:
-    """What the library was built with and the instruction set in use, or why it is absent."""
+    """The library's compilers and the instruction set in use, or the reason why it is absent."""
     if missing is not None:
         return missing
     about = lacking(["build_info"]) or torch.ops.c2d_native.build_info()

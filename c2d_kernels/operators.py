@@ -201,7 +201,7 @@ class _CustomOps:
         return args[:outputs], args[outputs:first], args[first:-1], args[-1]
 
     def save(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """What the forward leaves for `differentiate`."""
+        """Tensors and arguments that the forward leaves for `differentiate`."""
         inputs = inputs[: self.count]
         tensors = _tensors(self.kinds, inputs)
         # Autograd may run the backward in another thread, or after the block was left.
@@ -265,7 +265,7 @@ def _register(
     differentiate: Callable[..., Any],
     save: Callable[..., None] | None = None,
 ) -> None:
-    """What torch.library.custom_op does, without its import of the compiler at the first call.
+    """Stand-in for torch.library.custom_op that does not import the compiler at the first call.
 
     That import takes longer than the upscaling of a small picture. The compiler must not trace into
     a kernel from a frame that it left to Python, which only matters once something imported it.
@@ -361,7 +361,7 @@ def _regroup(
 
 
 def _owned(found: Sequence[Tensor | None], grads: Sequence[Tensor]) -> list[Tensor]:
-    """What a custom op may return: no None (empty tensors instead), no alias, contiguous."""
+    """Make outputs fit for a custom op: no None (empty tensors instead), no alias, contiguous."""
     taken = {grad.untyped_storage()._cdata for grad in grads}
     owned = []
     for gradient in found:

@@ -1,4 +1,4 @@
-"""What is built, what loaded, and which kernel each operator would take here: `info()`."""
+"""The report of `info()`: the library, and the kernel that each operator would take here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .operators import operators
 
 @dataclass(frozen=True)
 class Choice:
-    """What one operator takes for tensors of one device.
+    """The choice of one operator for tensors of one device.
 
     Attributes:
         operator: its name.
@@ -57,7 +57,7 @@ class Info:
 
 
 def info() -> Info:
-    """What was built, what loaded, what each operator would use here, and why.
+    """Describe what was built, what loaded, what each operator would use here, and why.
 
     Returns:
         A record to print or to look into: `info().choices` holds operator, device, backend and the

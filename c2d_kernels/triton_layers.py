@@ -1,4 +1,4 @@
-"""What the Triton kernels of whole layers are made of. Imported at the first launch, with triton.
+"""Parts of the Triton kernels of whole layers. Imported at the first launch, with triton.
 
 A program has BLOCK tokens, whose C channels it holds as rows of DEPTH numbers, a power of two, with
 zeros behind the channels. Matrices come packed to that size, rows of inputs, so that no load of a

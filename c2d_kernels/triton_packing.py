@@ -46,7 +46,7 @@ def packed_mlp(fc1: Tensor, bias: Tensor, fc2: Tensor, dot: torch.dtype) -> list
 
 
 def layer_constants(x: Tensor, matrix: Tensor) -> dict[str, object]:
-    """What a layer's kernel is compiled for, besides its own."""
+    """Compile-time arguments that all layers' kernels share."""
     return {
         "CHANNELS": x.shape[-1],
         "DEPTH": block(x.shape[-1]),
@@ -61,7 +61,7 @@ def layer_constants(x: Tensor, matrix: Tensor) -> dict[str, object]:
 
 
 def tokens(device: torch.device, dot: torch.dtype) -> int:
-    """Of a program: 64 where that does not spill, in half precision and on Hopper's wgmma."""
+    """Rows of a program: 64 where that does not spill, in half precision and on Hopper's wgmma."""
     hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
     return 64 if dot.itemsize == 2 or hopper else 32
 

@@ -58,7 +58,7 @@ def block(size: int) -> int:
 
 
 def strides(x: Tensor) -> tuple[int, ...]:
-    """Of images, rows and columns; channels have 1."""
+    """Strides of images, rows and columns; that of channels is 1."""
     return x.stride()[:3]
 
 

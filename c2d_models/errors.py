@@ -1,4 +1,4 @@
-"""What a user can do differently: every refusal of this package is a `C2DError`.
+"""Refusals: whatever a user can do differently is a `C2DError`.
 
 Its message is one sentence that says what was wrong and what to do. The command line prints that
 sentence; anything else that is raised is a bug, and its traceback is printed. A tensor or an array
@@ -62,7 +62,7 @@ class DeviceError(C2DError):
 
 
 def sentence(error: BaseException) -> str | None:
-    """What an exception tells the user, or None for a bug.
+    """The sentence that an exception tells the user, or None for a bug.
 
     Sentences are those of refusals, of the operating system where it names a file, and of memory
     that ran out.

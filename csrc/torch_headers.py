@@ -56,7 +56,7 @@ def headers(version: str) -> Path:
 
 
 def check(torch: Path) -> dict[Path, str]:
-    """What the compiler says of each source that includes torch: nothing, if it compiles."""
+    """The compiler's complaints by source that includes torch: empty if it compiles."""
     includes = str(torch / "include")
     steps = [step for step in setup.make_plan(torch).steps if includes in step.compiler]
 

@@ -113,7 +113,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def score(name: str, seed: int, options: argparse.Namespace, held_out: list[Path]) -> dict:
-    """What one finished run came to."""
+    """The outcome of one finished run."""
     curve, seconds, steps = [], 0, 0
     for config in stages(name, seed, options):
         record = loading.read_record(config.output / "model.safetensors")

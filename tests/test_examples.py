@@ -1,4 +1,4 @@
-"""What lies in examples/ runs as it is."""
+"""The programs in examples/ run as they are."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What is built and shipped: the library's symbols, the wheel's tag, the sdist's content, failures.
+"""The build and its wheels: the library's symbols, the wheel's tag, the sdist's content, failures.
 
 The commands run in a copy of the tree in a temporary folder, without network; nothing is installed.
 """
@@ -267,7 +267,7 @@ def test_cuda_architectures_that_are_refused(
 
 
 def setup_functions() -> dict[str, Any]:
-    """What setup.py defines."""
+    """The names that setup.py defines."""
     pytest.importorskip("setuptools", minversion="65", reason="building needs setuptools")
     return runpy.run_path(str(ROOT / "setup.py"), run_name="read")
 

@@ -160,7 +160,7 @@ class Visitor:
         return self.all("#slider .inner")[0].rect["x"]
 
     def hosts(self):
-        """Of all requests so far."""
+        """The hosts of all requests so far."""
         messages = [json.loads(e["message"])["message"] for e in self.driver.get_log("performance")]
         addresses = [
             message["params"]["request"]["url"]

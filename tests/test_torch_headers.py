@@ -1,4 +1,4 @@
-"""What tells that a source needs newer headers of torch than those that the library promises."""
+"""The check that no source needs newer headers of torch than the library promises."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a user types, from start to finish."""
+"""Commands as a user types them, from start to finish."""

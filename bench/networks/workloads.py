@@ -157,7 +157,7 @@ class NetworkWorkload(Workload):
         )
 
     def flops(self) -> int:
-        """Of one picture by the networks' own count, times the pictures; a backward twice."""
+        """Multiply-adds by the networks' own count for one picture, times pictures; a backward twice."""
         batch, _, height, width = self.job().tensors["image"].shape
         net = c2d_models.create(self.network, None if self.out else self.scale)
         size = self.out or (self.scale * height, self.scale * width)
@@ -184,7 +184,7 @@ class NetworkWorkload(Workload):
 
 
 class Bound:
-    """What a contender's `build` reads of a workload, with the function tied to one network."""
+    """The part of a workload that a contender's `build` reads, its function tied to one network."""
 
     def __init__(self, workload: NetworkWorkload, net: nn.Module, autocast: bool) -> None:
         self.net, self.out, self.autocast = net, workload.out, autocast

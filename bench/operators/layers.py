@@ -1,4 +1,4 @@
-"""What the benchmarks of layers in one piece share: sizes, weights, and the race, at inference."""
+"""Common part of the benchmarks of whole layers: sizes, weights, and the race, at inference."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def decoder_weights(
 
 
 def split(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the operator takes by name, and the weights mapping."""
+    """The operator's arguments by name, and the weights mapping."""
     named = {name: value for name, value in tensors.items() if "." not in name}
     return named, {name: value for name, value in tensors.items() if "." in name}
 

@@ -1,4 +1,4 @@
-"""What follows the mixing in HiT's and HiET's layers, in one piece."""
+"""The part after the mixing in HiT's and HiET's layers, in one piece."""
 
 from __future__ import annotations
 

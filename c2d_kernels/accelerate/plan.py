@@ -24,7 +24,7 @@ Part = tuple[str, type[nn.Module], tuple[tuple[str, object], ...]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a layer was recognised as: a subclass for each kind of layer reads it and runs it.
+    """A recognised layer: a subclass for each kind of layer reads it and runs it.
 
     Attributes:
         parts: the modules that the operators stand for, as they were when the layer was read.

@@ -82,7 +82,7 @@ def _twin(layer: nn.Module) -> nn.Module:
 def _result(
     forward: Callable[..., Any], twin: nn.Module, plan: Plan, features: Tensor, seed: int
 ) -> tuple[Tensor, list[Tensor]]:
-    """What the forward returns, and where they are recorded the gradients of a random sum of it."""
+    """The forward's result and, where they are recorded, the gradients of a random sum of it."""
     torch.manual_seed(seed)
     x = features.clone().requires_grad_(torch.is_grad_enabled())
     out = forward(twin, *plan.example(x))

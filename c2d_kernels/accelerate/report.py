@@ -1,4 +1,4 @@
-"""What `accelerate` did to a network, and how it is undone."""
+"""The report of `accelerate` on a network, which also undoes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a layer of somebody else's network is made of: each question ends in an answer or a refusal.
+"""Questions about a layer of somebody else's network: each ends in an answer or a refusal.
 
 A class name says little: four authors call four formulas `SwinTransformerBlock`. What counts is
 which modules a layer has, of which shapes, and what its index buffers hold.

@@ -49,7 +49,7 @@ Gpus = Annotated[
 def workers(
     address: str | None, count: int | None, cpus: int | None, gpus: float | None
 ) -> Workers | None:
-    """What the options ask for; None without --ray."""
+    """The workers that the options ask for; None without --ray."""
     if address is None:
         for option, value in (
             ("workers", count),

@@ -1,4 +1,4 @@
-"""What the command line says, and the exit codes that go with it."""
+"""Messages of the command line, and the exit codes that go with them."""
 
 from __future__ import annotations
 

@@ -287,7 +287,7 @@ def _bar(jobs: list[Job]) -> Iterator[Callable[[Job, float], None]]:
 
 
 def _tell(outcome: Outcome, to_stderr: bool) -> None:
-    """What became of one file."""
+    """Print the outcome of one file."""
     job = outcome.job
     for note in outcome.notes:
         warn(f"{job.name}: {note}")

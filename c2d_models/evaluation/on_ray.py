@@ -78,7 +78,7 @@ def evaluate_all(
 def _scoring(
     device: str, ensemble: bool, rule: str
 ) -> Callable[[_Image, Progress], tuple[ImageScore | str, str]]:
-    """What a worker scores images by; networks are loaded when first needed."""
+    """Build the function by which a worker scores images; networks are loaded when first needed."""
     nets: dict[str, Network | None] = {BICUBIC: None}
     scorers: dict[tuple[str, float], Scorer] = {}
 

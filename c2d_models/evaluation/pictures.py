@@ -62,7 +62,7 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class Row:
-    """What one row of a picture shows: a region, and the results on its set, bicubic's first."""
+    """One row of a picture: a region, and the results on its set, bicubic's first."""
 
     region: Excerpt
     results: Sequence[Result]

@@ -1,4 +1,4 @@
-"""What an evaluation finds, the tables it is shown in, and the means that a shipped model keeps."""
+"""Results of an evaluation, the tables that show them, and the means that a shipped model keeps."""
 
 from __future__ import annotations
 

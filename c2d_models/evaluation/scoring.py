@@ -169,7 +169,7 @@ class Scorer:
 
 
 def title(net: Network | None) -> str:
-    """What a network is called in tables."""
+    """A network's name in tables."""
     return BICUBIC if net is None else net.name or type(net).__name__
 
 

@@ -135,7 +135,7 @@ def profile_of_cicp(cicp: bytes | None) -> bytes | None:
 
 
 def cicp_note(cicp: bytes | None) -> list[str]:
-    """What to tell of a colour space that only PNG can name."""
+    """The note on a colour space that only PNG can name."""
     if cicp is None or cicp[:2] == _SRGB or profile_of_cicp(cicp) is not None:
         return []
     primaries, transfer = cicp[:2]

@@ -1,4 +1,4 @@
-"""What a file is: by its ending for writing and for folders, by its first bytes for reading."""
+"""A file's format: by its ending for writing and for folders, by its first bytes for reading."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def open_picture(name: str, kind: str, file: BinaryIO, max_pixels: int) -> Decod
 def reopen(
     name: str, kind: str, file: BinaryIO, error: Exception, strict: bool, max_pixels: int
 ) -> Decoded:
-    """What can be had after `error`: a JPEG as far as its data go, unless `strict`.
+    """The picture left after `error`: a JPEG as far as its data go, unless `strict`.
 
     Raises:
         ImageError: why there is nothing.
@@ -194,7 +194,7 @@ class _Page:
 
     @property
     def extra(self) -> tuple[int, ...]:
-        """What each channel after the colours is: 1 associated alpha, 2 alpha, else anything."""
+        """The meaning of each channel after the colours: 1 associated alpha, 2 alpha, else anything."""
         samples = self.directory.integer(_SAMPLES, 1)
         if self.directory.integer(_PHOTOMETRIC, 1) == 3:
             return ()

@@ -1,4 +1,4 @@
-"""What a file says about its picture besides the pixels, and how each container holds it.
+"""A picture's metadata, and how each container holds it.
 
 EXIF is kept as its own bytes: only what enlarging makes untrue is changed in place (orientation,
 width, height, the thumbnail), so that a camera's private notes keep their offsets.
@@ -37,7 +37,7 @@ _USER_COMMENT = 37510
 
 @dataclass
 class Metadata:
-    """What is handed from the file read to the file written.
+    """Metadata handed from the file read to the file written.
 
     Attributes:
         exif: the EXIF block from its TIFF header on, or None.
@@ -84,7 +84,7 @@ class Metadata:
 
 
 def read_metadata(kind: str, file: BinaryIO) -> Metadata:
-    """What the file says, of the kinds whose containers are read here, without damaged parts."""
+    """The file's metadata, of the kinds whose containers are read here, without damaged parts."""
     readers = {"jpg": _read_jpeg, "png": _read_png, "webp": _read_webp, "tiff": _read_tiff}
     found = Metadata()
     if kind in readers:

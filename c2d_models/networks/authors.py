@@ -61,7 +61,7 @@ class Family:
 
 
 def recognise(path: Path, content: Any) -> tuple[dict[str, Any], State]:
-    """What network a file's names and shapes are of, as in our metadata, and its state.
+    """The network that a file's names and shapes are of, as in our metadata, and its state.
 
     The state is out of what training put around it, without derived buffers, and has the names that
     our network has: those of an up-sampler of several convolutions stand below `upsample`.
@@ -222,7 +222,7 @@ def _hit(state: State, first: str) -> dict[str, Any]:
 
 
 def _found(state: State) -> str:
-    """What a state of no family holds, for a sentence."""
+    """Describe a state of no known family, for a sentence."""
     known = ", ".join(each.title for each in FAMILIES)
     if (title := _stranger(state)) is not None:
         return f"holds a {title}, of which this package has no network (it has {known})"

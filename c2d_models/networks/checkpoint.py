@@ -108,7 +108,7 @@ def file_in(folder: Path) -> Path:
 
 
 def read(path: Path) -> tuple[Any, dict[str, str]]:
-    """What a file holds and its metadata; pickles are read without running code."""
+    """A file's content and its metadata; pickles are read without running code."""
     try:
         if path.suffix.lower() == ".safetensors":
             with safe_open(path, "pt") as file:

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, and multiply-adds by the definitions of its operators."""
+"""A network's cost: parameters, and multiply-adds by the definitions of its operators."""
 
 from __future__ import annotations
 

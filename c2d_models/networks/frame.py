@@ -1,4 +1,4 @@
-"""What stands around a published network's layers: its entry, its convolutions and its tail."""
+"""The parts around a published network's layers: its entry, its convolutions and its tail."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Frame:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What differs from SwinIR lightweight's, for a network's configuration."""
+        """Differences from SwinIR lightweight's, for a network's configuration."""
         standard = asdict(Frame())
         return {name: value for name, value in asdict(self).items() if value != standard[name]}
 
@@ -64,7 +64,7 @@ class Frame:
         return centred if self.img_range == 1 else centred * self.img_range
 
     def convolution(self, dim: int) -> nn.Module:
-        """What follows a group of layers."""
+        """The convolution after a group of layers."""
         if self.resi_connection == "1conv":
             return Conv3x3(dim, dim)
         narrow = dim // 4

@@ -62,7 +62,7 @@ class ConvFFN(Mlp, Fused):
         return self.fc2(hidden + self.dwconv(hidden))
 
     def branch(self, x: Tensor, norm: nn.LayerNorm, *, norm_first: bool) -> Tensor | None:
-        """What feed_forward gives, in one operator; None if a module is not as its class says."""
+        """feed_forward in one operator; None if a module was replaced, hooked or parametrized."""
         if type(self.dwconv) is not DepthwiseBranch:
             return None
         conv, activation = self.dwconv.depthwise_conv
@@ -75,7 +75,7 @@ class ConvFFN(Mlp, Fused):
 
 
 class Attention(Fused):
-    """What the two attentions in windows share: the bias table, `proj`, and the way around them.
+    """Common part of both window attentions: the bias table, `proj`, the residual connection.
 
     `projections` are the Linears that make the attention's inputs. `keys` is how many keys an axis
     of a window has.

@@ -90,7 +90,7 @@ class DualFeatureExtraction(Fused):
         self.activation = nn.LeakyReLU(0.2)
 
     def forward(self, x: Tensor, encoding: tuple[Tensor, Tensor]) -> Tensor:
-        """Of x (B, H, W, dim) plus an encoding by row (H, dim) and by column (W, dim)."""
+        """The output for x (B, H, W, dim) plus encodings by row (H, dim) and column (W, dim)."""
         modules = {"entry": self.entry, "conv": self.conv, "expand": self.expand}
         weights = self.layer_weights("dfe", modules, self, self.activation, arrange=self._split)
         if weights is not None and is_leaky(self.activation):

@@ -45,7 +45,7 @@ class QueryAttention(nn.Module):
 
 
 class Decoder(nn.Module):
-    """What `c2d_kernels.coordinate_query` computes with; its parameters' names are the operator's.
+    """Weights of `c2d_kernels.coordinate_query`; its parameters' names are the operator's.
 
     Level 0 reads the four neighbours' features, the relative cell and a digit an axis
     (4 width + 4); each further level the running state and its own digits (width + 2). The last one

@@ -70,7 +70,7 @@ class HubModel(
     paper_url="https://arxiv.org/abs/2503.13740",
     model_card_template=_CARD,
 ):
-    """What the Hub sees of a network.
+    """The Hub's view of a network.
 
     Args:
         net: the network.

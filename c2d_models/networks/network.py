@@ -1,4 +1,4 @@
-"""What every network of this package is: a body and an up-sampler."""
+"""The base class of every network of this package: a body and an up-sampler."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -58,7 +58,7 @@ class Network(nn.Module, ABC):
 
     @property
     def in_channels(self) -> int:
-        """Of its images: 3 for RGB, 1 for grey."""
+        """Number of its images' channels: 3 for RGB, 1 for grey."""
         return 3
 
     @property

@@ -41,7 +41,7 @@ class Preparable(nn.Module):
     """What was made, while the network is prepared."""
 
     def once(self, name: str, make: Callable[[], T], *modules: nn.Module) -> T:
-        """What `make` gives for the present state of `modules`, kept if the network is prepared.
+        """The result of `make` for the present state of `modules`, kept if the network is prepared.
 
         Where gradients are recorded or a graph is traced it is made anew: it belongs into them.
         """
@@ -57,6 +57,6 @@ class Preparable(nn.Module):
 
 
 def _autocast_dtypes() -> list[torch.dtype]:
-    """What autocast rounds to now: values made under it are of that type."""
+    """The type that autocast rounds to now: values made under it are of that type."""
     enabled = (kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind))
     return [torch.get_autocast_dtype(kind) for kind in enabled]

@@ -29,7 +29,7 @@ class Upsampler(nn.Module):
     attentions = 0
 
     def features(self, x: Tensor) -> Tensor:
-        """What `encode` returns, of the body's features (B, H, W, C)."""
+        """Make the result of `encode` from the body's features (B, H, W, C)."""
         return x
 
     def decode(self, features: Tensor, image: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What training tools put around a network and around its state dict, taken off again."""
+"""Wrappers that training tools put around a network and its state dict, taken off again."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ _POLICY = (
 
 @dataclass
 class Settings:
-    """What the server's owner decides; the rest is asked on the page.
+    """Choices of the server's owner; the rest is asked on the page.
 
     Attributes:
         device: where networks compute: "auto", "cpu" or "cuda".

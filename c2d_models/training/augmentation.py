@@ -46,7 +46,7 @@ class Augmentation(BaseModel):
 
 
 class Change(NamedTuple):
-    """What happens to one sample.
+    """The changes to one sample.
 
     Attributes:
         drawn: a drawing takes the photograph's place.

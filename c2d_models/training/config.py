@@ -209,7 +209,7 @@ def _import(name: str, folder: Path) -> None:
 
 
 def _fault(error: Exception) -> str:
-    """What is wrong and where, for the end of a sentence."""
+    """The fault and its place, for the end of a sentence."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
         mark = error.problem_mark
         return f": {error.problem}, line {mark.line + 1}, column {mark.column + 1}"

@@ -27,7 +27,7 @@ SMALLEST_HELD_OUT = 24
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run reads.
+    """The data that a run reads.
 
     Attributes:
         batches: of the photographs that train.

@@ -1,4 +1,4 @@
-"""What a training run shows: a progress bar, a line for each validation, TensorBoard's curves."""
+"""The display of a training run: a progress bar, a line per validation, TensorBoard's curves."""
 
 from __future__ import annotations
 

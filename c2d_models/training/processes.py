@@ -106,7 +106,7 @@ class Stop:
 
 @contextmanager
 def stop_signal() -> Iterator[Stop]:
-    """What SIGINT and SIGTERM set instead of ending the process; a second one ends it."""
+    """A flag that SIGINT and SIGTERM set instead of ending the process; a second one ends it."""
     stop = Stop()
     previous: dict[int, Any] = {}
 

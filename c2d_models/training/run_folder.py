@@ -65,7 +65,7 @@ class RunFolder:
         checkpoint.save(net, self.folder / BEST, record=record)
 
     def read_state(self, device: torch.device) -> dict[str, Any]:
-        """What `save` wrote as state. Raises ConfigError if there is none."""
+        """Read the state that `save` wrote. Raises ConfigError if there is none."""
         try:
             state = torch.load(self.state, map_location=device, weights_only=True)
         except FileNotFoundError as error:

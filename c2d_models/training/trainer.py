@@ -271,7 +271,7 @@ class Trainer:
         self.saved_step, self.losses = self.step, RunningMean(*state["losses"])
 
     def record(self) -> dict[str, Any]:
-        """What it takes to judge or repeat the weights: configuration, data, curve, machine."""
+        """The record to judge or repeat the weights by: configuration, data, curve, machine."""
         return {
             "config": self.config.model_dump(
                 mode="json", exclude={"output", "data", "lr_data", "init", "threads", "workers"}

@@ -43,7 +43,7 @@ class FileOptions:
 
 @dataclass
 class Outcome:
-    """What became of one job: a size if it was written, a failure, or neither if it was skipped.
+    """The outcome of one job: a size if it was written, a failure, or neither if it was skipped.
 
     Attributes:
         job: the job.

@@ -27,7 +27,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What the input is called in messages."""
+        """The input's name in messages."""
         return "standard input" if str(self.source) == PIPE else str(self.source)
 
 

@@ -16,7 +16,7 @@ from .upscaler import Upscaler
 
 @dataclass(frozen=True)
 class Settings:
-    """What each worker loads its `Upscaler` by; arguments as in `Upscaler.load`."""
+    """Settings by which each worker loads its `Upscaler`; arguments as in `Upscaler.load`."""
 
     target: Target | None = None
     model: str | None = None
@@ -56,7 +56,7 @@ def upscale_files(
 def _upscaling(
     settings: Settings, device: str, options: FileOptions
 ) -> Callable[[Job, Progress], Outcome]:
-    """What a worker does jobs by."""
+    """Build the function by which a worker does jobs."""
     upscaler = Upscaler.load(settings.target, settings.model, device, settings.dtype, settings.tile)
 
     def work(job: Job, progress: Progress) -> Outcome:

@@ -49,7 +49,7 @@ class WorkerThreads:
             raise interruption
 
     def ahead(self, items: Iterator[T]) -> Iterator[T]:
-        """What `items` gives, made by a thread a little ahead."""
+        """The same items, made by a thread a little ahead."""
         waiting: queue.Queue[Any] = queue.Queue(_WAITING)
 
         def work() -> None:

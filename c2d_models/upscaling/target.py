@@ -20,7 +20,7 @@ _EXAMPLES = "write width x height, such as 1920x1080, or one of them: 1920x or x
 
 @dataclass(frozen=True)
 class Target:
-    """What an image is brought to: by one of the first five, by a factor of 4 if none is given.
+    """The size of the output: by one of the first five, by a factor of 4 if none is given.
 
     Attributes:
         scale: a factor, 1 to MAX_SCALE.

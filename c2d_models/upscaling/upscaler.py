@@ -39,7 +39,7 @@ Rows = Callable[[int, np.ndarray], None]
 
 @dataclass
 class Upscaler:
-    """What enlarges pictures, with the settings of a run; `load` makes one.
+    """Enlarges pictures with the settings of a run; `load` makes one.
 
     Attributes:
         target: the size that pictures are brought to.
@@ -280,7 +280,7 @@ def check_tile(tile: int | str | None) -> int | None:
 
 
 def full_scale(dtype: np.dtype) -> int:
-    """What stands for 1.0."""
+    """The number that stands for 1.0."""
     return 1 if dtype.kind == "f" else int(np.iinfo(dtype).max)
 
 

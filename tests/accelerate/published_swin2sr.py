@@ -20,7 +20,7 @@ def position_mlp(heads):
 
 
 def cosine_attention(module, q, k, v, table, mask):
-    """Of heads-last q, k, v (windows, N, heads, C): scale cos(q, k) + 16 sigmoid(bias)."""
+    """Attention of heads-last q, k, v (windows, N, heads, C): scale cos(q, k) + 16 sigmoid(b)."""
     q, k = (F.normalize(each, dim=-1) for each in (q, k))
     scores = torch.einsum("bnhd,bmhd->bhnm", q, k)
     scores = scores * module.logit_scale.clamp(max=math.log(100)).exp()
@@ -63,7 +63,7 @@ def in_shifted_windows(x, size, window, shift, attend):
 
 
 class SwinTransformerBlock(nn.Module):
-    """Of the authors' Swin2SR: norms last."""
+    """The layer of the authors' Swin2SR: norms last."""
 
     def __init__(self, dim=24, window=4, heads=3, shift=0):
         super().__init__()
@@ -114,7 +114,7 @@ class OwnGelu(nn.Module):
 
 
 class Swin2SRLayer(nn.Module):
-    """Of Hugging Face's transformers."""
+    """The layer of Hugging Face's transformers."""
 
     def __init__(self, dim=24, window=4, heads=3, shift=0):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What other people's tools do to a network: each use asserts that the network stays right.
+"""Other people's tools on a network: each use asserts that the network stays right.
 
 `TOOLS` is a part of docs/composability.md's table. A use gets a network in evaluation mode and a
 function that calls a network on the test's picture.
@@ -104,7 +104,7 @@ def vjp(s: Subject) -> None:
 
 
 def jacrev(s: Subject) -> None:
-    """Of three colours of the output by the input."""
+    """Gradients of three colours of the output by the input."""
     found = torch.func.jacrev(lambda x: s.call(s.net, x).flatten()[:3])(s.x)
     for index, row in enumerate(found):
         x = s.x.clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""What other people's tools do to an operator: each gives a result to be compared with another's.
+"""Other people's tools on an operator: each gives a result to be compared with another's.
 
 `TOOLS` is a part of docs/composability.md's table. A tool gets the operator as a function of its
 first argument alone, and that argument.

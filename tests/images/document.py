@@ -16,7 +16,7 @@ _TITLES = {"png": "PNG", "jpg": "JPEG", "webp": "WebP", "tiff": "TIFF"}
 
 
 def outcome(field: Field, source: str, target: str, folder: Path) -> str | None:
-    """What is found in a `target` that was made of a `source` with this field."""
+    """The field's value in a `target` that was made of a `source` with it."""
     y, x = np.mgrid[:24, :32]
     picture = Image.fromarray(np.stack([x * 8, y * 10, x + y], axis=-1).astype(np.uint8))
     before, after = folder / f"before.{source}", folder / f"after.{target}"

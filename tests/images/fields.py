@@ -1,4 +1,4 @@
-"""What a file can say about its picture: written by Pillow, and read by Pillow again.
+"""Metadata of a picture: written by Pillow, and read by Pillow again.
 
 `FIELDS` is the table of docs/formats.md: each field is put into a file of each kind that holds it,
 and looked for in what this package writes.
@@ -63,12 +63,12 @@ def saved(kind: str, picture: Image.Image, **options: Any) -> bytes:
 
 
 def segment(marker: int, payload: bytes) -> bytes:
-    """Of a JPEG."""
+    """Fields of a JPEG."""
     return bytes([0xFF, marker]) + struct.pack(">H", len(payload) + 2) + payload
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
-    """Of a PNG."""
+    """Fields of a PNG."""
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc32(name + data))
 
 

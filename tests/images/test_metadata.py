@@ -1,4 +1,4 @@
-"""What a file says besides its pixels arrives in every format, and stays true."""
+"""Metadata arrives in every format, and stays true."""
 
 import io
 import struct

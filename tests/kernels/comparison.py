@@ -10,7 +10,7 @@ from tests.kernels.rows import Case, Tensors
 
 
 def relative_error(actual: Tensor, exact: Tensor) -> float:
-    """Of the largest exact number."""
+    """Error relative to the largest exact number."""
     if exact.numel() == 0:
         return 0.0
     scale = exact.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
@@ -18,7 +18,7 @@ def relative_error(actual: Tensor, exact: Tensor) -> float:
 
 
 def gradients(case: Case, tensors: Tensors, backend: str, names: tuple = ()) -> dict[str, Tensor]:
-    """Of a fixed weighted sum of the result, for the tensors of these names: all, if none."""
+    """Gradients of a fixed weighted sum of the result by the tensors of these names, or all."""
     names = names or tuple(tensors)
     tensors = {name: x.detach().requires_grad_(name in names) for name, x in tensors.items()}
     with c2d_kernels.backend(backend):

@@ -66,7 +66,7 @@ class Case:
         return getattr(c2d_kernels, self.operator)(**arguments, **self.options)
 
     def outputs(self, tensors: Tensors) -> tuple[Tensor, ...]:
-        """What the call returns, always as a tuple."""
+        """The call's results, always as a tuple."""
         out = self.call(tensors)
         return out if isinstance(out, tuple) else (out,)
 

@@ -40,7 +40,7 @@ def test_bitwise_the_same_for_any_threads(case: Case) -> None:
 @needs_native
 @pytest.mark.parametrize("name", ["conv-ffn-norm-last", "dual-hit"])
 def test_tiles_of_a_map_do_not_show(name: str) -> None:
-    """What is computed at a pixel is bitwise the same wherever tiles are cut."""
+    """A pixel's value is bitwise the same wherever tiles are cut."""
     case = CASES[name]
     tensors = case.tensors(torch.float32)
     generator = torch.Generator().manual_seed(1)

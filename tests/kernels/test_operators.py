@@ -1,4 +1,4 @@
-"""What holds for every operator, on each road: the op, plain ATen, the native kernel."""
+"""Properties of every operator, on each road: the op, plain ATen, the native kernel."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def nudged(tensors: Tensors, case: Case, dtype: torch.dtype, seed: int) -> Tenso
 
 
 def formula_errors(case: Case, tensors: Tensors, dtype: torch.dtype, monkeypatch) -> list[float]:
-    """Of each output of the formula with every operation in this dtype."""
+    """Error of each output of the formula with every operation in this dtype."""
     exact = {name: x.double() for name, x in tensors.items()}
     plain = {name: x.to(dtype) if name in case.shapes else x for name, x in tensors.items()}
     with c2d_kernels.backend("reference"):

@@ -22,7 +22,7 @@ OPERATORS = sorted({case.operator for case in CASES.values()})
 
 
 def results(case: Case, tensors: Tensors) -> list[torch.Tensor]:
-    """What comes out, and the gradients of its sum."""
+    """The result, and the gradients of its sum."""
     leaves = {name: x.clone().requires_grad_(name not in case.fixed) for name, x in tensors.items()}
     with c2d_kernels.backend("cpu"):
         outputs = case.outputs(leaves)

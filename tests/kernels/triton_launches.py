@@ -24,7 +24,7 @@ Met = dict[str, dict[str, set[str]]]  # kernel -> integer argument -> how it was
 
 
 class Driver:
-    """What a launch asks a driver for, of a GPU that is not there."""
+    """A stand-in for the driver of a GPU that is not there."""
 
     def __init__(self, architecture: int) -> None:
         from triton.backends.compiler import GPUTarget

@@ -1,4 +1,4 @@
-"""What ptxas says of the Triton kernels, compiled here for GPUs that need not be here."""
+"""Resources of the Triton kernels by ptxas, compiled here for GPUs that need not be here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the networks share."""
+"""Fixtures of the tests of the networks."""
 
 import sys
 from pathlib import Path

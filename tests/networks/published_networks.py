@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 
 def convolution(dim: int, kind: str) -> nn.Module:
-    """What follows a group of layers."""
+    """The convolution after a group of layers."""
     if kind == "1conv":
         return nn.Conv2d(dim, dim, 3, padding=1)
     widths, kernels = (dim, dim // 4, dim // 4, dim), (3, 1, 3)

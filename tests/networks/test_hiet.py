@@ -191,7 +191,7 @@ def test_no_window_grid_is_printed(window):
     net = load("hiet_swinir_tiny_continuous").eval()
 
     def errors(start):
-        """Of the picture without its first `start` pixels, put back in place."""
+        """The result for the picture without its first `start` pixels, put back in place."""
         part = small[:, :, start:, start:]
         size = (scale * part.shape[2], scale * part.shape[3])
         with torch.no_grad():

@@ -93,7 +93,7 @@ def test_padding_and_crop_in_a_compiled_program(size, index, rng):
 
 
 def test_padding_gives_a_contiguous_map(rng):
-    """Of a picture's planes too, with nothing missing: what follows keeps the layout it meets."""
+    """Layouts of a picture's planes too, none missing: later layers keep the layout they meet."""
     planes = torch.rand(2, 3, 8, 16, generator=rng).permute(0, 2, 3, 1)
     padded = pad_to_multiple(planes, 8)
     assert padded.is_contiguous() and torch.equal(padded, planes)

@@ -1,4 +1,4 @@
-"""What every network must do, with either up-sampler."""
+"""Requirements on every network, with either up-sampler."""
 
 import shutil
 
@@ -266,7 +266,7 @@ def test_compiles_in_one_graph(name, rng):
 
 
 def gradients(net: nn.Module, x: torch.Tensor, function) -> dict[str, torch.Tensor]:
-    """Of one training step's loss, by parameter; HiET rolls its encoding by the same numbers."""
+    """Gradients of one step's loss, by parameter; HiET rolls its encoding by the same numbers."""
     net.zero_grad()
     torch.manual_seed(0)
     (function(x) - 0.5).square().mean().backward()

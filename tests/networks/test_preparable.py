@@ -1,4 +1,4 @@
-"""What a prepared network keeps, and what makes it look again."""
+"""Values that a prepared network keeps, and changes that make it look again."""
 
 import copy
 import pickle
@@ -55,7 +55,7 @@ def test_prepared_is_the_same_picture(name, config, dtype, rng):
 
 @pytest.mark.parametrize(("name", "config"), NETWORKS)
 def test_prepared_is_the_same_picture_under_autocast(name, config, rng):
-    """What was kept under autocast is not taken for float32, nor the other way round."""
+    """Values kept under autocast do not serve float32, nor the reverse."""
     net, image = small(name, config), torch.rand(1, 3, 13, 17, generator=rng)
     exact = run(net, image)
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""What a batch holds: patches of photographs on one grid, pairs of files, positions and scales."""
+"""Batches: patches of photographs on one grid, pairs of files, positions and scales."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a run keeps: the best weights, earlier checkpoints, and what changed when it goes on."""
+"""A run's files: the best weights, earlier checkpoints, and a note of changes when it goes on."""
 
 import os
 

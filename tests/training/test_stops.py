@@ -140,7 +140,7 @@ def test_a_signal_in_the_last_step_is_too_late(tmp_path, photos, monkeypatch):
 
 
 def weights_alone() -> bytes:
-    """What torch can read, but no run has written."""
+    """A file that torch can read, but no run has written."""
     file = io.BytesIO()
     torch.save({"net": {}}, file)
     return file.getvalue()

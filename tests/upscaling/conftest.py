@@ -1,4 +1,4 @@
-"""What the tests of upscaling start from."""
+"""Fixtures of the tests of upscaling."""
 
 import pytest
 import torch

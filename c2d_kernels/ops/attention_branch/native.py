@@ -21,7 +21,7 @@ def fold(
     mlp: Sequence[Tensor],
     num_heads: int,
 ) -> list[Tensor]:
-    """What a layer's kernel reads for maps of a dtype: qkv, proj, those of `mlp`, and the table.
+    """Weights that a layer's kernel reads for maps of a dtype: qkv, proj, `mlp`, and the table.
 
     In float32, or for products of bfloat16 where the machine has them. Weights are of that type or
     wider; `mlp` is empty or the matrices of fc1 and fc2 as native.bias_column makes them.

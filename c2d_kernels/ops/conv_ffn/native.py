@@ -12,7 +12,7 @@ from c2d_kernels.dispatch import Kernel
 
 
 def fold(features: torch.dtype, weights: Sequence[Tensor], norm_first: bool) -> list[Tensor]:
-    """What `run` takes for maps of a dtype."""
+    """Arguments of `run` for maps of a dtype."""
     compute = torch.promote_types(features, torch.float32)
     first, conv, second, norm = _matrices(weights, norm_first, compute)
     if native.multiplies_bfloat16(features):

@@ -43,7 +43,7 @@ class Decoder:
         return op(self.features, *self.arguments(before))
 
     def arguments(self, moments: Sequence[Tensor]) -> list[Tensor | int]:
-        """What both native operators take after the features (and the image)."""
+        """Arguments of both native operators after the features (and the image)."""
         return [
             self.line.detach(),
             self.folds(moments).to(self.dtype),

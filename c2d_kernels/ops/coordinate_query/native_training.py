@@ -110,7 +110,7 @@ class _Segments:
             self.means[index] = sums / self.count
 
     def rgb(self) -> Tensor:
-        """What the last segment makes of the state before it."""
+        """The last segment's output for the state before it."""
         out = self.image.new_empty((*self.states.shape[1:3], 3))
         self._forward(self.decoder.shape.attentions, self.decoder.folds(self.means), out)
         return out

@@ -109,7 +109,7 @@ def coordinate_query_moments(
     region: Region | None = None,
     moments: Sequence[Tensor] = (),
 ) -> Tensor:
-    """What these queries add to the linear attention number len(moments) of coordinate_query.
+    """These queries' moments for linear attention number len(moments) of coordinate_query.
 
     Sum the results over all tiles, divide by the number of queries of the whole image, and hand
     the means to coordinate_query; for a second attention, hand the first one's mean in first.

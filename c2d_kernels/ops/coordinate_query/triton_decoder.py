@@ -86,7 +86,7 @@ class Decoder:
         return out
 
     def read(self, folded: Sequence[Tensor]) -> list[Tensor]:
-        """What every kernel that begins with level 0 reads."""
+        """Arguments of every kernel that begins with level 0."""
         products, stats, matrices, vectors, *_ = self.tables
         return [products, stats, *self.places, self.rel_cell, matrices, vectors, *folded]
 

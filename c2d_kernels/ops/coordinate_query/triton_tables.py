@@ -1,4 +1,4 @@
-"""What the Triton kernels read instead of features and weights: tables and folded matrices.
+"""Tables and folded matrices that the Triton kernels read instead of features and weights.
 
 All of it is made by torch, which differentiates it.
 """
@@ -53,7 +53,7 @@ def proj2_matrix(shape: DecoderShape, index: int) -> int:
 
 
 class Tables(NamedTuple):
-    """What the kernels read instead of features and weights; channels padded to a power of two."""
+    """The kernels' stand-in for features and weights; channels are padded to a power of two."""
 
     products: Tensor  # (pixels, 4, DEPTH): fc1 of level 0 for each tap of the centred features / s
     stats: Tensor  # (pixels, 3): mean, mean square about it, s

@@ -12,7 +12,7 @@ from c2d_kernels.dispatch import Kernel
 
 
 def fold(features: torch.dtype, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """What `run` takes for maps of a dtype: both entries' weights, and the kernel's matrices."""
+    """Arguments of `run` for maps of a dtype: both entries' weights, and the kernel's matrices."""
     compute = torch.promote_types(features, torch.float32)
     local, local_bias, conv, conv_bias, expand, expand_bias, linear, linear_bias = (
         weight.to(compute) for weight in weights

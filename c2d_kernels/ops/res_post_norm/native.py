@@ -21,7 +21,7 @@ def _can_run(x: Tensor, parts: Sequence[Tensor], *_: object) -> str | None:
 
 
 def fold(features: torch.dtype, widths: Sequence[int], weights: Sequence[Tensor]) -> list[Tensor]:
-    """What `run` takes for maps of a dtype."""
+    """Arguments of `run` for maps of a dtype."""
     matrices = _matrices(weights, torch.promote_types(features, torch.float32))
     if not native.multiplies_bfloat16(features):
         return matrices

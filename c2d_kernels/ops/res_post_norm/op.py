@@ -18,7 +18,7 @@ PROJ, FC1 = (reference.NAMES.index(f"{module}.weight") for module in ("proj", "f
 def res_post_norm(
     x: Tensor, parts: Sequence[Tensor], weights: Mapping[str, Tensor], *, eps: float = 1e-5
 ) -> Tensor:
-    """What follows the mixing of tokens in a layer whose norms come last, just before each skip.
+    """The part after token mixing in a layer whose norms come last, just before each skip.
 
     `y = x + LN(proj([parts]))`, then `y + LN(fc2(GELU(fc1(y))))`, or `y` alone in a layer whose MLP
     is another operator's. On a CPU one kernel does all of it, some tokens at a time in cache,

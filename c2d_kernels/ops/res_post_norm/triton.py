@@ -25,7 +25,7 @@ def _can_run(
 
 
 def fold(features: torch.dtype, widths: Sequence[int], weights: Sequence[Tensor]) -> list[Tensor]:
-    """What `run` takes for maps of a dtype: proj, vectors, fc1, its bias, fc2."""
+    """Arguments of `run` for maps of a dtype: proj, vectors, fc1, its bias, fc2."""
     dot, total = triton_packing.precisions(features, weights[0])
     proj, *rest = (weight.to(total) for weight in weights)
     channels = proj.shape[0]

@@ -225,7 +225,7 @@ class _Tile:
         return y
 
     def gradients(self, dy: Tensor, dlast: Tensor) -> tuple[Tensor, ...]:
-        """What the loss gains through B and through the decay, (T, channels, K); dA; dB; dC."""
+        """The loss's gradients through B and through the decay, (T, channels, K); dA; dB; dC."""
         steps = self.scan.steps
         h = self.A.new_empty(steps + 1, *self.A.shape[:2], self.scan.chunks)
         decay = torch.empty_like(h[:-1])

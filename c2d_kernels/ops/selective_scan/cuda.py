@@ -84,7 +84,7 @@ def _ready(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> list[Tensor | bool | None]:
-    """What changes with time in u's dtype, what is constant in float32 and dense."""
+    """Sequences in u's dtype, constants in float32 and dense."""
 
     def dense(x: Tensor) -> Tensor:
         return x.float().contiguous()

@@ -234,7 +234,7 @@ def _cell_launch(
 
 
 def _constants(q: Tensor, window: Pair, base: Pair, heads: int) -> dict[str, Any]:
-    """What forward and backward are compiled for."""
+    """Compile-time arguments of forward and backward."""
     tokens, head_dim = window[0] * window[1], q.shape[-1] // heads
     depth, cells = triton_support.block(head_dim), triton_support.block(base[0] * base[1])
     block = min(32, triton_support.block(tokens))
@@ -255,7 +255,7 @@ def _constants(q: Tensor, window: Pair, base: Pair, heads: int) -> dict[str, Any
 
 
 def _bias_constants(q: Tensor, window: Pair, base: Pair, heads: int) -> dict[str, Any]:
-    """What backward_bias is compiled for."""
+    """Compile-time arguments of backward_bias."""
     constants = _constants(q, window, base, heads)
     del constants["BLOCK"]
     tile = min(64, triton_support.block(window[0] * window[1]))

@@ -241,7 +241,7 @@ def _sum_by_offset(scores: Tensor, window_size: int, cell: int) -> Tensor:
 def _constants(
     q: Tensor, window_size: int, num_heads: int, shift: int, scale: float, cell: int
 ) -> dict[str, object]:
-    """What a kernel is compiled for, besides its blocks."""
+    """Compile-time arguments of a kernel, besides its blocks."""
     return {
         "HEAD_DIM": q.shape[-1] // num_heads,
         "SCALE": scale,  # as an argument it would reach float64 kernels in float32

@@ -21,7 +21,7 @@ def fold(
     window_size: int,
     num_heads: int,
 ) -> list[Tensor]:
-    """What `run` takes for maps of a dtype."""
+    """Arguments of `run` for maps of a dtype."""
     compute = torch.promote_types(features, torch.float32)
     weights = [weight.to(compute) for weight in weights]
     norm2, norm2_bias, fc1, fc1_bias, fc2, fc2_bias = weights[BRANCH:]

@@ -35,7 +35,7 @@ def fold(
     window_size: int,
     num_heads: int,
 ) -> list[Tensor]:
-    """What `run` takes for maps of a dtype: q, k and v's matrices head by head and their biases,
+    """Arguments of `run` for maps of a dtype: q, k and v's matrices head by head, their biases,
     the attention's bias, proj, the biases of proj and fc2, and fc1, its bias, fc2.
 
     Both norms' gains and offsets are folded into the Linears behind them, the scores' scale and

@@ -1,4 +1,4 @@
-"""What the attention branch refuses."""
+"""Refusals of the attention branch."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_far_tails_of_gelu() -> None:
 
 @needs_products
 def test_bfloat16_across_tiles() -> None:
-    """What is computed at a pixel is bitwise the same wherever tiles are cut, on any threads."""
+    """A pixel's value is bitwise the same wherever tiles are cut, on any number of threads."""
     case = CASES["conv-ffn-norm-last"]
     tensors = {name: x.bfloat16() for name, x in case.tensors().items()}
     generator = torch.Generator().manual_seed(1)

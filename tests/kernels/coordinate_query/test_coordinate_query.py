@@ -223,7 +223,7 @@ needs_native = pytest.mark.skipif(native.missing is not None, reason=str(native.
 
 
 def both(call) -> tuple[Tensor, Tensor]:
-    """What the native kernel and the reference make of one call."""
+    """The results of the native kernel and of the reference for one call."""
     results = []
     for backend in ("cpu", "reference"):
         with torch.no_grad(), c2d_kernels.backend(backend):
@@ -263,7 +263,7 @@ def test_native_pictures(lr: tuple[int, int], size: tuple[int, int], width: int)
 
 
 def gradients(backend: str, width: int, batch: int, queries: int, **numbers: int) -> list[Tensor]:
-    """Of features, image and every weight, for random coordinates on a map of 9 x 11."""
+    """Gradients of features, image and every weight, for random coordinates on a map of 9 x 11."""
     generator = torch.Generator().manual_seed(5)
 
     def draw(*shape: int) -> Tensor:
@@ -309,7 +309,7 @@ def test_native_gradients(walk: dict[str, int]) -> None:
 @needs_native
 @pytest.mark.parametrize("attentions", [0, 1, 2])
 def test_gradients_are_the_same_whatever_was_kept(attentions: int) -> None:
-    """What the forward keeps, and what the backward finds where another kernel kept nothing."""
+    """The state that the forward keeps, and a backward after another kernel that kept nothing."""
     features, image, weights, numbers = inputs(attentions, batch=2)
     coords, cell = grid_coords((13, 10), torch.float64, 2)
     arguments = (features, image, list(weights.values()), *numbers.values(), None, coords, cell)

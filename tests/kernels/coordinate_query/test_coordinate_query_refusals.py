@@ -1,4 +1,4 @@
-"""What the coordinate query refuses of regions of a grid."""
+"""Refusals of the coordinate query for regions of a grid."""
 
 from __future__ import annotations
 

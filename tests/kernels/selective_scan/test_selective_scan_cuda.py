@@ -160,7 +160,7 @@ RESOURCES = json.loads((CSRC / "cuda_resources.json").read_text())
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_registers_and_spills(direction: str, arch: str, tmp_path: Path) -> None:
-    """What ptxas says of each kernel, against the table beside the kernels."""
+    """Resources of each kernel by ptxas, against the table beside the kernels."""
     source = tmp_path / "kernels.cu"
     source.write_text(
         "#include <cuda_runtime_api.h>\n"
