@@ -54,7 +54,9 @@ def _pad(x: Tensor, sides: tuple[int, int, int, int]) -> Tensor:
 
 def stand_ins() -> None:
     """Make the names importable that the authors' files import."""
-    if importlib.util.find_spec("transformers"):  # before it sees a torchvision that is none
+    if importlib.util.find_spec(
+        "transformers"
+    ):  # before it sees a torchvision that does not import
         importlib.import_module("transformers.models.swin2sr.modeling_swin2sr")
     layers = {"DropPath": DropPath, "to_2tuple": _pair, "trunc_normal_": nn.init.trunc_normal_}
     layers["_assert"] = lambda holds, message: None

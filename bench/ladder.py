@@ -123,7 +123,7 @@ def main() -> None:
     for text in arguments.rungs.split(","):
         name, _, seconds = text.partition(":")
         if name not in RUNGS:
-            parser.error(f"{name} is no rung; the rungs are {', '.join(RUNGS)}")
+            parser.error(f"{name} is not a rung; the rungs are {', '.join(RUNGS)}")
         names.append(name)
         if seconds:
             limits[name] = int(seconds)

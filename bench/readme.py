@@ -1,4 +1,7 @@
-"""The README's tables: scores of the shipped models, sizes of the networks, speed."""
+"""Tables of README and docs/networks.md: scores of the shipped models, speed, sizes of networks.
+
+`python -m bench.readme` fills the ones that no measurement is behind.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,13 @@ OF_AUTHORS = "its authors' files load as they are"
 OF_OURS = "from a training of one's own"
 
 
-def rewrite(readme: Path, results: Results) -> None:
-    """Fill every table of the README anew."""
-    fill(
-        readme,
-        {
-            "scores": scores_table(),
-            "networks": networks_table(),
-            "benchmarks": speed_table(results),
-        },
-    )
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def rewrite(results: Results) -> None:
+    """Fill every table anew."""
+    fill(ROOT / "README.md", {"scores": scores_table(), "benchmarks": speed_table(results)})
+    fill(ROOT / "docs" / "networks.md", {"networks": networks_table()})
 
 
 def fill(readme: Path, tables: Mapping[str, Sequence[str]]) -> None:
@@ -43,7 +43,7 @@ def filled(text: str, name: str, table: Sequence[str]) -> str:
     """
     begin, end = (f"<!-- {name}: {place} -->" for place in ("begin", "end"))
     if begin not in text or end not in text:
-        raise ValueError(f"the README has no place for a table: {begin} and {end}.")
+        raise ValueError(f"there is no place for a table: {begin} and {end}.")
     before, rest = text.split(begin)
     return "\n".join([before + begin, *table, end + rest.split(end)[1]])
 
@@ -108,3 +108,8 @@ def speed_table(results: Results) -> list[str]:
         f"float32, {here['threads']} threads of {here.get('gpu', here['processor'])}, torch "
         f"{here['torch']}; the columns behind our time say how many times as long theirs is.",
     ]
+
+
+if __name__ == "__main__":
+    fill(ROOT / "README.md", {"scores": scores_table()})
+    fill(ROOT / "docs" / "networks.md", {"networks": networks_table()})

@@ -225,8 +225,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for kind in plots_of(results):
             plots.draw(kind, results, DOCS / "benchmarks" / f"{results.name}-{kind}.png")
     (DOCS / "benchmarks.md").write_text(document(runs), encoding="utf-8")
-    readme.rewrite(ROOT / "README.md", runs[0])
-    print(f"written: docs/benchmarks.md, its plots, and README.md's tables from {runs[0].name}")
+    readme.rewrite(runs[0])
+    print(
+        f"written: docs/benchmarks.md, its plots, and the tables of README.md from {runs[0].name}"
+    )
     return 0
 
 

@@ -20,7 +20,7 @@ ONE_ROW = "test_channel_correlation and w32 and float32-forward-reference"
 
 
 def run_pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
-    # The process is no worker, even where pytest-xdist runs this test in one.
+    # The process is not a worker, even where pytest-xdist runs this test in one.
     env = {name: value for name, value in os.environ.items() if "XDIST" not in name}
     return subprocess.run(
         [sys.executable, "-m", "pytest", *arguments, "-p", "no:cacheprovider"],

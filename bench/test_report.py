@@ -180,6 +180,13 @@ def test_the_readme_shows_the_scores_of_what_is_shipped():
     assert readme.filled(text, "scores", readme.scores_table()) == text, "make scores BENCHMARKS="
 
 
+def test_the_document_shows_every_network():
+    text = (report.ROOT / "docs" / "networks.md").read_text(encoding="utf-8")
+    assert readme.filled(text, "networks", readme.networks_table()) == text, (
+        "python -m bench.readme"
+    )
+
+
 def test_scoring_writes_beside_the_weights_and_into_the_readme(tmp_path, monkeypatch, capsys):
     photo = report.ROOT / "examples" / "photo.png"
     (tmp_path / "Set5").mkdir()

@@ -1,8 +1,8 @@
 """Fused operators for efficient super-resolution networks.
 
 The operators run on any machine: by a native or GPU kernel where one can, else by the short PyTorch
-reference that defines them. README lists them, c2d_kernels/ops has a folder for each. Feature maps
-are channels-last (B, H, W, C). `backend(name)` or the environment variable C2D_BACKEND asks for an
+reference that defines them. docs/operators.md lists them, c2d_kernels/ops has a folder for each.
+Feature maps are channels-last (B, H, W, C). `backend(name)` or the variable C2D_BACKEND asks for an
 implementation, and one that cannot run raises BackendError; `info()` says what is here and why.
 `accelerate(net)` runs the layers of other people's networks on these operators, and
 `install_as_mamba_ssm()` lets code that was written for mamba_ssm run on this package.

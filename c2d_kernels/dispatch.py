@@ -109,7 +109,7 @@ def backend(name: str) -> Iterator[None]:
             C2D_BACKEND sets the one that holds outside of any block.
 
     Raises:
-        ValueError: at once, for a name that is none of these.
+        ValueError: at once, for another name.
         BackendError: at the operator's call, if the named backend cannot run it; says why.
     """
     global _newest

@@ -157,7 +157,7 @@ class NetworkWorkload(Workload):
         )
 
     def flops(self) -> int:
-        """Multiply-adds by the networks' own count for one picture, times pictures; a backward twice."""
+        """Multiply-adds by the networks' own count, times pictures; a backward counts twice."""
         batch, _, height, width = self.job().tensors["image"].shape
         net = c2d_models.create(self.network, None if self.out else self.scale)
         size = self.out or (self.scale * height, self.scale * width)

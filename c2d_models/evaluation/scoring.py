@@ -115,7 +115,7 @@ class Scorer:
             lr, hr = read_pair(hr_file, lr_file, self.scale)
         except ImageError as error:
             return str(error)
-        if not self._warm:  # what is made once is no part of an image's time
+        if not self._warm:  # an image's time does not include what is made once
             enlarge(self.net, lr.to(self.device), hr.shape[-2:], ensemble=False)
             self._warm = True
         start = _clock(self.device)

@@ -180,7 +180,7 @@ def _is_lossy(kind: str, file: BinaryIO) -> bool:
 
 @dataclass
 class _Page:
-    """The first page of a TIFF that is no thumbnail, by its tags."""
+    """The first page of a TIFF that is not a thumbnail, by its tags."""
 
     directory: Directory
     pages: int
@@ -194,7 +194,7 @@ class _Page:
 
     @property
     def extra(self) -> tuple[int, ...]:
-        """The meaning of each channel after the colours: 1 associated alpha, 2 alpha, else anything."""
+        """Kinds of the channels after the colours: 1 associated alpha, 2 alpha, else anything."""
         samples = self.directory.integer(_SAMPLES, 1)
         if self.directory.integer(_PHOTOMETRIC, 1) == 3:
             return ()

@@ -117,7 +117,7 @@ def read(path: Path) -> tuple[Any, dict[str, str]]:
         return torch.load(path, map_location="cpu", weights_only=True), {}
     except (pickle.UnpicklingError, LookupError) as error:  # text is taken for opcodes
         raise ModelFileError(
-            f"{path} is not a file of weights: it is no pickle, or one that holds more than tensors"
+            f"{path} is not a file of weights: not a pickle, or one that holds more than tensors"
         ) from error
     except Exception as error:  # the unpickler answers noise by any error there is
         reason = str(error).split("\n")[0]

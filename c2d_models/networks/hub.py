@@ -140,8 +140,7 @@ def load(kind: type[Network], folder_or_repo: str | Path, **options: Any) -> Net
     except (HfHubHTTPError, EntryNotFoundError, HFValidationError, ConnectionError) as error:
         reason = " ".join(str(error).split())
         raise ModelFileError(
-            f"{str(folder_or_repo)!r} is no folder here, and the Hub gives no model of that name: "
-            f"{reason}"
+            f"{str(folder_or_repo)!r} is not a folder here, and the Hub has no such model: {reason}"
         ) from error
     if kind is not type(net) and not inspect.isabstract(kind):
         found = type(net).__name__

@@ -204,7 +204,7 @@ def table_of(embedding: nn.Module, rows: int, like: Tensor) -> Tensor:
 class AttentiveLayer(nn.Module):
     """Attentive state-space layer: a mixer of near pixels, an MLP, the state space, an MLP.
 
-    Norms come first in their branches; both halves end with a scaled way around the whole half.
+    Norms come first in their branches; each half ends with a scaled residual connection.
     A subclass says what the mixer is. Arguments as AttentiveStateSpace; `ratio` is the MLPs' too.
     """
 
@@ -234,7 +234,7 @@ class AttentiveLayer(nn.Module):
         raise NotImplementedError
 
     def mix_with_skip(self, x: Tensor, *place: Tensor) -> Tensor:
-        """The mixer with the norm before it and the way around both."""
+        """The mixer with the norm before it and the residual connection around both."""
         return x + self.mix(self.norm1(x), *place)
 
     def forward(self, x: Tensor, *place: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class LayerStack(nn.Module):
 
 
 class ResidualGroup(nn.Module):
-    """Residual Swin transformer block: layers, a convolution, and the way around both."""
+    """Residual Swin transformer block: layers, a convolution, a residual connection around both."""
 
     def __init__(self, dim: int, layers: nn.Module, convolution: nn.Module):
         super().__init__()

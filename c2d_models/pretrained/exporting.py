@@ -58,7 +58,7 @@ def export(
         The path.
 
     Raises:
-        ModelFileError: a format that there is none of, or a network that it cannot hold.
+        ModelFileError: an unknown format, or a network that it cannot hold.
     """
     path = Path(path)
     format = format or SUFFIXES.get(path.suffix.lower())
@@ -91,7 +91,7 @@ def _authors(net: Network, image_size: int | None) -> bytes:
     state = authors_names(state)
     if family is None or not family.claims(state):
         known = ", ".join(each.title for each in FAMILIES)
-        raise ModelFileError(f"{net.name} is none of the networks with other authors: {known}")
+        raise ModelFileError(f"{net.name} is not a network with other authors: {known}")
     file = io.BytesIO()
     torch.save({"params": {**state, **_buffers(net, state, image_size)}}, file)
     return file.getvalue()

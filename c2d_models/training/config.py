@@ -169,7 +169,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: bytes or a date that are none
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: not text, or not a date
         raise ConfigError(f"{path} is not valid YAML{_fault(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold 'key: value' lines, got {type(values).__name__}")
@@ -180,7 +180,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
             raise ConfigError(f"--set takes key=value, got {override!r}")
         try:
             values[key.strip()] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:  # such as a date that is none
+        except (yaml.YAMLError, ValueError) as error:  # such as 2026-02-30
             raise ConfigError(f"--set {override} is not valid YAML{_fault(error)}") from error
         overridden.add(key.strip())
     try:

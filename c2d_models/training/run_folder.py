@@ -71,9 +71,9 @@ class RunFolder:
         except FileNotFoundError as error:
             raise ConfigError(f"nothing to resume: {self.state} does not exist") from error
         except Exception as error:  # the unpickler answers noise by any error there is
-            raise ConfigError(f"cannot resume: {self.state} is no state of a run") from error
+            raise ConfigError(f"cannot resume: {self.state} is not the state of a run") from error
         if not isinstance(state, dict):
-            raise ConfigError(f"cannot resume: {self.state} is no state of a run")
+            raise ConfigError(f"cannot resume: {self.state} is not the state of a run")
         return state
 
     def _drop_old(self) -> None:

@@ -241,7 +241,7 @@ class Trainer:
         """
         state = self.folder.read_state(self.device)
         if state.keys() != self._state().keys():
-            raise ConfigError(f"cannot resume: {self.folder.state} is no state of a run")
+            raise ConfigError(f"cannot resume: {self.folder.state} is not the state of a run")
         saved = {"augmentation": Augmentation().model_dump(), **state["config"]}  # newer than 0.1
         now = self.config.model_dump(mode="json")
         for key in TASK:

@@ -52,7 +52,7 @@ def plan(
 ) -> Plan:
     """Where each input goes.
 
-    One file goes to `output` if that ends like a picture and is no folder; everything else into
+    One file goes to `output` if that ends like a picture and is not a folder; everything else into
     the folder `output`, folders recursively and mirrored (several by their own names), or beside
     itself if there is only a `suffix`. "-" is standard input and standard output.
 
@@ -65,7 +65,7 @@ def plan(
 
     Raises:
         UpscaleError: a folder holds no image, or the output cannot be a folder or not be written.
-        ImageError: the output's ending is none that can be written.
+        ImageError: the output's ending cannot be written.
     """
     _refuse_nonsense(inputs, output, suffix)
     format = _known_format(format)
@@ -109,7 +109,7 @@ def _refuse_mixed(source: Path, target: Path) -> bool:
             f"{', '.join(sorted(CLIP_SUFFIXES))}."
         )
     if is_clip(target) and not is_clip(source):
-        raise UpscaleError(f"{target} would be a moving picture, but {source} is none.")
+        raise UpscaleError(f"{target} would be a moving picture, but {source} is not one.")
     return is_clip(source)
 
 

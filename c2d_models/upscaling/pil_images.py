@@ -37,7 +37,7 @@ def to_array(image: Image) -> tuple[np.ndarray, Callable[[np.ndarray], Image]]:
     is taken.
 
     Raises:
-        UpscaleError: a mode that is none of these, or samples below 0 or above 65535 or NaN.
+        UpscaleError: another mode, or samples below 0 or above 65535 or NaN.
     """
     from PIL import ImageOps
     from PIL.Image import fromarray

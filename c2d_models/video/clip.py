@@ -54,8 +54,8 @@ class Clip:
         coding: what its numbers mean.
 
     Raises:
-        VideoError: the file is no clip, or one of variable rate, of more than 8 bits, interlaced or
-            HDR, in one sentence each.
+        VideoError: the file is not a clip, or has a variable rate, more than 8 bits, interlaced
+            frames or HDR colours; one sentence each.
     """
 
     def __init__(self, path: Path) -> None:
@@ -186,7 +186,7 @@ class Clip:
 
 
 def _planes(frame: Any) -> list[np.ndarray]:
-    """Copies of the planes; of a format that is none of `_PLANAR`, RGB by libswscale."""
+    """Copies of the planes; of a format outside `_PLANAR`, RGB by libswscale."""
     if frame.format.name not in _PLANAR:
         return [frame.to_ndarray(format="rgb24")]
     return [

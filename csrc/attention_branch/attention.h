@@ -5,7 +5,7 @@
 //
 // Idea. Nothing but x and the result touches main memory: all that a window of 64 tokens makes on
 // its way (qkv, scores, hidden features) stays in the first two levels of cache, and so do the
-// weights. Features lie turned round, [channel][token]: every product then has weights for scalars
+// weights. Features lie transposed, [channel][token]: every product then has weights for scalars
 // and tokens along the lanes, channels are never filled up to a vector, norms and softmax need no
 // sum across lanes, and q, k and v are used where the product left them. Tokens are turned on their
 // way in and out, a square of vectors at a time. A bias is the weight of one more channel that is

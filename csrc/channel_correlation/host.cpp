@@ -170,7 +170,7 @@ void forward(const Grid& grid, const Tensor& q_tensor, const Tensor& v_tensor,
         });
 }
 
-// With M = q^T v / n and K = grad^T v / n (K is dM / n turned round):
+// With M = q^T v / n and K = grad^T v / n (K is dM / n transposed):
 //   dv = grad M + q K,   dq = v K^T.
 constexpr int64_t kSums = 2, kMatrices = 3;  // of a strip, M and K; of a window, K^T as well
 

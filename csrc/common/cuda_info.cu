@@ -29,7 +29,7 @@ const char* cuda_build_info() {
 int cuda_image_arch() {
     cudaFuncAttributes attributes;
     if (cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(&marker)) != cudaSuccess) {
-        cudaGetLastError();  // clears it: no GPU is no error of a later launch
+        cudaGetLastError();  // clears it: no GPU is not an error of a later launch
         return 0;
     }
     return attributes.binaryVersion;

@@ -83,7 +83,7 @@ inline void pair_with_ones(int64_t rows, int64_t length, const float* from, Pair
 // Numbers as they are, for pair_all and pair_with_ones.
 constexpr auto unchanged = [](int64_t) { return [](Floats v) { return v; }; };
 
-// Tokens of a map turned round, as turn_in does it, two channels at a time where C is even; `pairs`
+// Tokens of a map transposed, as turn_in does it, two channels at a time where C is even; `pairs`
 // is scratch memory for that.
 inline void turn_map_in(int64_t tokens, int64_t channels, const Bfloat16* from,
                         const int64_t* token, int64_t length, Pair* pairs, float* to) {

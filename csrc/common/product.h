@@ -2,7 +2,7 @@
 // and small layers need. Like simd.h, compiled once per instruction set, with internal linkage.
 //
 // A step of the tile loads one or two vectors of b and multiplies them by a scalar of each of its
-// rows of a. The scalars may lie at any stride, so that a needs no packing and may be turned round.
+// rows of a. The scalars may lie at any stride, so that a needs no packing and may be transposed.
 #pragma once
 
 #include "cut.h"

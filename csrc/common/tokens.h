@@ -1,4 +1,4 @@
-// Layers on some tens of tokens in cache, whose features lie turned round, [channel][token]: every
+// Layers on some tens of tokens in cache, whose features lie transposed, [channel][token]: every
 // product has weights for scalars and tokens along the lanes, channels are never filled up to a
 // vector, and norms need no sum across lanes. A bias is the weight of one more channel, a row of
 // ones. Like simd.h, compiled once per instruction set, with internal linkage.
@@ -66,7 +66,7 @@ inline void turn_out(int64_t tokens, int64_t channels, const T* from, int64_t le
     }
 }
 
-// Tokens of row y of a tile's image from column `first` on, turned round.
+// Tokens of row y of a tile's image from column `first` on, transposed.
 template <class T, int lanes>
 inline void load_row(const RowTile<T>& tile, int64_t channels, int64_t y, int64_t first,
                      int64_t count, int64_t length, T* to) {

@@ -23,7 +23,7 @@ struct ConvFfnBackwardTile {
     int64_t top, left, rows, columns;
 };
 
-// Gradients of the weights as the forward takes them, but for `second`, which is turned round. A
+// Gradients of the weights as the forward takes them, but for `second`, which is transposed. A
 // tile adds its own.
 template <class T>
 struct ConvFfnGradients {

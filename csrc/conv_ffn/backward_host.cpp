@@ -67,7 +67,7 @@ void backward(const ConvFfnSizes<T>& sizes, const ConvFfnWeights<T>& weights, co
     sums.finish();
 }
 
-// (dx, dfirst, dconv, dsecond, dnorm) of conv_ffn; dsecond is turned round, (hidden + 1, C).
+// (dx, dfirst, dconv, dsecond, dnorm) of conv_ffn; dsecond is transposed, (hidden + 1, C).
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_ffn_backward(
     const Tensor& grad, const Tensor& x, const Tensor& first, const Tensor& conv,
     const Tensor& second, const Tensor& norm, bool norm_first, double eps) {

@@ -57,7 +57,7 @@ struct Scratch {
     T *wide, *entry_grad;              // [hidden + 1][outer], [hidden][inner]
     T *rows, *counted;                 // [inner][first_width], [ring_row]
     T *h, *slopes, *wide_ring, *conv;  // rings [5][hidden][ring_row]: h, GELU'(p), dw, da
-    T *first, *second, *taps, *norms;  // sums: dfc1, dfc2 turned round, dconvolution, dnorm
+    T *first, *second, *taps, *norms;  // sums: dfc1, dfc2 transposed, dconvolution, dnorm
 
     Scratch(const ConvFfnSizes<T>& sizes, int64_t columns, T* memory)
         : inner(rounded_up(columns, lanes)),

@@ -84,7 +84,7 @@ inline QueryArguments checked(QueryArguments in) {
                         in.attentions >= 0 && in.attentions < in.levels && in.heads >= 1 &&
                         C % in.heads == 0 && in.height() >= 1 && in.width() >= 1,
                     "a decoder of ", C, " channels, ", in.levels, " levels, ", in.heads,
-                    " heads and ", in.attentions, " attentions is none of this kernel's.");
+                    " heads and ", in.attentions, " attentions is not supported by this kernel.");
     in.features = dense_channels(in.features);
     in.weights = torch::stable::contiguous(in.weights);
     in.folds = torch::stable::contiguous(in.folds);

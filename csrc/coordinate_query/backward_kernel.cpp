@@ -4,7 +4,7 @@
 // chunk of 64 queries passes through a segment again, in cache, and at once back. Features lie
 // [query][channel], unlike in kernel.cpp: the three products of a Linear, x W^T, dy W and x^T dy,
 // then all have one operand whose rows are vectors and take scalars of the other, so that nothing
-// is ever turned round. A bias is the weight of one more channel that is always 1, and its gradient
+// is ever transposed. A bias is the weight of one more channel that is always 1, and its gradient
 // one more row of x^T dy. LayerNorms' gains and offsets belong to the Linear after them, q and the
 // attention to the Linear `fold`: the Python side differentiates that.
 //

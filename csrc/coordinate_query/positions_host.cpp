@@ -36,7 +36,7 @@ void place(const Coordinate* coordinate, int64_t begin, int64_t end, int64_t cou
                              static_cast<Coordinate>(0.5);
         const Coordinate low = std::floor(u + static_cast<Coordinate>(kCellMargin));
         const Coordinate t = u - low, next = low + 1;
-        // written so that a coordinate which is no number falls on pixel 0
+        // written so that a coordinate that is not a number falls on pixel 0
         out.low[i] = low > 0 ? static_cast<int64_t>(std::min(low, last)) : 0;
         out.high[i] = next > 0 ? static_cast<int64_t>(std::min(next, last)) : 0;
         out.t[i] = static_cast<T>(t);

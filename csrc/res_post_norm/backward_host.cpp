@@ -94,7 +94,7 @@ void backward(const PostNormSizes<T>& sizes, const PostNormWeights<T>& weights, 
     sums.finish();
 }
 
-// dx, the gradients of the parts, and those of the weights; proj's and second's are turned round.
+// dx, the gradients of the parts, and those of the weights; proj's and second's are transposed.
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> res_post_norm_backward(
     const Tensor& grad, const Tensor& x, std::vector<Tensor> parts, std::vector<Tensor> weights,
     double eps) {

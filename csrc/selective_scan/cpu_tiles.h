@@ -21,7 +21,7 @@ C2D_SCAN_FUNCTION V broadcast(Scalar<V> value) {
 }
 template <class V>
 C2D_SCAN_FUNCTION V maximum(V a, V b) {
-    return a > b ? a : b;  // b where a is no number, as softplus has it
+    return a > b ? a : b;  // b where a is not a number, as softplus has it
 }
 template <class Condition, class V>
 C2D_SCAN_FUNCTION V select(Condition condition, V a, V b) {

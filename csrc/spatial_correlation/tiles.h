@@ -1,5 +1,5 @@
 // What the kernels of spatial correlation are made of: products and dot products in register tiles,
-// and tokens turned round, so that they lie along the lanes of vectors.
+// and tokens transposed, so that they lie along the lanes of vectors.
 //
 // Included only by files that are compiled once per instruction set; see simd.h.
 #pragma once

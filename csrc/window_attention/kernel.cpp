@@ -2,7 +2,7 @@
 // and, where a key is a cell of 2x2 tokens, SRFormer (2303.09735).
 //
 // Idea. Queries lie along the lanes of vectors, two vectors (a block) at a time. Scores are made
-// turned round, S^T[key][query]: each key's channels are scalars, the block's queries are vectors
+// transposed, S^T[key][query]: each key's channels are scalars, the block's queries are vectors
 // for each channel. Maximum, sum and exponential over keys are then plain vector operations with no
 // sum across lanes, and P^T is what the product with v wants: out^T[channel][query] adds a key's
 // scalar v times its vector of probabilities. No product is padded along head_dim, which is 5 to 16
@@ -10,7 +10,7 @@
 // vector. All five products are one register tile (product, below), and everything but the bias and
 // the map itself stays in the first-level cache for windows of up to 16 x 16.
 //
-// The tokens of a window are copied once into scratch memory (q turned round and scaled), the bias
+// The tokens of a window are copied once into scratch memory (q transposed and scaled), the bias
 // is laid out as [block][key][query] once for all windows.
 //
 // Costs, multiply-adds for each pair of a query and a key: forward 2 head_dim and one exponential;
@@ -37,7 +37,7 @@
 //   Weights down to exp(-100), the mask's: denormal in float32, they made a shifted layer 4.4 times
 //     as slow as an unshifted one forward and 3 times backward, and scores from -90 down a layer 22
 //     times. Now weights under 2^-64 are 0, and scores and shifts no longer matter to the time.
-// Known and left: q, the output and its gradient are turned round a number at a time.
+// Known and left: q, the output and its gradient are transposed a number at a time.
 #include "softmax.h"
 #include "window_attention.h"
 

@@ -79,7 +79,7 @@ Scan describe(const py::dict& arguments, int most) {
     return scan;
 }
 
-// Workspace that is no number until it is written, with a guard behind its end.
+// Workspace that is not a number until it is written, with a guard behind its end.
 struct Workspace {
     std::vector<std::vector<float>> pieces;
     float* operator()(std::int64_t numbers) {

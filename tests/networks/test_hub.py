@@ -179,14 +179,14 @@ def test_another_class_is_refused(name, asked, sentence, tmp_path):
 def test_bad_places_get_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(ModelFileError, match=r"is a folder without a model\.safetensors"):
         HiET.from_pretrained(tmp_path)
-    with pytest.raises(ModelFileError, match="'too/many/parts' is no folder here, and the Hub"):
+    with pytest.raises(ModelFileError, match="'too/many/parts' is not a folder here, and the Hub"):
         HiET.from_pretrained("too/many/parts", local_files_only=True)
 
     def refuse(*args, **options):
         raise LocalEntryNotFoundError("no\nconnection")
 
     monkeypatch.setattr(hub_mixin, "hf_hub_download", refuse)
-    with pytest.raises(ModelFileError, match=r"'me/net' is no folder here, .*: no connection$"):
+    with pytest.raises(ModelFileError, match=r"'me/net' is not a folder here, .*: no connection$"):
         HiET.from_pretrained("me/net")
 
 

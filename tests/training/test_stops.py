@@ -151,7 +151,7 @@ def test_a_state_that_cannot_be_read_is_said(tmp_path, photos, content):
     config = write_config(tmp_path, photos)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "state.pt").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"cannot resume: .*state.pt is no state of a"):
+    with pytest.raises(ConfigError, match=r"cannot resume: .*state.pt is not the state of a"):
         training.run(config, resume=True)
 
 

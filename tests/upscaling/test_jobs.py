@@ -47,7 +47,7 @@ def tree(tmp_path):
 )
 def test_where_outputs_go(tree, monkeypatch, inputs, output, format, expected):
     monkeypatch.chdir(tree)
-    if output == "in/o":  # what an earlier run left is no input
+    if output == "in/o":  # what an earlier run left is not an input
         (tree / "in/o").mkdir()
         (tree / "in/a.png").rename(tree / "in/o/old.png")
         Image.new("RGB", (5, 6)).save(tree / "in/a.png")
@@ -125,7 +125,7 @@ def test_two_inputs_for_one_output_are_refused(tree):
 
 def test_a_suffix_writes_beside_the_originals(tree):
     source = tree / "in"
-    for _ in range(2):  # what the first run wrote is no input of the second
+    for _ in range(2):  # what the first run wrote is not an input of the second
         for output in (None, source):
             jobs = plan([source], output, suffix="_x4").jobs
             targets = [str(job.target.relative_to(source)) for job in jobs]

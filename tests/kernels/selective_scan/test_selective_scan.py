@@ -238,7 +238,7 @@ EXTREMES = {"huge": 1e4, "none": -1e4, "above-threshold": 20.5, "below-threshold
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("value", EXTREMES.values(), ids=EXTREMES)
 def test_extreme_delta(backend: str, value: float, dtype: torch.dtype) -> None:
-    """exp(delta A) underflows to 0 and that is right; nothing overflows or is no number."""
+    """exp(delta A) underflows to 0 and that is right; nothing overflows or is not a number."""
     tensors = draw(length=70, dtype=dtype, without=("delta_bias",))
     tensors["delta"] = torch.full_like(tensors["delta"], value)
     actual = run(tensors, backend)
