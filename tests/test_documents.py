@@ -61,6 +61,10 @@ def desk(tmp_path, monkeypatch):
         part = photo.crop((20 * number, 10 * number, 20 * number + 128, 10 * number + 96))
         part.save(tmp_path / "holiday" / f"{number}.png")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for page in PAGES:
+        for _, language, text in blocks(page):
+            if language == "yaml":
+                (tmp_path / text.split()[1]).write_text(text, encoding="utf-8")
     if find_spec("av"):
         make_clip(tmp_path / "clip.mp4")
     monkeypatch.chdir(tmp_path)
@@ -89,9 +93,7 @@ def test_the_blocks_of_a_page_run(page, desk):
             exec(SETUP[remark.removeprefix("with: ")], names)
         if language == "python":
             exec(compile(text, f"{page.name}: {text.splitlines()[0]}", "exec"), names)
-        elif language == "yaml":
-            (desk / text.split()[1]).write_text(text, encoding="utf-8")
-        else:
+        elif language == "sh":
             run(text)
 
 
