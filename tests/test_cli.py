@@ -486,6 +486,10 @@ def test_models_lists_what_is_shipped(monkeypatch, capsys, models, tmp_path):
     assert run("models", capsys)[0] == 2
 
 
+def test_every_shipped_model_says_what_it_is_for():
+    assert set(loading.PURPOSES) == {info.name for info in loading.list_models()}
+
+
 def test_models_shows_what_was_measured(monkeypatch, capsys, tmp_path):
     config = {"depths": [1], "dim": 8, "num_heads": 2}
     for name, scale in (("any", None), ("x2", 2), ("unscored", 4)):

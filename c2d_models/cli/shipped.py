@@ -22,7 +22,7 @@ def models(
         str | None, typer.Argument(metavar="[NAME|FILE]", help="Show how this one was trained.")
     ] = None,
 ) -> None:
-    """List the models that come with the package, with their sizes and scores."""
+    """List the models that come with the package: sizes, scores, and what each is for."""
     from ..pretrained import loading
 
     if name is not None:
@@ -32,6 +32,9 @@ def models(
     if not shipped:
         raise ModelFileError("no model comes with this installation: train one with c2d train.")
     Console().print(_models_table(shipped))
+    for each in shipped:
+        if each.name in loading.PURPOSES:
+            typer.echo(f"{each.name}: {loading.PURPOSES[each.name]}")
 
 
 def info() -> None:
