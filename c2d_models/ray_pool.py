@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
 
 import torch
 
@@ -27,6 +29,7 @@ TRIES = 3
 """How often a task is begun whose worker dies."""
 _CPUS = 4  # of a worker that is not told otherwise, where a node has as many
 _POLL = 0.5  # seconds between two looks at the workers' progress
+_KNOCK = 10.0  # seconds that a cluster has to take a connection
 _PATIENCE = 300.0  # seconds without any worker before the run gives up
 _GRACE = 20.0  # seconds that interrupted workers have to tidy up
 
@@ -196,6 +199,8 @@ class RayPool:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         address = self.workers.address
+        if address not in (LOCAL, "auto") and (why := _unreachable(address)):
+            raise ClusterError(f"Ray's cluster at {address} does not answer: {why}.")
         local = {"include_dashboard": False, "object_store_memory": 10**8}
         try:
             self._ray.init(
@@ -328,6 +333,16 @@ class _Worker:
         if self._stopped:
             raise _Stopped
         self._fraction = fraction
+
+
+def _unreachable(address: str) -> str | None:
+    """The reason why nothing listens at "host:port" or "ray://host:port"; Ray itself would wait."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 6379), _KNOCK):
+            return None
+    except (OSError, ValueError) as error:  # a ValueError: a port that is not a number
+        return getattr(error, "strerror", None) or str(error)
 
 
 def _import_ray() -> ModuleType:

@@ -187,6 +187,8 @@ def test_scores_are_the_same(pictures):
         (["eval", "in", "--gpus-per-worker", "1"], "add --ray local"),
         (["upscale", "in/0.png", "-o", "-", "--ray", "local"], "standard input and output"),
         (["upscale", "in", "-o", "o", "--ray", "local", "--workers", "0"], "the workers are 0"),
+        (["upscale", "in", "-o", "o", "--ray", "127.0.0.1:9"], "at 127.0.0.1:9 does not answer"),
+        (["upscale", "in", "-o", "o", "--ray", "in"], "at in does not answer"),
         (
             ["upscale", "in", "-o", "o", "--ray", "local", "--device", "cuda:0"],
             "no node of the cluster has a GPU",

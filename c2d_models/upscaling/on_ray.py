@@ -39,7 +39,7 @@ def upscale_files(
     """Do the jobs, the largest files first, and give each outcome as it comes.
 
     The files are those that `batch.upscale_files` writes, byte for byte, where the tiles are the
-    same: automatic ones depend on free memory below 2.5 GiB a worker, and on a GPU's.
+    tiles: automatic ones depend on free memory below 2.5 GiB a worker, and on a GPU's.
     """
     _tidy(jobs)
     device = "cuda" if pool.gpus_each else "cpu"
