@@ -38,8 +38,8 @@ def upscale_files(
 ) -> Iterator[Outcome]:
     """Do the jobs, the largest files first, and give each outcome as it comes.
 
-    The files are those that `batch.upscale_files` writes, byte for byte, where the tiles are the
-    tiles: automatic ones depend on free memory below 2.5 GiB a worker, and on a GPU's.
+    The files are those that `batch.upscale_files` writes, byte for byte, with as many threads and
+    the same tiles: automatic ones depend on free memory below 2.5 GiB a worker, and on a GPU's.
     """
     _tidy(jobs)
     device = "cuda" if pool.gpus_each else "cpu"
