@@ -30,26 +30,15 @@ from bench.workloads import Workload
 ROUNDS = 20
 SECONDS_A_ROW = 0.4  # of each of the two times
 LONG_SCAN = 4096  # tokens that the reference, a loop over them, is not made to walk
-OPERATORS = (
-    "window_attention",
-    "selective_scan",
-    "coordinate_query",
-    "channel_correlation",
-    "spatial_correlation",
-    "window_layer",
-    "attention_branch",
-    "res_post_norm",
-    "conv_ffn",
-    "dual_features",
-)
 COMPILERS = ("torch.compile", "max-autotune", "auto, torch.compile", "FlexAttention")
 NETWORKS = ("swinir_l", "hiet_swinir", "hiet_srformer", "hiet_mambairv2", "hit_sir", "mambairv2")
 
 
 def races(networks: bool) -> Iterator[tuple[Workload, Contender]]:
     """Every full-size workload of the benchmarks with each of its contenders that runs here."""
+    files = (Path(__file__).parent / "operators").glob("test_*.py")
     names = [f"networks.test_{name}" for name in NETWORKS]
-    for module in names if networks else [f"operators.test_{name}" for name in OPERATORS]:
+    for module in names if networks else [f"operators.{file.stem}" for file in sorted(files)]:
         for test in vars(import_module(f"bench.{module}")).values():
             for marker in getattr(test, "pytestmark", ()):
                 if marker.name != "race":
