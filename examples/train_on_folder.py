@@ -13,14 +13,14 @@ from c2d_models.training.trainer import train
 
 folder = Path(sys.argv[1])
 output = Path(sys.argv[2] if len(sys.argv) > 2 else "runs/mine")
-continuous = next(model for model in c2d_models.list_models() if model.scale is None)
+shipped = {model.name: model for model in c2d_models.list_models()}
 
 weights = train(
     TrainConfig(
         network="hiet_swinir_tiny",
         stage="discrete",
         scale=2,
-        init=continuous.path,
+        init=shipped["hiet_swinir_tiny_continuous"].path,
         data=[folder],
         output=output,
         steps=20,
