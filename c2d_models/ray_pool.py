@@ -103,12 +103,12 @@ class RayPool:
 
     Attributes:
         workers: what was asked for.
-        gpus: whether workers may take GPUs.
-        count: how many workers there are; with `cpus` and `gpus_each` known inside the block.
+        may_use_gpus: whether workers may take GPUs.
+        count: how many workers there are; known inside the block, as `cpus` and `gpus_each` are.
     """
 
     workers: Workers
-    gpus: bool = True
+    may_use_gpus: bool = True
     count: int = 0
     cpus: int = 0
     gpus_each: float = 0.0
@@ -217,9 +217,9 @@ class RayPool:
         """Fix the workers' number and size by what the nodes have."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         wanted = self.workers
-        has_gpus = self.gpus and any(node.get("GPU", 0) for node in nodes)
+        has_gpus = self.may_use_gpus and any(node.get("GPU", 0) for node in nodes)
         self.gpus_each = wanted.gpus if wanted.gpus is not None else float(has_gpus)
-        if self.gpus_each and not self.gpus:
+        if self.gpus_each and not self.may_use_gpus:
             raise ClusterError("GPUs are asked for, but the device is cpu; choose one.")
         smallest = min(int(node.get("CPU", 0)) or _CPUS for node in nodes)
         self.cpus = wanted.cpus or (1 if self.gpus_each else min(_CPUS, smallest))

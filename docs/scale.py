@@ -65,7 +65,7 @@ def measure(address: str, count: int, pictures: Path, output: Path) -> tuple[flo
     """(pictures per second after the first, seconds to the first)."""
     settings = on_ray.Settings(Target(3.0), "hiet_swinir_tiny_continuous", "cpu")
     started = time.perf_counter()
-    with RayPool(Workers(address, count=count, cpus=1), gpus=False) as pool:
+    with RayPool(Workers(address, count=count, cpus=1), may_use_gpus=False) as pool:
         plan = jobs.plan([pictures], output).jobs
         times = []
         for outcome in on_ray.upscale_files(plan, settings, batch.FileOptions(), pool):

@@ -217,7 +217,7 @@ def _outcomes(
         return
     if any("-" in (str(job.source), str(job.target)) for job in jobs):
         raise UpscaleError("workers do not see standard input and output: leave out --ray.")
-    with RayPool(workers, gpus=settings.device != "cpu") as pool:
+    with RayPool(workers, may_use_gpus=settings.device != "cpu") as pool:
         if settings.device.startswith("cuda") and not pool.gpus_each:
             raise UpscaleError(
                 f"device is {settings.device}, but no node of the cluster has a GPU."

@@ -99,7 +99,7 @@ def run(
             for folder, scale, (name, net) in product(folders, scales, nets.items())
         ]
     else:
-        with RayPool(workers, gpus=anywhere or device.type == "cuda") as pool:
+        with RayPool(workers, may_use_gpus=anywhere or device.type == "cuda") as pool:
             results = evaluate_all(
                 nets, folders, scales, ensemble=ensemble, rule=rule, pool=pool, console=console
             )
