@@ -293,7 +293,7 @@ def test_every_kind_of_picture_can_be_compared(name, pictures, tmp_path):
     (job,) = jobs.plan([pictures / name], tmp_path).jobs
     outcome = upscale_job(job, upscaler, FileOptions())
     before, after = (Image.open(file).convert("RGB") for file in app.compared(job))
-    assert before.size == after.size == outcome.size[::-1]
+    assert before.size == after.size == outcome.written.size[::-1]
     assert np.abs(np.asarray(before, float) - np.asarray(after, float)).mean() < 12
 
 

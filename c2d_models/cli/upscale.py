@@ -289,17 +289,18 @@ def _bar(jobs: list[Job]) -> Iterator[Callable[[Job, float], None]]:
 def _tell(outcome: Outcome, to_stderr: bool) -> None:
     """Print the outcome of one file."""
     job = outcome.job
-    for note in outcome.notes:
-        warn(f"{job.name}: {note}")
     if outcome.failure is not None:
         warn(outcome.failure)
-    elif outcome.size is None:
+    elif outcome.written is None:
         print(f"{job.target} exists, skipped (--overwrite replaces it)")
     else:
-        height, width = outcome.size
+        written = outcome.written
+        for note in written.notes:
+            warn(f"{job.name}: {note}")
+        height, width = written.size
         target, stream = ("standard output", sys.stderr) if to_stderr else (job.target, sys.stdout)
         text = f"{job.name} -> {target}  {width}x{height}, {outcome.seconds:.1f} s"
-        print(text, file=stream)
+        print(text + (f", {written.by}" if written.by else ""), file=stream)
 
 
 def _finish(report: Report) -> None:

@@ -2,13 +2,15 @@
 
 Super-resolution scores are only comparable when the low-resolution (LR) images are made the way
 everyone makes them: MATLAB's antialiased bicubic, rounded to 8 bit. Here one table of taps
-(`bicubic_taps`) says which high-resolution (HR) pixels make an LR pixel and with what weight, at
-any real scale and from any origin.
+(`resize_taps`) says which high-resolution (HR) pixels make an LR pixel and with what weight, at
+any real scale and from any origin; other kernels serve those who imitate other programs.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,13 +27,44 @@ def cubic(x: np.ndarray) -> np.ndarray:
     return np.where(x <= 1.0, near, np.where(x < 2.0, far, 0.0))
 
 
-def bicubic_taps(
+def box(x: np.ndarray) -> np.ndarray:
+    """1 in [-1/2, 1/2): the mean over an area."""
+    return ((x >= -0.5) & (x < 0.5)).astype(np.float64)
+
+
+def triangle(x: np.ndarray) -> np.ndarray:
+    """Linear interpolation, support [-1, 1]."""
+    return np.maximum(1.0 - np.abs(x), 0.0)
+
+
+def lanczos3(x: np.ndarray) -> np.ndarray:
+    """sinc(x) sinc(x / 3), support [-3, 3]."""
+    return np.where(np.abs(x) < 3.0, np.sinc(x) * np.sinc(x / 3.0), 0.0)
+
+
+class Kernel(NamedTuple):
+    """A resampling kernel: its weight at a distance in pixels, and the distance where it ends."""
+
+    weight: Callable[[np.ndarray], np.ndarray]
+    support: float
+
+
+KERNELS = {
+    "box": Kernel(box, 0.5),
+    "triangle": Kernel(triangle, 1.0),
+    "cubic": Kernel(cubic, 2.0),
+    "lanczos3": Kernel(lanczos3, 3.0),
+}
+
+
+def resize_taps(
     count: int,
     scale: float,
     length: int,
     *,
     origin: float = 0.0,
     boundary: str = "symmetric",
+    kernel: Kernel = KERNELS["cubic"],
 ) -> tuple[np.ndarray, np.ndarray]:
     """The input pixels and weights of `count` output pixels along one axis.
 
@@ -44,15 +77,17 @@ def bicubic_taps(
         length: number of input pixels; positions outside are folded back by `boundary`.
         origin: input position of the output's left edge, in pixels.
         boundary: "symmetric" (mirror with the edge repeated) or "replicate" (repeat the edge).
+        kernel: bicubic by default.
 
     Returns:
         indices int64 (count, taps) in [0, length) and weights float64 (count, taps).
     """
     stretch = max(1.0, 1.0 / scale)
     centre = origin + (np.arange(count) + 0.5) / scale - 0.5
-    first = np.floor(centre - 2.0 * stretch).astype(np.int64)
-    indices = first[:, None] + np.arange(math.ceil(4.0 * stretch) + 2)
-    weights = cubic((centre[:, None] - indices) / stretch)
+    reach = kernel.support * stretch
+    first = np.floor(centre - reach).astype(np.int64)
+    indices = first[:, None] + np.arange(math.ceil(2.0 * reach) + 2)
+    weights = kernel.weight((centre[:, None] - indices) / stretch)
     used = np.flatnonzero(np.any(weights != 0.0, axis=0))
     indices, weights = indices[:, used], weights[:, used]
     weights = weights / weights.sum(axis=1, keepdims=True)
@@ -70,7 +105,7 @@ def bicubic_taps(
 
 
 def resample(image: Tensor, dim: int, indices: np.ndarray, weights: np.ndarray) -> Tensor:
-    """Weighted sum of a floating point `image`'s slices along `dim`, for taps of `bicubic_taps`.
+    """Weighted sum of a floating point `image`'s slices along `dim`, for taps of `resize_taps`.
 
     At most 4/scale + 2 multiply-adds a value, where a dense matrix would spend the whole length of
     the axis.
@@ -137,7 +172,7 @@ def imresize(
         length = image.shape[dim]
         if count == length and factor == 1.0:
             continue
-        values = resample(values, dim, *bicubic_taps(count, factor, length, boundary=boundary))
+        values = resample(values, dim, *resize_taps(count, factor, length, boundary=boundary))
         if image.dtype == torch.uint8:
             values = nearest_level(values)
     return values.to(image.dtype)

@@ -124,7 +124,7 @@ class Page:
             for status in steps:
                 before, done = done, len(status.outcomes)
                 for outcome in status.outcomes[before:]:
-                    if outcome.size is not None:
+                    if outcome.written is not None:
                         visit.made[outcome.job.target.name] = outcome.job
                 if done > before and visit.made:
                     name = next(reversed(visit.made))
@@ -354,13 +354,15 @@ def _status(status: Status) -> str:
 
 def _line(outcome: Outcome) -> str:
     name = html.escape(outcome.job.source.name)
-    if outcome.size is None:
+    written = outcome.written
+    if written is None:
         # Sentences name the upload's path, which is the server's affair.
         told = (outcome.failure or "skipped").replace(str(outcome.job.source), "this file")
         return f'{name}: <span class="refused">{html.escape(told)}</span>'
-    height, width = outcome.size
-    notes = "".join(f" {html.escape(note)}." for note in outcome.notes)
-    return f"{name}: {width}x{height} in {outcome.seconds:.1f} s.{notes}"
+    height, width = written.size
+    chosen = f", {written.by}" if written.by else ""
+    notes = "".join(f" {html.escape(note)}." for note in written.notes)
+    return f"{name}: {width}x{height} in {outcome.seconds:.1f} s{chosen}.{notes}"
 
 
 def _refusal(told: str) -> str:

@@ -16,7 +16,8 @@ from ..networks.network import Network
 WEIGHTS = Path(__file__).parents[1] / "weights"
 """The folder of the shipped models."""
 PURPOSES = {
-    "hiet_swinir_continuous": "any factor, best quality",
+    "hiet_swinir_continuous": "any factor, best quality from lossless files",
+    "hiet_swinir_photo": "any factor, from JPEG and other lossy or noisy files",
     "hiet_swinir_tiny_continuous": "any factor, several times as fast",
     "hiet_swinir_tiny_x4": "four times exactly, fastest",
 }

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from ..images.resize import bicubic_taps, nearest_level, resample
+from ..images.resize import nearest_level, resample, resize_taps
 from ..images.sets import list_images, orient, read_all, read_pair, read_rgb
 from .augmentation import Augmentation, Change, drawing
+from .degradation import BLOCK, Degradations, Span
 
 
 class Batches(ABC):
@@ -29,6 +30,7 @@ class Batches(ABC):
         batch: samples a step (of this process).
         seed: of every random choice.
         augmentation: of the patches' colours; none by default.
+        degradations: of the LR patches beside their reduction; none by default.
 
     An image that cannot be read is left out; `left_out` holds a sentence about each.
 
@@ -45,12 +47,14 @@ class Batches(ABC):
         seed: int,
         smallest: int,
         augmentation: Augmentation | None = None,
+        degradations: Degradations | None = None,
     ) -> None:
         for name, value in (("patch", patch), ("batch", batch)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}; give at least 1")
         self.patch, self.batch_size, self.seed = patch, batch, seed
         self.augmentation = augmentation or Augmentation()
+        self.degradations = degradations
         self.files, self.images, self.left_out = self._read(list_images(source))
         if not self.files:
             raise DataError(
@@ -92,23 +96,38 @@ class Batches(ABC):
         """
         if change.drawn:
             image = drawing(rng, side)
-        spans, taps = [], []
-        for length in image.shape[-2:]:
-            start = int(rng.integers(length - side + 1))
-            indices, weights = bicubic_taps(self.patch, self.patch / side, length, origin=start)
-            low = indices.min()
-            spans.append((start, slice(low, indices.max() + 1)))
-            taps.append((indices - low, weights))
-        (top, rows), (left, columns) = spans
-        # As imresize does for uint8, but in float32: exact for scales 2 and 4, else within its
-        # rounding; a third of the time.
-        image = change.recolour(image[:, rows, columns])
-        lr = nearest_level(resample(image.float(), -2, *taps[0]))
-        lr = nearest_level(resample(lr, -1, *taps[1])).div_(255.0)
-        top, left = top - rows.start, left - columns.start
-        hr = image[:, top : top + side, left : left + side]
+        top, left = (int(rng.integers(length - side + 1)) for length in image.shape[-2:])
+        degradation = self.degradations.draw(rng) if self.degradations else None
+        if degradation is None:
+            lr = self._reduced(image, (top, left), side, change)
+        else:
+            pitch = side / self.patch
+            # The patch begins anywhere in a block, as the parts of a photograph do.
+            before = [int(rng.integers(BLOCK, 2 * BLOCK)) for _ in range(2)]
+            spans = (
+                Span(self.patch + before[0] + BLOCK, top - before[0] * pitch, pitch),
+                Span(self.patch + before[1] + BLOCK, left - before[1] * pitch, pitch),
+            )
+            lr = degradation.reduce(change.recolour(image), spans, rng)
+            lr = lr[:, before[0] : before[0] + self.patch, before[1] : before[1] + self.patch]
+        hr = change.recolour(image[:, top : top + side, left : left + side])
         turn = int(rng.integers(8))
-        return orient(hr, turn), orient(lr, turn)
+        return orient(hr, turn), orient(lr.div(255.0), turn)
+
+    def _reduced(self, image: Tensor, corner: tuple[int, int], side: int, change: Change) -> Tensor:
+        """As imresize reduces uint8, but in float32: (3, patch, patch), whole levels.
+
+        Exact for scales 2 and 4, else within its rounding; a third of the time.
+        """
+        spans, taps = [], []
+        for start, length in zip(corner, image.shape[-2:], strict=True):
+            indices, weights = resize_taps(self.patch, self.patch / side, length, origin=start)
+            low = indices.min()
+            spans.append(slice(low, indices.max() + 1))
+            taps.append((indices - low, weights))
+        part = change.recolour(image[:, spans[0], spans[1]])
+        lr = nearest_level(resample(part.float(), -2, *taps[0]))
+        return nearest_level(resample(lr, -1, *taps[1]))
 
 
 class ContinuousBatches(Batches):
@@ -136,6 +155,7 @@ class ContinuousBatches(Batches):
         batch: int = 16,
         seed: int = 0,
         augmentation: Augmentation | None = None,
+        degradations: Degradations | None = None,
     ) -> None:
         if not 1.0 <= scale[0] <= scale[1]:
             raise ConfigError(
@@ -153,6 +173,7 @@ class ContinuousBatches(Batches):
             seed=seed,
             smallest=smallest,
             augmentation=augmentation,
+            degradations=degradations,
         )
         self.queries, self.scale = queries, scale
 
@@ -192,6 +213,7 @@ class DiscreteBatches(Batches):
         seed: int = 0,
         lr_files: Mapping[Path, Path] | None = None,
         augmentation: Augmentation | None = None,
+        degradations: Degradations | None = None,
     ) -> None:
         if scale < 1 or scale != int(scale):
             raise ConfigError(f"scale is {scale}; give a whole number of at least 1")
@@ -204,6 +226,7 @@ class DiscreteBatches(Batches):
             seed=seed,
             smallest=patch * scale,
             augmentation=augmentation,
+            degradations=degradations,
         )
 
     def _read(self, files: list[Path]) -> tuple[list[Path], list[Tensor], list[str]]:

@@ -21,6 +21,7 @@ from pydantic import (
 
 from ..errors import ConfigError
 from .augmentation import Augmentation
+from .degradation import Degradations
 
 
 def _listed(value: Any) -> Any:
@@ -72,6 +73,11 @@ class TrainConfig(BaseModel):
     )
     augmentation: Augmentation = Field(
         default_factory=Augmentation, description="of the patches' colours; not with lr_data"
+    )
+    degradations: Degradations | None = Field(
+        None,
+        description="of the LR patches, for everyday photographs ({} for the usual shares); not "
+        "with lr_data",
     )
     lr: float = Field(4e-4, gt=0, le=1)
     warmup: int = Field(100, ge=0)
@@ -134,8 +140,12 @@ class TrainConfig(BaseModel):
                 f"lr_data has {len(self.lr_data)} folders and data {len(self.data)}: "
                 "give one LR folder for each, in the same order"
             )
-        if self.augmentation != Augmentation():
-            raise ValueError("augmentation makes LR images of its own: remove it or 'lr_data'")
+        for key, made in (
+            ("augmentation", self.augmentation != Augmentation()),
+            ("degradations", self.degradations is not None),
+        ):
+            if made:
+                raise ValueError(f"{key} makes LR images of its own: remove it or 'lr_data'")
         return self
 
     @model_validator(mode="after")

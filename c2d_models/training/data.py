@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..images import resize, sets
 from .batches import Batches, ContinuousBatches, DiscreteBatches
 from .config import TrainConfig
+from .degradation import Degradations, Span
 
 Pair = tuple[Tensor, Tensor]
 """LR and HR, uint8 (3, H, W)."""
@@ -59,6 +61,14 @@ def read(config: TrainConfig) -> TrainingData:
         photos = [photo.clone() for photo in photos[: config.validation_images]]
         scales = (2.0, 3.0, 4.0) if config.scale is None else (float(config.scale),)
         validation = {scale: [resize.lr_pair(photo, scale) for photo in photos] for scale in scales}
+        if config.degradations is not None:
+            validation = {
+                scale: [
+                    degraded_pair(pair, config.degradations, (config.seed, number))
+                    for number, pair in enumerate(pairs)
+                ]
+                for scale, pairs in validation.items()
+            }
     else:
         held_out, pairs, unread = sets.read_all(held_out, partial(_read_pair, config, lr_files))
         _check_sizes(held_out, [hr for _, hr in pairs])
@@ -93,7 +103,11 @@ def _batches(
     else:
         batches = partial(DiscreteBatches, files, scale=config.factor, lr_files=lr_files)
     return batches(
-        patch=config.patch, batch=config.batch, seed=config.seed, augmentation=config.augmentation
+        patch=config.patch,
+        batch=config.batch,
+        seed=config.seed,
+        augmentation=config.augmentation,
+        degradations=config.degradations,
     )
 
 
@@ -128,3 +142,17 @@ def centre_crops(pair: Pair, scale: int, side: int) -> Pair:
         for image, s in ((lr, 1), (hr, scale))
     )
     return lr, hr
+
+
+def degraded_pair(pair: Pair, degradations: Degradations, seed: tuple[int, ...]) -> Pair:
+    """The pair with another LR image of the same size, made from HR by what `seed` draws."""
+    lr, hr = pair
+    rng = np.random.default_rng(seed)
+    degradation = degradations.draw(rng)
+    if degradation is None:
+        return pair
+    rows, columns = (
+        Span(small, 0.0, large / small)
+        for small, large in zip(lr.shape[-2:], hr.shape[-2:], strict=True)
+    )
+    return degradation.reduce(hr, (rows, columns), rng).to(lr.dtype), hr

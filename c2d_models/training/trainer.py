@@ -52,6 +52,7 @@ TASK = (
     "queries",
     "max_scale",
     "augmentation",
+    "degradations",
 )
 """The keys of a configuration that a resumed run keeps."""
 SOURCES = ("data", "lr_data", "init")
@@ -242,7 +243,8 @@ class Trainer:
         state = self.folder.read_state(self.device)
         if state.keys() != self._state().keys():
             raise ConfigError(f"cannot resume: {self.folder.state} is not the state of a run")
-        saved = {"augmentation": Augmentation().model_dump(), **state["config"]}  # newer than 0.1
+        newer = {"augmentation": Augmentation().model_dump(), "degradations": None}  # than 0.1
+        saved = newer | state["config"]
         now = self.config.model_dump(mode="json")
         for key in TASK:
             if saved[key] != now[key]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..errors import ImageError, sentence
 from ..images import image_file
 from .clips import upscale_clip
-from .jobs import PIPE, Job, is_clip
+from .jobs import PIPE, Job, Written, is_clip
 from .upscaler import Progress, Upscaler
 
 
@@ -43,21 +43,19 @@ class FileOptions:
 
 @dataclass
 class Outcome:
-    """The outcome of one job: a size if it was written, a failure, or neither if it was skipped.
+    """The outcome of one job: a file, a failure, or neither if the job was skipped.
 
     Attributes:
         job: the job.
-        size: (H_out, W_out) of the new file.
+        written: the new file.
         seconds: it took.
-        notes: sentences on what was read otherwise than the file says.
         failure: one sentence.
         traceback: of a failure that is a bug.
     """
 
     job: Job
-    size: tuple[int, int] | None = None
+    written: Written | None = None
     seconds: float = 0.0
-    notes: list[str] = field(default_factory=list)
     failure: str | None = None
     traceback: str | None = None
 
@@ -92,7 +90,7 @@ class Report:
         if outcome.failure is not None:
             self.failed.append(outcome.job)
         else:
-            (self.written if outcome.size else self.skipped).append(outcome.job)
+            (self.written if outcome.written else self.skipped).append(outcome.job)
         if outcome.traceback is not None:
             if self.log is None:
                 handle, name = tempfile.mkstemp(".log", "c2d-")
@@ -155,7 +153,7 @@ def upscale_job(
         if str(job.source) != PIPE and not job.source.exists():
             raise ImageError(f"{job.source} does not exist.")
         if options.overwrite or str(job.target) == PIPE or not job.target.exists():
-            outcome.size, outcome.notes = upscale_file(job, upscaler, options, progress)
+            outcome.written = upscale_file(job, upscaler, options, progress)
     except Exception as error:
         outcome.fail(error)
     outcome.seconds = time.perf_counter() - started
@@ -167,8 +165,8 @@ def upscale_file(
     upscaler: Upscaler,
     options: FileOptions | None = None,
     progress: Progress = lambda fraction: None,
-) -> tuple[tuple[int, int], list[str]]:
-    """Enlarge a picture or a clip into another file, replacing that; returns (H_out, W_out), notes.
+) -> Written:
+    """Enlarge a picture or a clip into another file, replacing that.
 
     Raises:
         C2DError: as `upscale`; nothing is left behind.
@@ -190,7 +188,8 @@ def upscale_file(
         image = image_file.read_bytes(data, job.name, strict=strict, max_pixels=most)
     else:
         image = image_file.read(job.source, strict=strict, max_pixels=most)
-    size = upscaler.output_size(*image.pixels.shape[:2])
+    height, width, _ = image.pixels.shape
+    size = upscaler.output_size(height, width)
     if str(job.target) == PIPE:
         format = image.format if image.format in image_file.FORMATS else "png"
         with tempfile.TemporaryDirectory() as folder:
@@ -201,7 +200,8 @@ def upscale_file(
             sys.stdout.buffer.flush()
     else:
         _write(job.target, image, size, upscaler, options, progress)
-    return size, image.notes
+    models = upscaler.chosen(height, width, image.lossy)
+    return Written(size, image.notes, image.lossy, models)
 
 
 def _write(
@@ -229,6 +229,7 @@ def _write(
             image.alpha,
             writer.write,
             writer.dtype,
+            lossy=image.lossy,
             folder=target.parent,
             progress=progress,
         )

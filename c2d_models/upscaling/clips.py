@@ -15,6 +15,7 @@ from ..errors import VideoError
 from ..files import temporary
 from ..video.clip import Clip, Frame
 from ..video.writer import ClipWriter
+from .jobs import Written
 from .pipeline import WorkerThreads
 from .upscaler import Progress, Upscaler
 
@@ -28,8 +29,8 @@ def upscale_clip(
     metadata: str = "keep",
     max_pixels: int | None = None,
     progress: Progress = lambda fraction: None,
-) -> tuple[tuple[int, int], list[str]]:
-    """Enlarge a clip; returns (H_out, W_out), which are even, and notes.
+) -> Written:
+    """Enlarge a clip into another, whose sides are even.
 
     Rate, time stamps, rotation, colour coding and metadata stay; sound and subtitles are copied as
     they are. A frame equal to the one before is enlarged once. The file appears whole or not at
@@ -64,7 +65,8 @@ def upscale_clip(
         finally:
             unfinished.unlink(missing_ok=True)
     odd = [f"a clip's sides are even: {size[1]}x{size[0]} of {wanted[1]}x{wanted[0]}"]
-    return size, odd if size != wanted else []
+    models = upscaler.chosen(*clip.size, clip.lossy)
+    return Written(size, odd if size != wanted else [], clip.lossy, models)
 
 
 def _run(
@@ -79,7 +81,7 @@ def _run(
                 encoder.send(packet)
                 continue
             if large is None or not frame.repeats:
-                large = _enlarged(frame, upscaler, size)
+                large = _enlarged(frame, upscaler, size, clip.lossy)
             encoder.send((large, frame.pts))
             done += 1
             progress(min(done / clip.count, 1.0))
@@ -87,7 +89,7 @@ def _run(
     output.finish()
 
 
-def _enlarged(frame: Frame, upscaler: Upscaler, size: tuple[int, int]) -> np.ndarray:
+def _enlarged(frame: Frame, upscaler: Upscaler, size: tuple[int, int], lossy: bool) -> np.ndarray:
     """A frame of the clip's new size; a row or a column is dropped where that would be odd."""
     height, width = upscaler.output_size(*frame.rgb.shape[:2])
     large = np.empty((height, width, 3), np.uint8)
@@ -95,7 +97,7 @@ def _enlarged(frame: Frame, upscaler: Upscaler, size: tuple[int, int]) -> np.nda
     def put(top: int, rows: np.ndarray) -> None:
         large[top : top + len(rows)] = rows
 
-    upscaler.run(frame.rgb, None, put, large.dtype)
+    upscaler.run(frame.rgb, None, put, large.dtype, lossy=lossy)
     return large[: size[0], : size[1]]
 
 

@@ -68,7 +68,9 @@ def upscale(
             for a continuous one).
         size: (H_out, W_out) instead; each axis then has its own factor, from 1 to 16.
         model: a shipped model's name, a file or folder, or a network; by default the shipped one
-            that suits this scale, and with "tiny" the small one that does.
+            that suits this scale, and with "tiny" the small one that does. A lossy file's path
+            brings the one for photographs ("hiet_swinir_photo"); arrays and PIL images, whose
+            origin is not known, count as lossless.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1".
         dtype: "float32", or "bfloat16" or "float16" for autocast.
         tile: side of the tiles in pixels of `image`; 0 for none; by default what memory allows.
@@ -97,7 +99,7 @@ def upscale(
         array = np.concatenate(parts, axis=2)
         if array.shape[2] == 1:
             array = array[..., 0]
-        return upscale_array(array, upscaler, progress)
+        return upscale_array(array, upscaler, progress, lossy=data.lossy)
     if isinstance(image, np.ndarray):
         return upscale_array(image, upscaler, progress)
     if type(image).__module__.partition(".")[0] == "PIL" or hasattr(image, "getbands"):
@@ -108,7 +110,9 @@ def upscale(
     )
 
 
-def upscale_array(array: np.ndarray, upscaler: Upscaler, progress: Progress) -> np.ndarray:
+def upscale_array(
+    array: np.ndarray, upscaler: Upscaler, progress: Progress, lossy: bool = False
+) -> np.ndarray:
     """`upscale` of an array."""
     check_array(array)
     picture = array[..., None] if array.ndim == 2 else array
@@ -122,7 +126,7 @@ def upscale_array(array: np.ndarray, upscaler: Upscaler, progress: Progress) -> 
     def sink(top: int, rows: np.ndarray) -> None:
         out[top : top + len(rows)] = rows
 
-    upscaler.run(picture[..., :colours], alpha, sink, array.dtype, progress=progress)
+    upscaler.run(picture[..., :colours], alpha, sink, array.dtype, lossy=lossy, progress=progress)
     return out[..., 0] if array.ndim == 2 else out
 
 

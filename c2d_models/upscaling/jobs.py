@@ -31,6 +31,29 @@ class Job:
         return "standard input" if str(self.source) == PIPE else str(self.source)
 
 
+@dataclass(frozen=True)
+class Written:
+    """A file that was written.
+
+    Attributes:
+        size: (H_out, W_out).
+        notes: sentences on what was read otherwise than the file says.
+        lossy: whether the input's compression has left traces.
+        models: the shipped models that were chosen for it; none if one was asked for.
+    """
+
+    size: tuple[int, int]
+    notes: list[str]
+    lossy: bool
+    models: list[str]
+
+    @property
+    def by(self) -> str:
+        """ "by A, then B (lossy input)", or nothing where a model was asked for."""
+        kind = "lossy" if self.lossy else "lossless"
+        return f"by {', then '.join(self.models)} ({kind} input)" if self.models else ""
+
+
 @dataclass
 class Plan:
     """The jobs of a run, and what lies in its folders that is not read.

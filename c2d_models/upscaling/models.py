@@ -1,4 +1,4 @@
-"""Which network enlarges: the one asked for, or the shipped one that suits a factor."""
+"""Which network enlarges: the one asked for, or the shipped one that suits factor and file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from ..pretrained import loading
 
 TINY = "tiny"
 """Asks for the small shipped model that suits a factor, and is part of such models' names."""
+PHOTO = "photo"
+"""Part of the names of models for files whose compression has left traces."""
 
 
 class Models:
@@ -35,9 +37,13 @@ class Models:
         elif model is not None and not self._tiny:
             self.asked = self._load(model)
 
-    def network(self, factor: float | None) -> Network:
-        """For a factor from 1 to 4, or for None: another one on each axis, or a broken one."""
-        return self.asked or self._load(choose_model(factor, self._tiny))
+    def network(self, factor: float | None, lossy: bool = False) -> Network:
+        """The network for a factor from 1 to 4, or None: another on each axis, or a broken one."""
+        return self.asked or self._load(self.choice(factor, lossy))
+
+    def choice(self, factor: float | None, lossy: bool = False) -> str:
+        """The name of the shipped model that `network` takes where none was asked for."""
+        return choose_model(factor, tiny=self._tiny, lossy=lossy)
 
     def _load(self, model: str | Path) -> Network:
         if str(model) not in self._loaded:
@@ -48,16 +54,19 @@ class Models:
         return self._loaded[str(model)]
 
 
-def choose_model(factor: float | None, tiny: bool = False) -> str:
+def choose_model(factor: float | None, *, tiny: bool = False, lossy: bool = False) -> str:
     """The shipped model for a factor.
 
-    Large ones come before tiny ones, or only tiny ones count; then HiET-SwinIR before others, one
-    for exactly this factor before a continuous one, and the larger.
+    Large ones come before tiny ones, or only tiny ones count; then those for lossy or for lossless
+    files, HiET-SwinIR before others, one for exactly this factor before a continuous one, and the
+    larger.
     """
 
-    def merit(info: loading.ModelInfo) -> tuple[bool, bool, bool, int, str]:
+    def merit(info: loading.ModelInfo) -> tuple[bool, bool, bool, bool, int, str]:
+        suited = (PHOTO in info.name) == lossy
         known = info.name.startswith("hiet_swinir")
-        return TINY not in info.name, known, info.scale is not None, info.params, info.name
+        exact = info.scale is not None
+        return TINY not in info.name, suited, known, exact, info.params, info.name
 
     fitting = [info for info in loading.list_models() if info.scale in (None, factor)]
     if tiny:

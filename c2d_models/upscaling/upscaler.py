@@ -87,23 +87,42 @@ class Upscaler:
         """(H_out, W_out) of an image; UpscaleError if the target is out of its reach."""
         return self.target.size(height, width)
 
-    def plan(self, height: int, width: int) -> list[tuple[Network, tuple[int, int]]]:
+    def plan(
+        self, height: int, width: int, lossy: bool = False
+    ) -> list[tuple[Network, tuple[int, int]]]:
         """The network of each pass, and the size that it makes.
 
         Raises:
             UpscaleError: the target is out of reach, or not for the model that was asked for.
         """
+        steps = self._steps(height, width, lossy)
+        nets = [self.models.network(factor, traces) for factor, traces, _ in steps]
+        for net, (factor, _, _) in zip(nets, steps, strict=True):
+            if net.scale is not None and net.scale != factor:
+                raise UpscaleError(self._unreachable(net, height, width))
+        return [(net, size) for net, (_, _, size) in zip(nets, steps, strict=True)]
+
+    def chosen(self, height: int, width: int, lossy: bool) -> list[str]:
+        """The shipped models that enlarge such an image, in order; none if one was asked for."""
+        if self.models.asked is not None:
+            return []
+        steps = self._steps(height, width, lossy)
+        names = [self.models.choice(factor, traces) for factor, traces, _ in steps]
+        return list(dict.fromkeys(names))
+
+    def _steps(
+        self, height: int, width: int, lossy: bool
+    ) -> list[tuple[float | None, bool, tuple[int, int]]]:
+        """Each pass: its factor, whether compression has left traces in its input, and its size."""
         wanted = self.output_size(height, width)
         asked = self.models.asked
         step = (asked.scale if asked else None) or PASS_SCALE
         sizes = passes((height, width), wanted, max(step, 2))
-        steps = list(zip([(height, width), *sizes], sizes, strict=False))
-        factors = [common_factor(before, after) for before, after in steps]
-        nets = [self.models.network(factor) for factor in factors]
-        for net, factor in zip(nets, factors, strict=True):
-            if net.scale is not None and net.scale != factor:
-                raise UpscaleError(self._unreachable(net, height, width))
-        return list(zip(nets, sizes, strict=True))
+        pairs = zip([(height, width), *sizes], sizes, strict=False)
+        return [
+            (common_factor(before, after), lossy and number == 0, after)
+            for number, (before, after) in enumerate(pairs)
+        ]
 
     def _unreachable(self, net: Network, height: int, width: int) -> str:
         """Why a discrete network cannot make what was asked for."""
@@ -132,6 +151,7 @@ class Upscaler:
         sink: Rows,
         dtype: np.dtype,
         *,
+        lossy: bool = False,
         folder: Path | None = None,
         progress: Progress = lambda fraction: None,
     ) -> None:
@@ -140,12 +160,13 @@ class Upscaler:
         `sink` takes (first row, (h, W_out, channels) of `dtype`), alpha as the last channel.
         Integers span their whole range, floats [0, 1]. A grey picture, also one of three equal
         channels, goes through the network as three, whose mean comes out; so does alpha, unless it
-        is flat. `folder` and `progress` are those of `tiling.run`.
+        is flat. `lossy` says whether compression has left traces, which a model for such files
+        removes. `folder` and `progress` are those of `tiling.run`.
 
         Raises:
             UpscaleError: the network's numbers overflowed in half precision.
         """
-        steps = self.plan(*pixels.shape[:2])
+        steps = self.plan(pixels.shape[0], pixels.shape[1], lossy)
         sizes = [pixels.shape[:2], *(size for _, size in steps)]
         shares = _shares(progress, [height * width for height, width in sizes[:-1]])
         between = np.dtype(np.float32 if dtype.kind == "f" else np.uint16)

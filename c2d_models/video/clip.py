@@ -52,6 +52,7 @@ class Clip:
         size: (H, W) as coded.
         rotation: degrees by which players turn the picture.
         coding: what its numbers mean.
+        lossy: whether its codec loses detail, as all but those for masters do.
 
     Raises:
         VideoError: the file is not a clip, or has a variable rate, more than 8 bits, interlaced
@@ -118,7 +119,7 @@ class Clip:
     def _check_format(self, context: Any) -> None:
         if context.format is None:
             raise VideoError(f"{self.path} holds a moving picture that FFmpeg cannot decode.")
-        name = context.format.name
+        name, self.lossy = context.format.name, context.codec.lossy
         bits = max(component.bits for component in context.format.components)
         if context.color_trc in _HDR:
             raise VideoError(

@@ -63,8 +63,8 @@ def test_discrete_patches_are_crops_of_the_reduced_photograph(photo, folder, sca
         # The whole photograph reduced on the same grid, its own edges included.
         grid = photo[:, top % scale :, left % scale :]
         size = [n // scale for n in grid.shape[-2:]]
-        rows = resize.bicubic_taps(size[0], 1 / scale, HEIGHT, origin=top % scale)
-        columns = resize.bicubic_taps(size[1], 1 / scale, WIDTH, origin=left % scale)
+        rows = resize.resize_taps(size[0], 1 / scale, HEIGHT, origin=top % scale)
+        columns = resize.resize_taps(size[1], 1 / scale, WIDTH, origin=left % scale)
         reduced = resize.resample(photo.double(), -2, *rows).add(0.5).floor().clamp(0, 255)
         reduced = resize.resample(reduced, -1, *columns).add(0.5).floor().clamp(0, 255)
         expected = reduced[:, top // scale :, left // scale :][:, :16, :16]

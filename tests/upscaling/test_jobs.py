@@ -95,7 +95,7 @@ def test_an_input_is_never_overwritten(tree, link):
     before = source.read_bytes()
     upscaler = Upscaler.load(model=create("hiet_swinir_tiny", 2))
     (outcome,) = upscale_files(plan([source], target).jobs, upscaler, FileOptions(overwrite=True))
-    assert "never overwritten" in outcome.failure and outcome.size is None
+    assert "never overwritten" in outcome.failure and outcome.written is None
     assert source.read_bytes() == before
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from c2d_models import upscale
@@ -13,7 +14,7 @@ from c2d_models.images import image_file
 from c2d_models.images.image_file import ImageData
 from c2d_models.pretrained import loading
 from c2d_models.pretrained.loading import ModelInfo
-from c2d_models.upscaling.models import choose_model
+from c2d_models.upscaling.models import Models, choose_model
 from c2d_models.upscaling.target import Target
 from c2d_models.upscaling.upscaler import Upscaler
 from tests.upscaling.local_network import identity, local, photo
@@ -225,6 +226,38 @@ def test_tiny_is_the_small_model_that_suits(monkeypatch):
         models = Upscaler.load(Target(factor), "tiny", "cpu").models
         assert models.network(factor).name == "hiet_swinir_tiny"
         assert models.network(factor).scale == (4 if factor == 4 else None)
+
+
+PHOTO = ("hiet_swinir_photo", None, 99)
+
+
+@pytest.mark.parametrize(
+    ("models", "options", "expected"),
+    [
+        pytest.param((*FULL, PHOTO), {"lossy": True}, "hiet_swinir_photo", id="lossy"),
+        pytest.param((*FULL[1:], PHOTO), {}, "hiet_swinir_continuous", id="lossless"),
+        pytest.param(FULL, {"lossy": True}, "hiet_swinir_x4", id="none for lossy files"),
+        pytest.param(
+            (*TINY, *FULL, PHOTO),
+            {"lossy": True, "tiny": True},
+            "hiet_swinir_tiny_x4",
+            id="no small one for lossy files",
+        ),
+    ],
+)
+def test_lossy_files_have_a_model_of_their_own(monkeypatch, models, options, expected):
+    monkeypatch.setattr(loading, "list_models", lambda: shipped(*models))
+    assert choose_model(4, **options) == expected
+
+
+def test_only_the_first_pass_sees_what_compression_has_left(monkeypatch):
+    monkeypatch.setattr(loading, "list_models", lambda: shipped(*FULL[1:], PHOTO))
+    upscaler = Upscaler(Target(8.0), Models(None, torch.device("cpu")), torch.device("cpu"))
+    both = ["hiet_swinir_photo", "hiet_swinir_continuous"]
+    assert upscaler.chosen(10, 12, lossy=True) == both
+    assert upscaler.chosen(10, 12, lossy=False) == both[1:]
+    asked = Upscaler.load(Target(8.0), identity(), "cpu")
+    assert asked.chosen(10, 12, lossy=True) == []
 
 
 def test_no_shipped_model_is_said(monkeypatch):

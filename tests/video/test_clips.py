@@ -131,7 +131,8 @@ def test_times_and_sound_stay(tmp_path, ending, codec, sound, rate):
     source, target = tmp_path / f"a{ending}", tmp_path / f"b{ending}"
     frames = [moving_planes(number) for number in range(12)]
     write_clip(source, frames, codec=codec, sound=sound, rate=rate, metadata={"title": "A tree"})
-    size, notes = upscale_clip(source, target, upscaler())
+    written = upscale_clip(source, target, upscaler())
+    size, notes = written.size, written.notes
     assert (size, notes) == ((64, 96), [])
     before, after = read_planes(source), read_planes(target)
     assert [float(at) for at, _ in after] == pytest.approx(
@@ -201,10 +202,11 @@ def test_rotation_stays(tmp_path, degrees):
 def test_odd_sizes_are_made_even_with_a_note(tmp_path):
     write_clip(tmp_path / "a.mkv", [moving_planes(0, 30, 46)])
     net = identity()
-    size, notes = upscale_clip(
+    written = upscale_clip(
         tmp_path / "a.mkv", tmp_path / "b.mkv", Upscaler.load(Target(1.5), net, "cpu")
     )
-    assert size == (44, 68) and notes == ["a clip's sides are even: 68x44 of 69x45"]
+    assert written.size == (44, 68)
+    assert written.notes == ["a clip's sides are even: 68x44 of 69x45"]
 
 
 def damaged(path):
