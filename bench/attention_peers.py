@@ -124,3 +124,58 @@ def regions(qkv: Tensor, window: int, shift: int) -> Tensor:
     for number, (rows, columns) in enumerate((r, c) for r in bands for c in bands):
         region[rows, columns] = number
     return rearrange(region, "(wy y) (wx x) -> (wy wx) (y x)", y=window, x=window).contiguous()
+
+
+def sdpa_of_rectangles(
+    tensors: dict[str, Tensor],
+    backward: bool,
+    window_size: tuple[int, int],
+    num_heads: int,
+    overlap: tuple[int, int],
+    shift: tuple[int, int],
+) -> Function:
+    """F.scaled_dot_product_attention of rectangular windows to larger ones, which `unfold` cuts.
+
+    Bias and mask are added up here, before the clock starts, unless the bias has a gradient.
+    """
+    height, width = tensors["q"].shape[1:3]
+    rows, columns = height // window_size[0], width // window_size[1]
+    mask = None
+    if any(shift):
+        bands = [
+            (torch.arange(n) >= n - side).int() + (torch.arange(n) >= n - moved).int()
+            for n, side, moved in zip((height, width), window_size, shift, strict=True)
+        ]
+        region = rearrange(
+            bands[0][:, None] * 3 + bands[1], "(wy y) (wx x) -> (wy wx) (y x)", wy=rows, wx=columns
+        )
+        apart = region[:, None, :, None] != region[:, None, None, :]
+        mask = torch.where(apart, -100.0, 0.0).to(tensors["q"])
+
+    def dense(bias: Tensor) -> Tensor:
+        return bias.to(tensors["q"].dtype)[None] if mask is None else bias.to(mask) + mask
+
+    ready = None if backward else dense(tensors["bias"])
+
+    def attention(tensors: dict[str, Tensor]) -> Tensor:
+        q, kv = tensors["q"], tensors["kv"]
+        if any(shift):
+            q, kv = (torch.roll(x, (-shift[0], -shift[1]), (1, 2)) for x in (q, kv))
+        query = rearrange(
+            q, "1 (wy y) (wx x) (head d) -> (wy wx) head (y x) d", wy=rows, wx=columns,
+            head=num_heads,
+        )  # fmt: skip
+        around = F.pad(kv, (0, 0, overlap[1], overlap[1], overlap[0], overlap[0]))
+        for dim, side, more in zip((1, 2), window_size, overlap, strict=True):
+            around = around.unfold(dim, side + 2 * more, side)
+        k, v = rearrange(
+            around, "1 wy wx (two head d) y x -> two (wy wx) head (y x) d", two=2, head=num_heads
+        )
+        bias = dense(tensors["bias"]) if ready is None else ready
+        out = F.scaled_dot_product_attention(query, k, v, attn_mask=bias)
+        out = rearrange(
+            out, "(wy wx) head (y x) d -> 1 (wy y) (wx x) (head d)", wy=rows, y=window_size[0]
+        )
+        return torch.roll(out, shift, (1, 2)) if any(shift) else out
+
+    return attention

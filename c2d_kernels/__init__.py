@@ -27,6 +27,7 @@ from .ops.coordinate_query.op import (
 )
 from .ops.coordinate_query.positions import Region
 from .ops.dual_features.op import dual_features
+from .ops.overlapping_window_attention.op import overlapping_window_attention
 from .ops.res_post_norm.op import res_post_norm
 from .ops.selective_scan.op import selective_scan
 from .ops.spatial_correlation.op import spatial_correlation
@@ -49,6 +50,7 @@ __all__ = [
     "dual_features",
     "info",
     "install_as_mamba_ssm",
+    "overlapping_window_attention",
     "permuted_window_attention",
     "res_post_norm",
     "selective_scan",

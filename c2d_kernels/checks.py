@@ -62,11 +62,11 @@ def given(**tensors: Tensor | None) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
-def positive(name: str, value: int) -> None:
-    """A whole number of at least 1."""
+def positive(name: str, value: int, least: int = 1) -> None:
+    """A whole number of at least 1, or another least one."""
     whole(name, value)
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}.")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
 def whole(name: str, value: int) -> None:
@@ -91,8 +91,8 @@ def window_multiple(name: str, tensor: Tensor, window: tuple[int, int]) -> None:
         )
 
 
-def window_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a window given as one int or two."""
+def window_pair(name: str, value: int | tuple[int, int], least: int = 1) -> tuple[int, int]:
+    """(height, width) of a window, or of what goes with one, given as one int or two."""
     if not isinstance(value, (int, torch.SymInt, tuple, list)):
         raise TypeError(
             f"{name} must be one int or (height, width), got a value of type "
@@ -102,7 +102,7 @@ def window_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     if len(pair) != 2:
         raise ValueError(f"{name} must be one int or (height, width), got {value}.")
     for length in pair:
-        positive(name, length)
+        positive(name, length, least)
     return pair
 
 

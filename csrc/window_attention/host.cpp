@@ -16,7 +16,6 @@
 #include <vector>
 
 #include "../common/checks.h"
-#include "../common/isa.h"
 #include "windows.h"
 
 namespace c2d {
@@ -24,17 +23,6 @@ namespace {
 
 constexpr int64_t kGroup = 32;                // windows of a backward task, at most
 constexpr int64_t kPairs = int64_t{1} << 18;  // pairs of tokens whose dS a task sums, about
-
-template <class T>
-const AttentionKernels<T>& kernels();
-template <>
-const AttentionKernels<float>& kernels<float>() {
-    return C2D_FOR_ISA(attention_float32);
-}
-template <>
-const AttentionKernels<double>& kernels<double>() {
-    return C2D_FOR_ISA(attention_float64);
-}
 
 // Where q, k and v begin, and the maps they are in.
 template <class T>
@@ -52,22 +40,7 @@ struct Inputs {
 
 template <class T>
 AttentionSizes<T> sizes_of(const WindowGrid& grid, double scale) {
-    const int64_t lanes = kernels<T>().lanes;
-    const int64_t block = grid.queries > lanes ? 2 * lanes : lanes;
-    return {grid.queries,  grid.keys,
-            grid.head_dim, grid.cell * grid.cell,
-            block,         (grid.queries + block - 1) / block,
-            T(scale)};
-}
-
-// The queries in the order of their blocks, the last block filled up with the last of them.
-template <class T>
-std::vector<int64_t> queries_of(const AttentionSizes<T>& sizes) {
-    std::vector<int64_t> queries(sizes.block * sizes.blocks);
-    for (int64_t n = 0; n < int64_t(queries.size()); ++n) {
-        queries[n] = std::min(n, sizes.queries - 1);
-    }
-    return queries;
+    return attention_sizes<T>(grid.queries, grid.keys, grid.head_dim, grid.cell * grid.cell, scale);
 }
 
 // What a thread keeps of one window: where its tokens are and their regions.
@@ -118,7 +91,7 @@ struct Window {
 template <class T>
 void forward(const WindowGrid& grid, double scale, const Tensor& q, const std::optional<Tensor>& kv,
              const Tensor& table, const Tensor& out_map) {
-    const auto& kernel = kernels<T>();
+    const auto& kernel = attention_kernels<T>();
     const AttentionSizes<T> sizes = sizes_of<T>(grid, scale);
     const Inputs<T> inputs(grid, q, kv);
     const int64_t pairs = sizes.blocks * sizes.keys * sizes.block;
@@ -147,7 +120,7 @@ template <class T>
 void backward(const WindowGrid& grid, double scale, const Tensor& grad, const Tensor& q,
               const std::optional<Tensor>& kv, const Tensor& table, const Tensor& dq_map,
               const Tensor& dkv_map, const Tensor& dtable) {
-    const auto& kernel = kernels<T>();
+    const auto& kernel = attention_kernels<T>();
     const AttentionSizes<T> sizes = sizes_of<T>(grid, scale);
     const Inputs<T> inputs(grid, q, kv);
     const int64_t pairs = sizes.blocks * sizes.keys * sizes.block;

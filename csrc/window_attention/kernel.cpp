@@ -223,13 +223,15 @@ void backward(const AttentionSizes<T>& sizes, const AttentionHead<T>& head,
         T* const bias = grads.bias + block * keys * step;
         for (int64_t column = 0; column < step; column += lanes) {
             const V factor = load<T, lanes>(inverse.of + column);
-            V sum{};
+            Sums<T, lanes> sums;
+#pragma GCC unroll 4
             for (int64_t m = 0; m < keys; ++m) {
                 const int64_t at = m * step + column;
                 const V power = factor * load<T, lanes>(s.scores + at);
-                sum += power * load<T, lanes>(s.grad_scores + at);
+                sums.add(m, power * load<T, lanes>(s.grad_scores + at));
                 store<T, lanes>(s.scores + at, power);
             }
+            const V sum = sums.total();
             for (int64_t m = 0; m < keys; ++m) {
                 const int64_t at = m * step + column;
                 const V change =

@@ -23,6 +23,15 @@ struct Inverse {
     T of[2 * lanes];
 };
 
+// A sum over keys in four parts: one would wait for itself, and its rounding errors grow with it.
+template <class T, int lanes>
+struct Sums {
+    Vector<T, lanes> of[4]{};
+
+    void add(int64_t key, Vector<T, lanes> value) { of[key % 4] += value; }
+    Vector<T, lanes> total() const { return (of[0] + of[1]) + (of[2] + of[3]); }
+};
+
 // The largest score of each of a vector of queries. Four maxima at a time: one would wait for
 // itself.
 template <class T, int lanes>
@@ -69,15 +78,16 @@ inline void softmax(T* all, int64_t keys, int64_t step, const T* query_region, c
             }
         }
         const V most = largest<T, lanes>(scores, keys, step);
-        V sum{};
+        Sums<T, lanes> sums;
+#pragma GCC unroll 4
         for (int64_t m = 0; m < keys; ++m) {
             T* const at = scores + m * step;
             const V exponent = (load<T, lanes>(at) - most) * T(kLog2E);
             const V power = exp2_from(kLeastExponent<T>, exponent);
-            sum += power;
+            sums.add(m, power);
             store<T, lanes>(at, power);
         }
-        store<T, lanes>(inverse.of + column, T(1) / sum);
+        store<T, lanes>(inverse.of + column, T(1) / sums.total());
     }
 }
 

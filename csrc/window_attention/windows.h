@@ -10,11 +10,42 @@
 
 #include "../common/aligned.h"
 #include "../common/checks.h"
+#include "../common/isa.h"
 #include "window_attention.h"
 
 namespace c2d {
 
 constexpr int64_t kSmallTask = int64_t{1} << 20;  // multiply-adds not worth another thread
+
+template <class T>
+const AttentionKernels<T>& attention_kernels();
+template <>
+inline const AttentionKernels<float>& attention_kernels<float>() {
+    return C2D_FOR_ISA(attention_float32);
+}
+template <>
+inline const AttentionKernels<double>& attention_kernels<double>() {
+    return C2D_FOR_ISA(attention_float64);
+}
+
+template <class T>
+AttentionSizes<T> attention_sizes(int64_t queries, int64_t keys, int64_t head_dim,
+                                  int64_t cell_tokens, double scale) {
+    const int64_t lanes = attention_kernels<T>().lanes;
+    const int64_t block = queries > lanes ? 2 * lanes : lanes;
+    const int64_t blocks = (queries + block - 1) / block;
+    return {queries, keys, head_dim, cell_tokens, block, blocks, T(scale)};
+}
+
+// The queries in the order of their blocks, the last block filled up with the last of them.
+template <class T>
+std::vector<int64_t> queries_of(const AttentionSizes<T>& sizes) {
+    std::vector<int64_t> queries(sizes.block * sizes.blocks);
+    for (int64_t n = 0; n < int64_t(queries.size()); ++n) {
+        queries[n] = std::min(n, sizes.queries - 1);
+    }
+    return queries;
+}
 
 // The windows of a call, and the sizes that follow from its arguments.
 struct WindowGrid {

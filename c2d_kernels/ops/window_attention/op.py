@@ -8,6 +8,7 @@ from torch import Tensor
 from c2d_kernels import checks, dispatch
 from c2d_kernels.operators import Operator, define
 
+from ..overlapping_window_attention.op import overlapping_window_attention
 from . import native, reference, triton
 
 
@@ -15,9 +16,9 @@ def window_attention(
     qkv: Tensor,
     bias_table: Tensor,
     *,
-    window_size: int,
+    window_size: int | tuple[int, int],
     num_heads: int,
-    shift: int = 0,
+    shift: int | tuple[int, int] = 0,
     scale: float | None = None,
 ) -> Tensor:
     """Multi-head attention inside windows, with Swin's relative bias, roll and shift mask.
@@ -25,11 +26,13 @@ def window_attention(
     Args:
         qkv: (B, H, W, 3C) = [q | k | v], straight from the Linear; heads are contiguous in each.
             H and W multiples of window_size. float32, bfloat16, float16 or float64; any strides.
-        bias_table: ((2w-1)^2, heads), read at (y-Y+w-1, x-X+w-1). May be float32 beside half qkv.
-        window_size: w, in pixels.
+        bias_table: ((2h-1)(2w-1), heads), read at (y-Y+h-1, x-X+w-1); or the bias of every query
+            and key of a window, (heads, hw, hw). May be float32 beside half qkv.
+        window_size: h and w, in pixels: one int or (height, width).
         num_heads: divides C.
-        shift: how far the windows are shifted down and right, 0 <= shift < w. With a shift, tokens
-            that meet only because the map wraps around are masked by -100.
+        shift: how far the windows are shifted down and right, one int or two, each from 0 to its
+            side - 1. With a shift, tokens that meet only because the map wraps around are masked by
+            -100.
         scale: factor of q k^T; None is head_dim^-0.5.
 
     Returns:
@@ -38,9 +41,21 @@ def window_attention(
     Raises:
         ValueError: a shape or number that does not fit. TypeError: a dtype that does not.
 
+    Squares with a table have kernels of their own; other windows and dense biases take those of
+    overlapping_window_attention.
+
     Swin (2103.14030), equation 4.
     """
     checks.parameters(qkv, qkv=qkv, bias_table=bias_table)
+    if isinstance(window_size, (tuple, list)) or isinstance(shift, (tuple, list)):
+        window = checks.window_pair("window_size", window_size)
+        moved = checks.window_pair("shift", shift, least=0)
+        if window[0] != window[1] or moved[0] != moved[1]:
+            return _in_rectangles(qkv, bias_table, window, num_heads, moved, scale)
+        window_size, shift = window[0], moved[0]
+    if bias_table.dim() == 3:
+        sides, moved = (window_size, window_size), (shift, shift)
+        return _in_rectangles(qkv, bias_table, sides, num_heads, moved, scale)
     (qkv,) = dispatch.autocast(qkv)
     checks.feature_map("qkv", qkv)
     check_windows("qkv", qkv, window_size, num_heads, shift)
@@ -49,6 +64,29 @@ def window_attention(
     checks.shape("bias_table", bias_table, (side * side, num_heads), "((2w-1)^2, heads)")
     scale = (qkv.shape[-1] // (3 * num_heads)) ** -0.5 if scale is None else float(scale)
     return _attention(qkv, bias_table, window_size, num_heads, shift, scale)
+
+
+def _in_rectangles(
+    qkv: Tensor,
+    bias: Tensor,
+    window: tuple[int, int],
+    num_heads: int,
+    shift: tuple[int, int],
+    scale: float | None,
+) -> Tensor:
+    """window_attention with a dense bias, or one from the table of any rectangle."""
+    checks.feature_map("qkv", qkv)
+    checks.positive("num_heads", num_heads)
+    checks.divides("3 * num_heads", 3 * num_heads, "the channels of qkv", qkv.shape[-1])
+    if bias.dim() != 3:
+        entries = (2 * window[0] - 1) * (2 * window[1] - 1)
+        checks.shape("bias_table", bias, (entries, num_heads), "((2h-1)(2w-1), heads)")
+        bias = reference.rectangular_bias(bias, window)
+    channels = qkv.shape[-1] // 3
+    q, kv = qkv.split([channels, 2 * channels], -1)
+    return overlapping_window_attention(
+        q, kv, bias, window_size=window, num_heads=num_heads, shift=shift, scale=scale
+    )
 
 
 def permuted_window_attention(

@@ -90,6 +90,16 @@ def relative_bias(bias_table: Tensor, window_size: int, cell: int) -> Tensor:
     return bias.permute(2, 0, 1)
 
 
+def rectangular_bias(bias_table: Tensor, window: tuple[int, int]) -> Tensor:
+    """(heads, hw, hw): the table of windows h x w, ((2h-1)(2w-1), heads), at (y - Y, x - X)."""
+    rows, columns = (torch.arange(side, device=bias_table.device) for side in window)
+    down = rows[:, None] - rows + window[0] - 1
+    right = columns[:, None] - columns + window[1] - 1
+    index = down[:, None, :, None] * (2 * window[1] - 1) + right[None, :, None, :]
+    tokens = window[0] * window[1]
+    return bias_table[index.reshape(tokens, tokens)].permute(2, 0, 1)
+
+
 def window_regions(
     height: int, width: int, window_size: int, shift: int, device: torch.device
 ) -> Tensor:

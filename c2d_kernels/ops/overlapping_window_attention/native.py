@@ -1,0 +1,50 @@
+"""Attention in overlapping windows by the native CPU kernels (csrc/window_attention)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
+
+from c2d_kernels import native
+from c2d_kernels.dispatch import Kernel
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    NumbersAndMask: TypeAlias = tuple[int, int, int, int, int, int, int, float, list[bool]]
+    """Window, num_heads, overlap, shift, scale, and which gradients are wanted."""
+
+
+def _forward(q: Tensor, kv: Tensor, bias: Tensor, *options: float) -> Tensor:
+    op = torch.ops.c2d_native.overlapping_window_attention.default
+    return op(*_ready(q, kv, bias), *options).to(q.dtype)
+
+
+def _backward(
+    grad: Tensor, q: Tensor, kv: Tensor, bias: Tensor, *options: Unpack[NumbersAndMask]
+) -> tuple[Tensor | None, ...]:
+    ready = _ready(q, kv, bias)
+    op = torch.ops.c2d_native.overlapping_window_attention_backward.default
+    found = op(grad.to(ready[0].dtype), *ready, *options[:-1])
+    return tuple(
+        gradient.to(x.dtype) if wanted else None
+        for gradient, x, wanted in zip(found, (q, kv, bias), options[-1], strict=True)
+    )
+
+
+def _ready(q: Tensor, kv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All in the type that the kernel computes in: float32, or float64 for float64 features."""
+    compute = torch.promote_types(q.dtype, torch.float32)
+    return q.to(compute), kv.to(compute), bias.to(compute).contiguous()
+
+
+overlapping_window_attention = Kernel(
+    "overlapping_window_attention",
+    "cpu",
+    native.refusal,
+    _forward,
+    _backward,
+    native_ops=("overlapping_window_attention", "overlapping_window_attention_backward"),
+)
