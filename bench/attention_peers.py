@@ -155,24 +155,25 @@ def sdpa_of_rectangles(
     def dense(bias: Tensor) -> Tensor:
         return bias.to(tensors["q"].dtype)[None] if mask is None else bias.to(mask) + mask
 
+    def around(x: Tensor) -> Tensor:
+        x = F.pad(x, (0, 0, overlap[1], overlap[1], overlap[0], overlap[0]))
+        for dim, side, more in zip((1, 2), window_size, overlap, strict=True):
+            x = x.unfold(dim, side + 2 * more, side)
+        return rearrange(x, "1 wy wx (head d) y x -> (wy wx) head (y x) d", head=num_heads)
+
     ready = None if backward else dense(tensors["bias"])
 
     def attention(tensors: dict[str, Tensor]) -> Tensor:
-        q, kv = tensors["q"], tensors["kv"]
+        q, k, v = (tensors[name] for name in "qkv")
         if any(shift):
-            q, kv = (torch.roll(x, (-shift[0], -shift[1]), (1, 2)) for x in (q, kv))
+            q, k, v = (torch.roll(x, (-shift[0], -shift[1]), (1, 2)) for x in (q, k, v))
         query = rearrange(
             q, "1 (wy y) (wx x) (head d) -> (wy wx) head (y x) d", wy=rows, wx=columns,
             head=num_heads,
         )  # fmt: skip
-        around = F.pad(kv, (0, 0, overlap[1], overlap[1], overlap[0], overlap[0]))
-        for dim, side, more in zip((1, 2), window_size, overlap, strict=True):
-            around = around.unfold(dim, side + 2 * more, side)
-        k, v = rearrange(
-            around, "1 wy wx (two head d) y x -> two (wy wx) head (y x) d", two=2, head=num_heads
-        )
+        key, value = (around(x) for x in (k, v))
         bias = dense(tensors["bias"]) if ready is None else ready
-        out = F.scaled_dot_product_attention(query, k, v, attn_mask=bias)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         out = rearrange(
             out, "(wy wx) head (y x) d -> 1 (wy y) (wx x) (head d)", wy=rows, y=window_size[0]
         )

@@ -60,7 +60,8 @@ def attention(
     def tensors(generator):
         return {
             "q": normal(generator, 1, height, width, channels),
-            "kv": normal(generator, 1, height, width, 2 * channels),
+            "k": normal(generator, 1, height, width, channels),
+            "v": normal(generator, 1, height, width, channels),
             "bias": normal(generator, heads, queries, keys),
         }
 
@@ -70,7 +71,7 @@ def attention(
     return {
         "function": function,
         "tensors": tensors,
-        "half": frozenset({"q", "kv"}),
+        "half": frozenset({"q", "k", "v"}),
         "peers": {"SDPA": lambda tensors, backward: sdpa_of_rectangles(tensors, backward, **layer)},
     }
 

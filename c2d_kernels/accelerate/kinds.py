@@ -1,7 +1,9 @@
 """The kinds of layers that are recognised, and those that are known but stay as they are."""
 
+from .dat import AdaptiveSpatialAttention
 from .hit import HiTLayer
 from .mambairv2 import AttentiveLayer, AttentiveStateSpace
+from .overlapping import OverlappingAttention
 from .plan import Plan
 from .srformer import SRFormerLayer
 from .swin import HybridAttentionLayer, SwinIRLayer
@@ -11,6 +13,8 @@ KINDS: tuple[type[Plan], ...] = (
     SwinIRLayer,
     SRFormerLayer,
     HybridAttentionLayer,
+    OverlappingAttention,
+    AdaptiveSpatialAttention,
     AuthorsSwin2SRLayer,
     HuggingFaceSwin2SRLayer,
     HiTLayer,
@@ -20,7 +24,7 @@ KINDS: tuple[type[Plan], ...] = (
 """In the order in which they are tried."""
 
 UNSERVED = {
-    "OCAB": "its keys come from a larger window than its queries, which no operator has yet",
-    "DATB": "its windows are rectangular, which no operator has yet",
+    "Adaptive_Channel_Attention": "no operator attends from channel to channel",
+    "SGFN": "no operator gates a feed-forward by a depthwise convolution",
 }
 """Layers of known networks that stay as they are, and why."""

@@ -38,6 +38,8 @@ class Plan:
     """What runs it, for the report."""
     called: ClassVar[tuple[str, ...]] = ()
     """Children that are called as they are."""
+    trial: ClassVar[tuple[int, int]] = (2, 3)
+    """Units of `window` down and across in the map of the trial, so that its sides differ."""
 
     parts: tuple[Part, ...]
     channels: int

@@ -18,7 +18,6 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _SMALL = (
     1e-2  # a gradient below this part of the largest is compared with that: it may be all noise
 )
-_MAP = (2, 3)  # windows, so that height and width differ
 _SMALL_MAP = (1, 2)
 _TOKENS = 32 * 32  # a window of more is a large one
 
@@ -43,7 +42,7 @@ def difference(layer: nn.Module, plan: Plan) -> float:
         twin = _twin(layer)
         plan.stage(twin)
         large = plan.window[0] * plan.window[1] > _TOKENS
-        counts = _SMALL_MAP if large else _MAP
+        counts = _SMALL_MAP if large else plan.trial
         height, width = (count * side for count, side in zip(counts, plan.window, strict=True))
         features = torch.randn(1, height, width, plan.channels, device=device)
         seed = int(torch.randint(2**31, ()))

@@ -32,12 +32,15 @@ _LEAVES = (
 )
 _DROP_PATH = ("DropPath", "Swin2SRDropPath")  # stochastic depth, which many packages define
 _NUMBERS = (
+    "H_sp",
+    "W_sp",
     "approximate",
     "base_win_size",
     "conv_scale",
     "eps",
     "negative_slope",
     "num_heads",
+    "overlap_win_size",
     "scale",
     "shift_size",
     "split_size",
@@ -336,6 +339,7 @@ def dropout_rate(module: nn.Module) -> float:
 
 
 def numbers_of(module: nn.Module) -> tuple[tuple[str, object], ...]:
-    """The attributes of a module that a recipe read, as they are now."""
+    """The attributes of a module that a recipe read, as they are now; lists as tuples."""
     state = vars(module)
-    return tuple((name, state[name]) for name in _NUMBERS if name in state)
+    found = ((name, state[name]) for name in _NUMBERS if name in state)
+    return tuple((name, tuple(x) if isinstance(x, list) else x) for name, x in found)

@@ -3,11 +3,11 @@
 //
 // Token (y, x) of window (Y, X) of the map rolled by `shift` is token ((Y h + y + shift) mod H,
 // ...) of the map. Its keys are those of a window larger by `overlap` on each side, and zero beyond
-// the map: they are read from a copy of kv with a border of zeros, (H + 2a) (W + 2b) / (H W) of it.
-// A token is then a key of several windows, so the backward writes the gradients of each window's
-// keys beside each other and adds up the copies of each token afterwards. The gradient of the bias
-// is summed over groups of windows, and then over the groups, in order: results are bitwise the
-// same for any number of threads.
+// the map: they are read from a copy of k and v with a border of zeros, (H + 2a) (W + 2b) / (H W)
+// of it. A token is then a key of several windows, so the backward writes the gradients of each
+// window's keys beside each other and adds up the copies of each token afterwards. The gradient of
+// the bias is summed over groups of windows, and then over the groups, in order: results are
+// bitwise the same for any number of threads.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -83,6 +83,60 @@ struct Rectangles {
     }
 };
 
+// k or v with a border of zeros, contiguous
+template <class T>
+Tensor bordered(const Rectangles& grid, const Tensor& map) {
+    const int64_t rows = grid.height + 2 * grid.overlap.y,
+                  columns = grid.width + 2 * grid.overlap.x;
+    const int64_t width = grid.channels;
+    const Tensor to = torch::stable::new_empty(map, {grid.images, rows, columns, width});
+    T* const base = to.mutable_data_ptr<T>();
+    const T* const source = map.const_data_ptr<T>();
+    torch::stable::parallel_for(0, grid.images * rows, 8, [&](int64_t begin, int64_t end) {
+        for (int64_t at = begin; at < end; ++at) {
+            T* row = base + at * columns * width;
+            const int64_t y = at % rows - grid.overlap.y;
+            std::fill_n(row, columns * width, T(0));
+            if (y < 0 || y >= grid.height) {
+                continue;
+            }
+            const T* from = source + at / rows * map.stride(0) + y * map.stride(1);
+            for (int64_t x = 0; x < grid.width; ++x) {
+                std::memcpy(row + (x + grid.overlap.x) * width, from + x * map.stride(2),
+                            width * sizeof(T));
+            }
+        }
+    });
+    return to;
+}
+
+bool same_layout(const Tensor& a, const Tensor& b) {
+    return a.stride(0) == b.stride(0) && a.stride(1) == b.stride(1) && a.stride(2) == b.stride(2);
+}
+
+// k and v as kernels read them: in one layout, with a border of zeros where windows overlap.
+template <class T>
+struct Inputs {
+    Tensor q_map, k_map, v_map;
+    const T *q, *k, *v;
+
+    Inputs(const Rectangles& grid, const Tensor& queries, const Tensor& keys, const Tensor& values)
+        : q_map(dense_channels(queries)),
+          k_map(dense_channels(keys)),
+          v_map(dense_channels(values)) {
+        if (grid.overlaps()) {
+            k_map = bordered<T>(grid, k_map);
+            v_map = bordered<T>(grid, v_map);
+        } else if (!same_layout(k_map, v_map)) {
+            k_map = torch::stable::contiguous(k_map);
+            v_map = torch::stable::contiguous(v_map);
+        }
+        q = q_map.template const_data_ptr<T>();
+        k = k_map.template const_data_ptr<T>();
+        v = v_map.template const_data_ptr<T>();
+    }
+};
+
 // What a thread keeps of one window: where its tokens are and their regions.
 template <class T>
 struct Place {
@@ -93,21 +147,20 @@ struct Place {
     Place(const Rectangles& grid, const AttentionSizes<T>& sizes)
         : q_token(grid.queries), key_token(grid.keys), region(sizes.block * sizes.blocks) {}
 
-    void move_to(const Rectangles& grid, int64_t index, const Tensor& q, const Tensor& kv) {
+    void move_to(const Rectangles& grid, int64_t index, const Tensor& q, const Tensor& k) {
         grid.tokens(index, q, grid.window, q_token);
-        grid.tokens(index, kv, grid.keys_of, key_token);
+        grid.tokens(index, k, grid.keys_of, key_token);
         masked = grid.masked(index);
         for (int64_t n = 0; masked && n < grid.queries; ++n) {
             region[n] = T(grid.region(index, n));
         }
     }
 
-    AttentionHead<T> head(const Rectangles& grid, const T* q, const T* kv, const Run& run,
-                          const T* bias) const {
+    AttentionHead<T> head(const Inputs<T>& in, const Run& run, const T* bias) const {
         const T* regions = masked ? region.data() : nullptr;
-        return {q + run.channel,
-                kv,
-                kv + grid.channels,
+        return {in.q + run.channel,
+                in.k,
+                in.v,
                 q_token.data(),
                 key_token.data(),
                 &run,
@@ -143,43 +196,14 @@ void in_blocks(const AttentionSizes<T>& sizes, const Tensor& bias, T* to) {
     });
 }
 
-// kv with a border of zeros, contiguous
 template <class T>
-Tensor bordered(const Rectangles& grid, const Tensor& kv) {
-    const int64_t rows = grid.height + 2 * grid.overlap.y,
-                  columns = grid.width + 2 * grid.overlap.x;
-    const int64_t width = 2 * grid.channels;
-    const Tensor to = torch::stable::new_empty(kv, {grid.images, rows, columns, width});
-    T* const base = to.mutable_data_ptr<T>();
-    const T* const source = kv.const_data_ptr<T>();
-    torch::stable::parallel_for(0, grid.images * rows, 8, [&](int64_t begin, int64_t end) {
-        for (int64_t at = begin; at < end; ++at) {
-            T* row = base + at * columns * width;
-            const int64_t y = at % rows - grid.overlap.y;
-            std::fill_n(row, columns * width, T(0));
-            if (y < 0 || y >= grid.height) {
-                continue;
-            }
-            const T* from = source + at / rows * kv.stride(0) + y * kv.stride(1);
-            for (int64_t x = 0; x < grid.width; ++x) {
-                std::memcpy(row + (x + grid.overlap.x) * width, from + x * kv.stride(2),
-                            width * sizeof(T));
-            }
-        }
-    });
-    return to;
-}
-
-template <class T>
-void forward(const Rectangles& grid, double scale, const Tensor& q_map, const Tensor& kv_map,
-             const Tensor& bias_map, const Tensor& out_map) {
+void forward(const Rectangles& grid, double scale, const Inputs<T>& in, const Tensor& bias_map,
+             const Tensor& out_map) {
     const auto& kernel = attention_kernels<T>();
     const auto sizes = attention_sizes<T>(grid.queries, grid.keys, grid.head_dim, 1, scale);
     const int64_t pairs = sizes.blocks * sizes.keys * sizes.block;
-    const Tensor keys = grid.overlaps() ? bordered<T>(grid, kv_map) : kv_map;
     Aligned<T> bias(grid.heads * pairs);
     in_blocks(sizes, bias_map, bias.data());
-    const T *q = q_map.const_data_ptr<T>(), *kv = keys.const_data_ptr<T>();
     T* const out = out_map.mutable_data_ptr<T>();
     const int64_t work = 2 * pairs * grid.channels;
     torch::stable::parallel_for(
@@ -188,21 +212,21 @@ void forward(const Rectangles& grid, double scale, const Tensor& q_map, const Te
             Place<T> place(grid, sizes);
             std::vector<int64_t> out_token(grid.queries);
             for (int64_t index = begin; index < end; ++index) {
-                place.move_to(grid, index, q_map, keys);
+                place.move_to(grid, index, in.q_map, in.k_map);
                 grid.tokens(index, out_map, grid.window, out_token);
                 for (int64_t head = 0; head < grid.heads; ++head) {
                     const Run run = run_of(grid, head);
-                    kernel.forward(sizes, place.head(grid, q, kv, run, bias.data() + head * pairs),
+                    kernel.forward(sizes, place.head(in, run, bias.data() + head * pairs),
                                    out + run.channel, out_token.data(), scratch.data());
                 }
             }
         });
 }
 
-// Adds up what each token's copies in the windows' keys, (windows, keys, 2C), have been given.
+// Adds up what each token's copies in the windows' keys, (windows, keys, C), have been given.
 template <class T>
 void add_copies(const Rectangles& grid, const T* copies, const Tensor& to_map) {
-    const int64_t width = 2 * grid.channels;
+    const int64_t width = grid.channels;
     T* const base = to_map.mutable_data_ptr<T>();
     const auto first = [](int64_t at, int64_t keys, int64_t window) {
         return at < keys ? int64_t{0} : (at - keys) / window + 1;
@@ -233,19 +257,19 @@ void add_copies(const Rectangles& grid, const T* copies, const Tensor& to_map) {
 }
 
 template <class T>
-void backward(const Rectangles& grid, double scale, const Tensor& grad, const Tensor& q_map,
-              const Tensor& kv_map, const Tensor& bias_map, const Tensor& dq_map,
-              const Tensor& dkv_map, const Tensor& dbias) {
+void backward(const Rectangles& grid, double scale, const Tensor& grad, const Inputs<T>& in,
+              const Tensor& bias_map, const Tensor& dq_map, const Tensor& dk_map,
+              const Tensor& dv_map, const Tensor& dbias) {
     const auto& kernel = attention_kernels<T>();
     const auto sizes = attention_sizes<T>(grid.queries, grid.keys, grid.head_dim, 1, scale);
-    const int64_t pairs = sizes.blocks * sizes.keys * sizes.block, width = 2 * grid.channels;
-    const Tensor keys = grid.overlaps() ? bordered<T>(grid, kv_map) : kv_map;
+    const int64_t pairs = sizes.blocks * sizes.keys * sizes.block;
     Aligned<T> bias(grid.heads * pairs);
     in_blocks(sizes, bias_map, bias.data());
-    Aligned<T> copies(grid.overlaps() ? grid.windows * grid.keys * width : 0);
-    const T *q = q_map.const_data_ptr<T>(), *kv = keys.const_data_ptr<T>();
+    const int64_t copied = grid.overlaps() ? grid.windows * grid.keys * grid.channels : 0;
+    Aligned<T> k_copies(copied), v_copies(copied);
     T* const dq = dq_map.mutable_data_ptr<T>();
-    T* const dkv = grid.overlaps() ? copies.data() : dkv_map.mutable_data_ptr<T>();
+    T* const dk = grid.overlaps() ? k_copies.data() : dk_map.mutable_data_ptr<T>();
+    T* const dv = grid.overlaps() ? v_copies.data() : dv_map.mutable_data_ptr<T>();
 
     const int64_t group = (grid.windows + kGroups - 1) / kGroups;
     const int64_t groups = (grid.windows + group - 1) / group;
@@ -259,26 +283,26 @@ void backward(const Rectangles& grid, double scale, const Tensor& grad, const Te
             T* const sum = sums.data() + task * pairs;
             const Run run = run_of(grid, head);
             for (int64_t index = start; index < std::min(start + group, grid.windows); ++index) {
-                place.move_to(grid, index, q_map, keys);
+                place.move_to(grid, index, in.q_map, in.k_map);
                 grid.tokens(index, grad, grid.window, grad_token);
                 grid.tokens(index, dq_map, grid.window, dq_token);
                 if (grid.overlaps()) {
                     for (int64_t m = 0; m < grid.keys; ++m) {
-                        dk_token[m] = (index * grid.keys + m) * width;
+                        dk_token[m] = (index * grid.keys + m) * grid.channels;
                     }
                 } else {
-                    grid.tokens(index, dkv_map, grid.window, dk_token);
+                    grid.tokens(index, dk_map, grid.window, dk_token);
                 }
-                kernel.backward(
-                    sizes, place.head(grid, q, kv, run, bias.data() + head * pairs),
-                    {grad.const_data_ptr<T>() + run.channel, grad_token.data(), dq + run.channel,
-                     dkv, dkv + grid.channels, dq_token.data(), dk_token.data(), sum},
-                    scratch.data());
+                kernel.backward(sizes, place.head(in, run, bias.data() + head * pairs),
+                                {grad.const_data_ptr<T>() + run.channel, grad_token.data(),
+                                 dq + run.channel, dk, dv, dq_token.data(), dk_token.data(), sum},
+                                scratch.data());
             }
         }
     });
     if (grid.overlaps()) {
-        add_copies(grid, copies.data(), dkv_map);
+        add_copies(grid, k_copies.data(), dk_map);
+        add_copies(grid, v_copies.data(), dv_map);
     }
     T* const to = dbias.mutable_data_ptr<T>();
     torch::stable::parallel_for(0, grid.heads * grid.queries, 16, [&](int64_t begin, int64_t end) {
@@ -297,13 +321,14 @@ void backward(const Rectangles& grid, double scale, const Tensor& grad, const Te
 }
 
 // Checks the arguments and works out the windows they describe.
-Rectangles checked(const Tensor& q, const Tensor& kv, const Tensor& bias, Sides window,
-                   int64_t heads, Sides overlap, Sides shift) {
+Rectangles checked(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
+                   Sides window, int64_t heads, Sides overlap, Sides shift) {
     check_floating_cpu(q, "q", 4);
-    check_floating_cpu(kv, "kv", 4);
+    check_same(k, "k", q, "q");
+    check_same(v, "v", q, "q");
     check_floating_cpu(bias, "bias", 3);
-    STD_TORCH_CHECK(kv.scalar_type() == q.scalar_type() && bias.scalar_type() == q.scalar_type(),
-                    "kv and bias must have the type of q.");
+    STD_TORCH_CHECK(k.is_cpu() && v.is_cpu(), "k and v must be CPU tensors.");
+    STD_TORCH_CHECK(bias.scalar_type() == q.scalar_type(), "bias must have the type of q.");
     STD_TORCH_CHECK(window.y > 0 && window.x > 0 && heads > 0,
                     "the window and num_heads must be positive.");
     STD_TORCH_CHECK(overlap.y >= 0 && overlap.x >= 0, "overlap must not be negative.");
@@ -313,9 +338,6 @@ Rectangles checked(const Tensor& q, const Tensor& kv, const Tensor& bias, Sides 
                     "windows are shifted or overlap, not both.");
     STD_TORCH_CHECK(q.size(1) % window.y == 0 && q.size(2) % window.x == 0,
                     "the map must be a multiple of the window.");
-    STD_TORCH_CHECK(kv.size(0) == q.size(0) && kv.size(1) == q.size(1) && kv.size(2) == q.size(2) &&
-                        kv.size(3) == 2 * q.size(3),
-                    "kv must be (B, H, W, 2C) beside q (B, H, W, C).");
     STD_TORCH_CHECK(q.size(3) > 0 && q.size(3) % heads == 0, "num_heads must divide C.");
     const Rectangles grid(q, heads, window, overlap, shift);
     STD_TORCH_CHECK(bias.size(0) == heads && bias.size(1) == grid.queries &&
@@ -325,49 +347,51 @@ Rectangles checked(const Tensor& q, const Tensor& kv, const Tensor& bias, Sides 
     return grid;
 }
 
-// softmax(scale q k^T + bias + mask) v in windows of height x width: q (B, H, W, C), kv
-// (B, H, W, 2C) = [k | v], bias (heads, N, M). All of one type, float32 or float64. Returns
+// softmax(scale q k^T + bias + mask) v in windows of height x width: q, k and v
+// (B, H, W, C), bias (heads, N, M). All of one type, float32 or float64. Returns
 // (B, H, W, C).
-Tensor overlapping_window_attention(const Tensor& q, const Tensor& kv, const Tensor& bias,
-                                    int64_t window_height, int64_t window_width, int64_t num_heads,
-                                    int64_t overlap_height, int64_t overlap_width,
-                                    int64_t shift_down, int64_t shift_right, double scale) {
-    const Rectangles grid = checked(q, kv, bias, {window_height, window_width}, num_heads,
+Tensor overlapping_window_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                                    const Tensor& bias, int64_t window_height, int64_t window_width,
+                                    int64_t num_heads, int64_t overlap_height,
+                                    int64_t overlap_width, int64_t shift_down, int64_t shift_right,
+                                    double scale) {
+    const Rectangles grid = checked(q, k, v, bias, {window_height, window_width}, num_heads,
                                     {overlap_height, overlap_width}, {shift_down, shift_right});
     const Tensor out = torch::stable::new_empty(q, q.sizes());
     if (out.numel() == 0) {
         return out;
     }
     if (q.scalar_type() == ScalarType::Double) {
-        forward<double>(grid, scale, dense_channels(q), dense_channels(kv), bias, out);
+        forward<double>(grid, scale, {grid, q, k, v}, bias, out);
     } else {
-        forward<float>(grid, scale, dense_channels(q), dense_channels(kv), bias, out);
+        forward<float>(grid, scale, {grid, q, k, v}, bias, out);
     }
     return out;
 }
 
-// (dq, dkv, dbias) of overlapping_window_attention.
-std::tuple<Tensor, Tensor, Tensor> overlapping_window_attention_backward(
-    const Tensor& grad, const Tensor& q, const Tensor& kv, const Tensor& bias,
+// (dq, dk, dv, dbias) of overlapping_window_attention.
+std::tuple<Tensor, Tensor, Tensor, Tensor> overlapping_window_attention_backward(
+    const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
     int64_t window_height, int64_t window_width, int64_t num_heads, int64_t overlap_height,
     int64_t overlap_width, int64_t shift_down, int64_t shift_right, double scale) {
-    const Rectangles grid = checked(q, kv, bias, {window_height, window_width}, num_heads,
+    const Rectangles grid = checked(q, k, v, bias, {window_height, window_width}, num_heads,
                                     {overlap_height, overlap_width}, {shift_down, shift_right});
     check_same(grad, "grad", q, "q");
     const Tensor dq = torch::stable::new_empty(q, q.sizes());
-    const Tensor dkv = torch::stable::new_empty(kv, kv.sizes());
+    const Tensor dk = torch::stable::new_empty(k, k.sizes());
+    const Tensor dv = torch::stable::new_empty(v, v.sizes());
     const Tensor dbias = torch::stable::new_empty(bias, bias.sizes());
     if (grad.numel() == 0) {
-        return {dq, dkv, torch::stable::fill_(dbias, 0)};
+        return {dq, dk, dv, torch::stable::fill_(dbias, 0)};
     }
     if (q.scalar_type() == ScalarType::Double) {
-        backward<double>(grid, scale, dense_channels(grad), dense_channels(q), dense_channels(kv),
-                         bias, dq, dkv, dbias);
+        backward<double>(grid, scale, dense_channels(grad), {grid, q, k, v}, bias, dq, dk, dv,
+                         dbias);
     } else {
-        backward<float>(grid, scale, dense_channels(grad), dense_channels(q), dense_channels(kv),
-                        bias, dq, dkv, dbias);
+        backward<float>(grid, scale, dense_channels(grad), {grid, q, k, v}, bias, dq, dk, dv,
+                        dbias);
     }
-    return {dq, dkv, dbias};
+    return {dq, dk, dv, dbias};
 }
 
 }  // namespace
@@ -375,14 +399,16 @@ std::tuple<Tensor, Tensor, Tensor> overlapping_window_attention_backward(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(c2d_native, m) {
     m.def(
-        "overlapping_window_attention(Tensor q, Tensor kv, Tensor bias, int window_height, "
+        "overlapping_window_attention(Tensor q, Tensor k, Tensor v, Tensor bias, int "
+        "window_height, "
         "int window_width, int num_heads, int overlap_height, int overlap_width, int shift_down, "
         "int shift_right, float scale) -> Tensor");
     m.def(
-        "overlapping_window_attention_backward(Tensor grad, Tensor q, Tensor kv, Tensor bias, "
+        "overlapping_window_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor "
+        "bias, "
         "int window_height, int window_width, int num_heads, int overlap_height, "
         "int overlap_width, int shift_down, int shift_right, float scale) -> "
-        "(Tensor, Tensor, Tensor)");
+        "(Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {

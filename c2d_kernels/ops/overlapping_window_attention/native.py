@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     """Window, num_heads, overlap, shift, scale, and which gradients are wanted."""
 
 
-def _forward(q: Tensor, kv: Tensor, bias: Tensor, *options: float) -> Tensor:
+def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *options: float) -> Tensor:
     op = torch.ops.c2d_native.overlapping_window_attention.default
-    return op(*_ready(q, kv, bias), *options).to(q.dtype)
+    return op(*_ready(q, k, v, bias), *options).to(q.dtype)
 
 
 def _backward(
-    grad: Tensor, q: Tensor, kv: Tensor, bias: Tensor, *options: Unpack[NumbersAndMask]
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *options: Unpack[NumbersAndMask]
 ) -> tuple[Tensor | None, ...]:
-    ready = _ready(q, kv, bias)
+    ready = _ready(q, k, v, bias)
     op = torch.ops.c2d_native.overlapping_window_attention_backward.default
     found = op(grad.to(ready[0].dtype), *ready, *options[:-1])
     return tuple(
         gradient.to(x.dtype) if wanted else None
-        for gradient, x, wanted in zip(found, (q, kv, bias), options[-1], strict=True)
+        for gradient, x, wanted in zip(found, (q, k, v, bias), options[-1], strict=True)
     )
 
 
-def _ready(q: Tensor, kv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _ready(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
     """All in the type that the kernel computes in: float32, or float64 for float64 features."""
     compute = torch.promote_types(q.dtype, torch.float32)
-    return q.to(compute), kv.to(compute), bias.to(compute).contiguous()
+    return q.to(compute), k.to(compute), v.to(compute), bias.to(compute).contiguous()
 
 
 overlapping_window_attention = Kernel(

@@ -13,7 +13,8 @@ from . import native, reference
 
 def overlapping_window_attention(
     q: Tensor,
-    kv: Tensor,
+    k: Tensor,
+    v: Tensor,
     bias: Tensor,
     *,
     window_size: int | tuple[int, int],
@@ -27,9 +28,9 @@ def overlapping_window_attention(
     HAT's overlapping cross attention and, without overlap, DAT's attention in rectangles.
 
     Args:
-        q: (B, H, W, C), H and W multiples of the window. float32, bfloat16, float16 or float64.
-        kv: (B, H, W, 2C) = [k | v], in the dtype of q. Beyond the map both are zero, and such keys
-            take part in the softmax.
+        q: (B, H, W, C), H and W multiples of the window. float32, bfloat16, float16 or float64; any
+            strides.
+        k, v: as q. Beyond the map both are zero, and such keys take part in the softmax.
         bias: (heads, N, M), added to the scores of N = h w queries and M = (h + 2a)(w + 2b) keys of
             a window, both row by row. May be float32 beside half q; it has a gradient.
         window_size: h and w, in pixels: one int or (height, width).
@@ -47,12 +48,13 @@ def overlapping_window_attention(
 
     HAT (2205.04437), section 3.2; DAT (2308.03364), section 3.2.
     """
-    checks.parameters(q, q=q, kv=kv, bias=bias)
-    q, kv = dispatch.autocast(q, kv)
-    checks.features(q=q, kv=kv)
+    checks.parameters(q, q=q, k=k, v=v, bias=bias)
+    q, k, v = dispatch.autocast(q, k, v)
+    checks.features(q=q, k=k, v=v)
     checks.feature_map("q", q)
     channels = q.shape[-1]
-    checks.shape("kv", kv, (*q.shape[:3], 2 * channels), "(B, H, W, 2C)")
+    for name, x in (("k", k), ("v", v)):
+        checks.shape(name, x, tuple(q.shape), "(B, H, W, C)")
     height, width = checks.window_pair("window_size", window_size)
     down, right = checks.window_pair("shift", shift, least=0)
     tall, wide = checks.window_pair("overlap", overlap, least=0)
@@ -68,7 +70,7 @@ def overlapping_window_attention(
     keys = (height + 2 * tall) * (width + 2 * wide)
     checks.shape("bias", bias, (num_heads, height * width, keys), "(heads, N, M)")
     scale = (channels // num_heads) ** -0.5 if scale is None else float(scale)
-    return _attention(q, kv, bias, height, width, num_heads, tall, wide, down, right, scale)
+    return _attention(q, k, v, bias, height, width, num_heads, tall, wide, down, right, scale)
 
 
 def flops(batch: int, height: int, width: int, channels: int, keys: int) -> int:
@@ -83,16 +85,15 @@ def _map(device: torch.device, channels: int) -> Tensor:
 _attention = define(
     Operator(
         name="overlapping_window_attention",
-        arguments="Tensor q, Tensor kv, Tensor bias, SymInt window_height, SymInt window_width, "
-        "SymInt num_heads, SymInt overlap_height, SymInt overlap_width, SymInt shift_down, "
-        "SymInt shift_right, float scale",
+        arguments="Tensor q, Tensor k, Tensor v, Tensor bias, SymInt window_height, "
+        "SymInt window_width, SymInt num_heads, SymInt overlap_height, SymInt overlap_width, "
+        "SymInt shift_down, SymInt shift_right, float scale",
         outputs=1,
         reference=reference.overlapping_window_attention,
         fake=lambda q, *_: q.new_empty(q.shape),
-        flops=lambda q, kv, bias, *_: flops(*q, bias[2]),
+        flops=lambda q, k, v, bias, *_: flops(*q, bias[2]),
         example=lambda device: (
-            _map(device, 4),
-            _map(device, 8),
+            *(_map(device, 4) for _ in range(3)),
             torch.zeros(2, 8, 24, device=device),
             *(2, 4, 2, 1, 1, 0, 0, 1.0),
         ),

@@ -13,7 +13,8 @@ from torch import Tensor
 
 def overlapping_window_attention(
     q: Tensor,
-    kv: Tensor,
+    k: Tensor,
+    v: Tensor,
     bias: Tensor,
     window_height: int,
     window_width: int,
@@ -26,42 +27,38 @@ def overlapping_window_attention(
 ) -> Tensor:
     """`softmax(scale q k^T + bias + mask) v` in each window of the map rolled by the shift.
 
-    q (B, H, W, C); kv (B, H, W, 2C) = [k | v]; bias (heads, N, M), N = h w queries and
-    M = (h + 2a)(w + 2b) keys of a window, row by row. Keys beyond the map are zero, and are met
+    q, k and v (B, H, W, C); bias (heads, N, M), N = h w queries and M = (h + 2a)(w + 2b) keys of
+    a window, row by row. Keys beyond the map are zero, and are met
     like others. Returns (B, H, W, C).
     """
     batch, height, width, channels = q.shape
     window, shift = (window_height, window_width), (shift_down, shift_right)
     shifted = shift_down > 0 or shift_right > 0
     if shifted:
-        q, kv = (torch.roll(x, (-shift_down, -shift_right), (1, 2)) for x in (q, kv))
+        q, k, v = (torch.roll(x, (-shift_down, -shift_right), (1, 2)) for x in (q, k, v))
     overlap = (0, 0, overlap_width, overlap_width, overlap_height, overlap_height)
-    query = _windows(q, window, window, num_heads, 1)[0]
+    query = _windows(q, window, window, num_heads)
     larger = (window_height + 2 * overlap_height, window_width + 2 * overlap_width)
-    k, v = _windows(F.pad(kv, overlap), larger, window, num_heads, 2)
-    scores = (query * scale) @ k.transpose(-1, -2) + bias.to(query)
+    key, value = (_windows(F.pad(x, overlap), larger, window, num_heads) for x in (k, v))
+    scores = (query * scale) @ key.transpose(-1, -2) + bias.to(query)
     if shifted:
         region = _regions(height, width, window, shift, q.device)
         apart = region[:, None, :, None] != region[:, None, None, :]
         scores = scores + (apart * -100.0).to(scores)
-    out = (scores.softmax(-1) @ v).to(q.dtype)  # (B, windows, heads, N, head_dim)
+    out = (scores.softmax(-1) @ value).to(q.dtype)  # (B, windows, heads, N, head_dim)
     out = out.unflatten(3, window).unflatten(1, (height // window_height, width // window_width))
     out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, channels)
     return torch.roll(out, shift, (1, 2)) if shifted else out
 
 
-def _windows(
-    x: Tensor, sides: tuple[int, int], step: tuple[int, int], num_heads: int, parts: int
-) -> Tensor:
-    """Windows of these sides that begin every step: (parts, B, windows, heads, N, head_dim).
+def _windows(x: Tensor, sides: tuple[int, int], step: tuple[int, int], num_heads: int) -> Tensor:
+    """Windows of these sides that begin every step: (B, windows, heads, N, head_dim).
 
     In float32, or in float64 for float64.
     """
     windows = x.unfold(1, sides[0], step[0]).unfold(2, sides[1], step[1])
-    windows = windows.unflatten(
-        3, (parts, num_heads, -1)
-    )  # (B, rows, columns, parts, heads, d, y, x)
-    windows = windows.permute(3, 0, 1, 2, 4, 6, 7, 5).flatten(5, 6).flatten(2, 3)
+    windows = windows.unflatten(3, (num_heads, -1))  # (B, rows, columns, heads, head_dim, y, x)
+    windows = windows.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5).flatten(1, 2)
     return windows.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -82,10 +82,13 @@ def _in_rectangles(
         entries = (2 * window[0] - 1) * (2 * window[1] - 1)
         checks.shape("bias_table", bias, (entries, num_heads), "((2h-1)(2w-1), heads)")
         bias = reference.rectangular_bias(bias, window)
-    channels = qkv.shape[-1] // 3
-    q, kv = qkv.split([channels, 2 * channels], -1)
     return overlapping_window_attention(
-        q, kv, bias, window_size=window, num_heads=num_heads, shift=shift, scale=scale
+        *qkv.chunk(3, -1),
+        bias,
+        window_size=window,
+        num_heads=num_heads,
+        shift=shift,
+        scale=scale,
     )
 
 

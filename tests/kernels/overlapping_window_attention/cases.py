@@ -38,11 +38,12 @@ def attention(
         "overlapping_window_attention",
         {
             "q": (*size, channels),
-            "kv": (*size, 2 * channels),
+            "k": (*size, channels),
+            "v": (*size, channels),
             "bias": (heads, window[0] * window[1], keys),
         },
         {"window_size": window, "num_heads": heads, "overlap": overlap, "shift": shift},
-        ("q", "kv"),
+        ("q", "k", "v"),
         result="q",
         windowed=True,
     )
@@ -72,13 +73,13 @@ MAP = {0: B, 1: 4 * rows, 2: 4 * columns}
 EXPORTS = [
     Export(
         "overlapping",
-        {"q": MAP, "kv": MAP},
+        {"q": MAP, "k": MAP, "v": MAP},
         {B: 2, rows: 3, columns: 2},
         {B: 1, rows: 2, columns: 5},
     ),
     Export(
         "rectangular",
-        {"q": MAP, "kv": MAP},
+        {"q": MAP, "k": MAP, "v": MAP},
         {B: 2, rows: 3, columns: 2},
         {B: 1, rows: 2, columns: 5},
     ),
@@ -87,11 +88,15 @@ REFUSALS = [
     *refusals(
         SMALL[0],
         ({"q": flat}, ValueError, "q must have the shape (B, H, W, C) = (*, *"),
-        ({"q": empty(1), "kv": empty(1)}, ValueError, "q must have at least one row, column and"),
-        ({"kv": grow(3)}, ValueError, "kv must have the shape (B, H, W, 2C) = (1, 4, 4, 8), got"),
-        ({"kv": to(torch.float32)}, TypeError, "kv must have the dtype of q, float64"),
         (
-            {"q": grow(1), "kv": grow(1)},
+            {"q": empty(1), "k": empty(1), "v": empty(1)},
+            ValueError,
+            "q must have at least one row, column and",
+        ),
+        ({"k": grow(3)}, ValueError, "k must have the shape (B, H, W, C) = (1, 4, 4, 4), got"),
+        ({"v": to(torch.float32)}, TypeError, "v must have the dtype of q, float64"),
+        (
+            {"q": grow(1), "k": grow(1), "v": grow(1)},
             ValueError,
             "q must have a height and width that are multiples of the window 2x2, got 5x4: pad",
         ),

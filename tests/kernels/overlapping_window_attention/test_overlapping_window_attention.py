@@ -10,7 +10,7 @@ import c2d_kernels
 from tests.kernels.overlapping_window_attention.cases import AWKWARD, SMALL
 
 
-def by_pixels(q, kv, bias, window, heads, overlap, shift, scale):
+def by_pixels(q, k, v, bias, window, heads, overlap, shift, scale):
     """One query after the other, in NumPy."""
     batch, height, width, channels = q.shape
     depth = channels // heads
@@ -29,8 +29,8 @@ def by_pixels(q, kv, bias, window, heads, overlap, shift, scale):
                 inside = 0 <= row < height and 0 <= column < width
                 key = value = np.zeros(depth)
                 if inside:
-                    token = kv[b, (row + shift[0]) % height, (column + shift[1]) % width]
-                    key, value = token[:channels][at], token[channels:][at]
+                    token = b, (row + shift[0]) % height, (column + shift[1]) % width
+                    key, value = k[token][at], v[token][at]
                 # both wrap around, or neither does: else they were not neighbours
                 wraps = [
                     (mine + moved >= length) != (other + moved >= length)
@@ -53,7 +53,7 @@ def test_every_form_equals_loops_over_pixels(case):
     options = case.options
     depth = tensors["q"].shape[-1] // options["num_heads"]
     expected = by_pixels(
-        *(tensors[name].numpy() for name in ("q", "kv", "bias")),
+        *(tensors[name].numpy() for name in ("q", "k", "v", "bias")),
         options["window_size"],
         options["num_heads"],
         options["overlap"],
@@ -103,7 +103,7 @@ def test_a_table_serves_rectangles(shift):
         qkv, table, window_size=window, num_heads=heads, shift=shift
     )
     expected = by_pixels(
-        *(x.numpy() for x in (qkv[..., :9], qkv[..., 9:], dense)),
+        *(x.numpy() for x in (*qkv.chunk(3, -1), dense)),
         window,
         heads,
         (0, 0),

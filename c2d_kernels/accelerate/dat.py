@@ -1,0 +1,109 @@
+"""DAT's attention in rectangular windows, half of the heads in upright and half in wide ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..ops.overlapping_window_attention.op import overlapping_window_attention
+from . import structure
+from .plan import Plan
+from .structure import need, part
+
+_BRANCHES = ("attns.0", "attns.1")
+
+
+@dataclass(frozen=True)
+class AdaptiveSpatialAttention(Plan):
+    """forward(x (B, H W, C), H, W): attention beside a convolution, each gated by the other."""
+
+    names = ("Adaptive_Spatial_Attention",)
+    operators = "overlapping_window_attention"
+    called = (
+        "qkv",
+        *(f"{branch}.pos" for branch in _BRANCHES),
+        "dwconv",
+        "channel_interaction",
+        "spatial_interaction",
+        "proj",
+        "proj_drop",
+    )
+
+    trial = (1, 2)  # of units, which have several windows
+
+    windows: tuple[tuple[int, int], ...]
+    shifts: tuple[tuple[int, int], ...]
+    heads: int
+    scale: float
+
+    @classmethod
+    def read(cls, layer: nn.Module) -> AdaptiveSpatialAttention:
+        structure.arguments(layer, "x", "H", "W")
+        structure.only_children(layer, "", *(name.split(".")[0] for name in cls.called))
+        structure.only_children(layer, "attns", "0", "1")
+        channels = structure.linear(layer, "proj", None, None).out_features
+        structure.linear(layer, "qkv", channels, 3 * channels)
+        windows, numbers = [], set()
+        for branch in _BRANCHES:
+            attention = part(layer, branch)
+            structure.only_children(layer, branch, "pos", "attn_drop")
+            windows.append(tuple(structure.whole(attention, side) for side in ("H_sp", "W_sp")))
+            heads, scale = (
+                structure.whole(attention, "num_heads"),
+                structure.value(attention, "scale"),
+            )
+            if not isinstance(scale, float):
+                raise structure.Unlike(f"scale is {scale!r}, not a number")
+            numbers.add((heads, scale))
+            index = structure.tensor(attention, "relative_position_index")
+            tokens = windows[-1][0] * windows[-1][1]
+            fits = tuple(index.shape) == (tokens, tokens)
+            need(fits, f"its index is {tuple(index.shape)}, not {(tokens, tokens)}")
+        need(windows[0] == windows[1][::-1], f"its windows are {windows}, not one turned")
+        need(len(numbers) == 1, "its two attentions differ in heads or scale")
+        shifts = [(0, 0), (0, 0)]
+        if getattr(layer, "attn_mask_0", None) is not None:
+            size = structure.value(layer, "shift_size")
+            if not isinstance(size, (tuple, list)) or len(size) != 2:
+                raise structure.Unlike(f"shift_size is {size!r}, not two numbers")
+            shifts = [tuple(size), tuple(size)[::-1]]
+        (heads, scale), unit = numbers.pop(), max(windows[0])
+        sides = tuple(windows), tuple(shifts)
+        return cls(cls.parts_of(layer), channels, (unit, unit), *sides, heads, scale)
+
+    def run(self, layer: nn.Module, x: Tensor, H: int, W: int) -> Tensor:
+        batch, unit = len(x), self.window[0]
+        qkv = part(layer, "qkv")(x).view(batch, H, W, 3 * self.channels)
+        padded = F.pad(qkv, (0, 0, 0, -W % unit, 0, -H % unit))
+        branches = padded.unflatten(-1, (3, 2, -1))
+        found = [
+            overlapping_window_attention(
+                *branches[:, :, :, :, number].unbind(3),
+                self._bias(part(layer, branch)),
+                window_size=self.windows[number],
+                num_heads=self.heads,
+                shift=self.shifts[number],
+                scale=self.scale,
+            )[:, :H, :W]
+            for number, branch in enumerate(_BRANCHES)
+        ]
+        attended = torch.cat(found, -1)
+        local = part(layer, "dwconv")(qkv[..., 2 * self.channels :].permute(0, 3, 1, 2))
+        of_channels = part(layer, "channel_interaction")(local).sigmoid()
+        of_pixels = part(layer, "spatial_interaction")(attended.permute(0, 3, 1, 2)).sigmoid()
+        mixed = attended * of_channels.permute(0, 2, 3, 1)
+        mixed = mixed + (of_pixels * local).permute(0, 2, 3, 1)
+        return part(layer, "proj_drop")(part(layer, "proj")(mixed.reshape(x.shape)))
+
+    def _bias(self, attention: nn.Module) -> Tensor:
+        """What a small network makes of each offset, for each query and key: (heads, N, N)."""
+        of_offset = part(attention, "pos")(structure.tensor(attention, "rpe_biases"))
+        index = structure.tensor(attention, "relative_position_index")
+        return of_offset[index.reshape(-1)].view(*index.shape, self.heads).permute(2, 0, 1)
+
+    def example(self, features: Tensor) -> tuple[Any, ...]:
+        return features.flatten(1, 2), *features.shape[1:3]
