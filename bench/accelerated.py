@@ -1,7 +1,8 @@
 """`python -m bench.accelerated`: what accelerate() makes of networks as their authors publish them.
 
 python -m bench.accelerated --clones FOLDER     # docs/accelerate.md; repositories are cloned there
-python -m bench.accelerated --clones FOLDER --only "SwinIR, lightweight" --sides 64
+python -m bench.accelerated --clones FOLDER --only "SwinIR, lightweight"    # its row alone
+python -m bench.accelerated --clones FOLDER --sides 32    # printed, not written
 
 Both sides run in this process, in turns, on random images and the authors' initial weights.
 """
@@ -27,6 +28,7 @@ from c2d_kernels import accelerate
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "accelerate.md"
 BEGIN, END = "<!-- accelerated: begin -->", "<!-- accelerated: end -->"
+SIDES = [64, 128]
 _SECONDS = 6.0  # of pairs, for each size and number of threads
 _LEAST, _MOST = 3, 15
 _LONG = 30.0  # seconds after which one counted pair has to do
@@ -96,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.accelerated", description=__doc__)
     parser.add_argument("--clones", type=Path, required=True, help="folder of the repositories")
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--sides", nargs="+", type=int, default=[64, 128])
+    parser.add_argument("--sides", nargs="+", type=int, default=SIDES)
     options = parser.parse_args(arguments)
     stand_ins()
     torch.set_num_threads(1)
@@ -107,16 +109,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.only:
         rows.append([name, *measure(NETWORKS[name], options.clones, options.sides)])
         print(" | ".join(rows[-1]), flush=True)
-    if options.only == list(NETWORKS):
+    if options.sides == SIDES:
         about = machine.describe()
-        lines = [f"*{about['processor']}, {about['isa']}, torch {about['torch']}.*", ""]
-        lines += markdown(headings, rows)
+        line = f"*{about['processor']}, {about['isa']}, torch {about['torch']}.*"
         text = DOCUMENT.read_text(encoding="utf-8")
-        before, rest = text.split(BEGIN)
-        text = "\n".join([f"{before}{BEGIN}", *lines, f"{END}{rest.split(END)[1]}"])
-        DOCUMENT.write_text(text, encoding="utf-8")
-        print(f"written: the table in {DOCUMENT}")
+        DOCUMENT.write_text(updated(text, line, headings, rows), encoding="utf-8")
+        print(f"written: {len(rows)} rows of {DOCUMENT}")
     return 0
+
+
+def updated(text: str, about: str, headings: list[str], rows: list[list[str]]) -> str:
+    """The document with these rows, in the table of their machine; older rows of theirs go."""
+    before, rest = text.split(BEGIN)
+    block, after = rest.split(END)
+    tables: dict[str, list[list[str]]] = {}
+    machine_line = ""
+    for line in block.splitlines():
+        if line.startswith("*"):
+            machine_line = line
+        elif line.startswith("| ") and not line.startswith(("| network", "| ---")):
+            row = [cell.strip() for cell in line.strip("|").split("|")]
+            tables.setdefault(machine_line, []).append(row)
+    new = {row[0] for row in rows}
+    for name, old in tables.items():
+        tables[name] = [row for row in old if row[0] not in new]
+    tables[about] = sorted(
+        tables.get(about, []) + rows, key=lambda row: list(NETWORKS).index(row[0])
+    )
+    lines = []
+    for name, found in tables.items():
+        if found:
+            lines += ["", name, "", *markdown(headings, found)]
+    return "\n".join([f"{before}{BEGIN}", *lines[1:], f"{END}{after}"])
 
 
 if __name__ == "__main__":

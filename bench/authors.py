@@ -166,6 +166,16 @@ _hat = {
     "conv_scale": 0.01,
     "overlap_ratio": 0.5,
 }
+_dat = {
+    **_BASICSR,
+    "depth": [18],
+    "embed_dim": 60,
+    "num_heads": [6],
+    "expansion_factor": 2,
+    "split_size": [8, 32],
+    "resi_connection": "3conv",
+}
+del _dat["mlp_ratio"]
 _swin2sr = partial(Network, "mv-lab/swin2sr", "models/network_swin2sr.py", "Swin2SR")
 _window_8 = {**_COMMON, "img_size": 64, "window_size": 8, "img_range": 1.0}
 _transformers = {"image_size": 64, "window_size": 8, "mlp_ratio": 2.0, "upscale": 2}
@@ -223,6 +233,7 @@ NETWORKS = {
         },
     ),
     "HAT": Network("XPixelGroup/HAT", "hat/archs/hat_arch.py", "HAT", _hat),
+    "DAT, light": Network("zhengchen1999/DAT", "basicsr/archs/dat_arch.py", "DAT", _dat),
     "Swin2SR, light": _swin2sr({**_window_8, **_LIGHT}),
     "Swin2SR, M": _swin2sr({**_window_8, **_MEDIUM}),
     "Swin2SR, light, Hugging Face": Network(

@@ -51,7 +51,8 @@ class AdaptiveSpatialAttention(Plan):
         for branch in _BRANCHES:
             attention = part(layer, branch)
             structure.only_children(layer, branch, "pos", "attn_drop")
-            windows.append(tuple(structure.whole(attention, side) for side in ("H_sp", "W_sp")))
+            height, width = (structure.whole(attention, side) for side in ("H_sp", "W_sp"))
+            windows.append((height, width))
             heads, scale = (
                 structure.whole(attention, "num_heads"),
                 structure.value(attention, "scale"),
@@ -60,7 +61,7 @@ class AdaptiveSpatialAttention(Plan):
                 raise structure.Unlike(f"scale is {scale!r}, not a number")
             numbers.add((heads, scale))
             index = structure.tensor(attention, "relative_position_index")
-            tokens = windows[-1][0] * windows[-1][1]
+            tokens = height * width
             fits = tuple(index.shape) == (tokens, tokens)
             need(fits, f"its index is {tuple(index.shape)}, not {(tokens, tokens)}")
         need(windows[0] == windows[1][::-1], f"its windows are {windows}, not one turned")
@@ -70,26 +71,19 @@ class AdaptiveSpatialAttention(Plan):
             size = structure.value(layer, "shift_size")
             if not isinstance(size, (tuple, list)) or len(size) != 2:
                 raise structure.Unlike(f"shift_size is {size!r}, not two numbers")
-            shifts = [tuple(size), tuple(size)[::-1]]
-        (heads, scale), unit = numbers.pop(), max(windows[0])
-        sides = tuple(windows), tuple(shifts)
-        return cls(cls.parts_of(layer), channels, (unit, unit), *sides, heads, scale)
+            shifts = [(size[0], size[1]), (size[1], size[0])]
+        (heads, scale), unit = numbers.pop(), (max(windows[0]),) * 2
+        parts = cls.parts_of(layer)
+        return cls(parts, channels, unit, tuple(windows), tuple(shifts), heads, scale)
 
     def run(self, layer: nn.Module, x: Tensor, H: int, W: int) -> Tensor:
         batch, unit = len(x), self.window[0]
         qkv = part(layer, "qkv")(x).view(batch, H, W, 3 * self.channels)
         padded = F.pad(qkv, (0, 0, 0, -W % unit, 0, -H % unit))
-        branches = padded.unflatten(-1, (3, 2, -1))
+        branches = padded.unflatten(-1, (3, 2, -1)).unbind(4)
         found = [
-            overlapping_window_attention(
-                *branches[:, :, :, :, number].unbind(3),
-                self._bias(part(layer, branch)),
-                window_size=self.windows[number],
-                num_heads=self.heads,
-                shift=self.shifts[number],
-                scale=self.scale,
-            )[:, :H, :W]
-            for number, branch in enumerate(_BRANCHES)
+            self._attend(number, part(layer, branch), features)[:, :H, :W]
+            for number, (branch, features) in enumerate(zip(_BRANCHES, branches, strict=True))
         ]
         attended = torch.cat(found, -1)
         local = part(layer, "dwconv")(qkv[..., 2 * self.channels :].permute(0, 3, 1, 2))
@@ -99,11 +93,22 @@ class AdaptiveSpatialAttention(Plan):
         mixed = mixed + (of_pixels * local).permute(0, 2, 3, 1)
         return part(layer, "proj_drop")(part(layer, "proj")(mixed.reshape(x.shape)))
 
-    def _bias(self, attention: nn.Module) -> Tensor:
-        """What a small network makes of each offset, for each query and key: (heads, N, N)."""
+    def _attend(self, number: int, attention: nn.Module, features: Tensor) -> Tensor:
+        """Attention of one half of the channels, (B, H, W, 3, C/2), biased by a small network."""
         of_offset = part(attention, "pos")(structure.tensor(attention, "rpe_biases"))
         index = structure.tensor(attention, "relative_position_index")
-        return of_offset[index.reshape(-1)].view(*index.shape, self.heads).permute(2, 0, 1)
+        bias = of_offset[index.reshape(-1)].view(*index.shape, self.heads).permute(2, 0, 1)
+        q, k, v = features.unbind(3)
+        return overlapping_window_attention(
+            q,
+            k,
+            v,
+            bias,
+            window_size=self.windows[number],
+            num_heads=self.heads,
+            shift=self.shifts[number],
+            scale=self.scale,
+        )
 
     def example(self, features: Tensor) -> tuple[Any, ...]:
         return features.flatten(1, 2), *features.shape[1:3]

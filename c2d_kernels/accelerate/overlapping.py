@@ -57,8 +57,11 @@ class OverlappingAttention(Plan):
         table = structure.tensor(layer, "relative_position_bias_table")
         bias = table[rpi.reshape(-1)].view(*shape, self.heads).permute(2, 0, 1)
         qkv = part(layer, "qkv")(part(layer, "norm1")(x).view(len(x), *x_size, self.channels))
+        q, k, v = qkv.chunk(3, -1)
         out = overlapping_window_attention(
-            *qkv.chunk(3, -1),
+            q,
+            k,
+            v,
             bias,
             window_size=window,
             num_heads=self.heads,

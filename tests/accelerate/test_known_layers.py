@@ -133,8 +133,8 @@ def test_outputs_and_gradients(family: Family) -> None:
     assert not torch.equal(found, expected), "no layer ran on the operators"
     wanted = torch.autograd.grad(expected.square().sum(), [x, *plain.parameters()])
     grads = torch.autograd.grad(found.square().sum(), [x, *net.parameters()])
-    # A shift of all scores has no effect: its gradient is rounding noise in both.
-    least = 1e-4 * max(theirs.abs().max() for theirs in wanted)
+    # A shift of all scores has no effect: its gradient, of biases of biases, is noise in both.
+    least = 1e-3 * max(theirs.abs().max() for theirs in wanted)
     for mine, theirs in zip(grads, wanted, strict=True):
         assert (mine - theirs).abs().max() <= 1e-4 * theirs.abs().max().clamp(min=least)
     with torch.no_grad():

@@ -91,7 +91,7 @@ _attention = define(
         outputs=1,
         reference=reference.overlapping_window_attention,
         fake=lambda q, *_: q.new_empty(q.shape),
-        flops=lambda q, k, v, bias, *_: flops(*q, bias[2]),
+        flops=lambda q, k, v, bias, *_: flops(q[0], q[1], q[2], q[3], bias[2]),
         example=lambda device: (
             *(_map(device, 4) for _ in range(3)),
             torch.zeros(2, 8, 24, device=device),

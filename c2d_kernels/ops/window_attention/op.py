@@ -82,8 +82,11 @@ def _in_rectangles(
         entries = (2 * window[0] - 1) * (2 * window[1] - 1)
         checks.shape("bias_table", bias, (entries, num_heads), "((2h-1)(2w-1), heads)")
         bias = reference.rectangular_bias(bias, window)
+    q, k, v = qkv.chunk(3, -1)
     return overlapping_window_attention(
-        *qkv.chunk(3, -1),
+        q,
+        k,
+        v,
         bias,
         window_size=window,
         num_heads=num_heads,
