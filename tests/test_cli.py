@@ -83,6 +83,19 @@ def test_upscale_one_photo(here, capsys, options, size):
     assert "x".join(map(str, Image.open("out.png").size)) == size
 
 
+def test_a_lossy_file_has_a_model_of_its_own(here, capsys):
+    Image.open("photo.png").convert("RGB").save("photo.jpg", quality=60)
+    code, out, err = run("upscale photo.png photo.jpg -o out/ --scale 2", capsys)
+    assert (code, err) == (0, "")
+    first, second, _ = out.splitlines()
+    assert first.startswith("photo.png") and "by hiet_swinir_continuous (lossless input)" in first
+    assert second.startswith("photo.jpg") and "by hiet_swinir_photo (lossy input)" in second
+    code, out, _ = run("upscale photo.jpg -o asked.png --scale 2 --model tiny", capsys)
+    assert "by hiet_swinir_tiny_continuous (lossy input)" in out
+    code, out, _ = run("upscale photo.jpg -o named.png --model any.safetensors", capsys)
+    assert "by" not in out
+
+
 @pytest.mark.parametrize(
     ("dtype", "measured", "warning"),
     [

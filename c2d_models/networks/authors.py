@@ -20,6 +20,7 @@ from .wrappings import inner_state
 _BUFFERS = (
     "relative_position_index",
     "relative_position_index_SA",
+    "relative_position_index_OCA",
     "aligned_relative_position_index",
     "attn_mask",
     "relative_coords_table",
@@ -172,6 +173,20 @@ def _srformer(state: State, first: str) -> dict[str, Any]:
     return config | _windows(state[f"{first}attn.relative_position_bias_table"], cell=2)
 
 
+def _hat(state: State, first: str) -> dict[str, Any]:
+    """The factor of its convolutions is 0.01 in all published files, which do not hold it."""
+    config = _swinir(state, first)
+    dim, window = config["dim"], config["window_size"]
+    last = f"{first.removesuffix('blocks.0.')}overlap_attn."
+    larger = isqrt(state[f"{last}relative_position_bias_table"].shape[0]) + 1 - window
+    return config | {
+        "compress_ratio": dim // state[f"{first}conv_block.cab.0.weight"].shape[0],
+        "squeeze_factor": dim // state[f"{first}conv_block.cab.3.attention.1.weight"].shape[0],
+        "conv_scale": 0.01,
+        "overlap": (larger - window) // 2,
+    }
+
+
 def _swin2sr(state: State, first: str) -> dict[str, Any]:
     """The window is that of a buffer, 8 as published if the file has none."""
     index = state.get(f"{first}attn.relative_position_index")
@@ -242,16 +257,18 @@ def _stranger(state: State) -> str | None:
 _STRANGERS = {
     "Swin2SR for compressed pictures": "conv_bicubic.",
     "Swin2SR with a second body": "conv_first_hf.",
-    "HAT": ".overlap_attn.",
     "HiT-SNG": ".ngram_window_partition.",
     "MambaIR": ".self_attention.A_logs",
-    "DAT": ".attn.get_v.",
+    "DAT": ".attn.attns.0.pos.",
 }
 """Networks without one of ours, and what their names have."""
 _SWIN = ("attn.qkv.", "attn.relative_position_bias_table", "mlp.fc1.")
 _CORRELATION = ("correlation.pos.pos_proj.", "correlation.spatial_linear.")
 FAMILIES = (
     Family("SwinIR", ("swinir_l", "swinir_m"), "blocks.0.", _SWIN, ("conv_block.",), _swinir),
+    Family(
+        "HAT", ("hat_s", "hat", "hat_large"), "blocks.0.", (*_SWIN, "conv_block.cab."), (), _hat
+    ),
     Family(
         "SRFormer",
         ("srformer_l", "srformer_m"),

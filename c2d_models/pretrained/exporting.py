@@ -20,6 +20,7 @@ from c2d_kernels.accelerate.structure import position_index, shift_mask
 from ..errors import ModelFileError
 from ..files import write_whole
 from ..networks.authors import FAMILIES, authors_names
+from ..networks.hat import authors_overlapping_index
 from ..networks.network import Network
 from ..networks.swin2sr import coordinates
 from . import loading
@@ -104,6 +105,12 @@ def _buffers(net: Network, state: dict[str, Tensor], image_size: int | None) -> 
         return {}
     if net.name.startswith("mambairv2"):
         return {"relative_position_index_SA": position_index(window)}
+    if net.name.startswith("hat"):
+        overlap = net.config["overlap"]
+        return {
+            "relative_position_index_SA": position_index(window),
+            "relative_position_index_OCA": authors_overlapping_index(window, overlap),
+        }
     permuted = net.name.startswith("srformer")
     cell, prefix = (2, "aligned_") if permuted else (1, "")
     side = image_size or (126 if window == 7 else _MASKED // window * window)

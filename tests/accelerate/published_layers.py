@@ -215,6 +215,39 @@ class IndexedAttention(WindowAttention):
             del self.relative_position_index
 
 
+class ChannelAttention(nn.Module):
+    def __init__(self, dim, squeeze):
+        super().__init__()
+        narrow = dim // squeeze
+        self.attention = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(dim, narrow, 1),
+            nn.ReLU(),
+            nn.Conv2d(narrow, dim, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x):
+        return x * self.attention(x)
+
+
+class CAB(nn.Module):
+    """HAT's convolutions beside its attention."""
+
+    def __init__(self, dim, compress, squeeze):
+        super().__init__()
+        narrow = dim // compress
+        self.cab = nn.Sequential(
+            nn.Conv2d(dim, narrow, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(narrow, dim, 3, padding=1),
+            ChannelAttention(dim, squeeze),
+        )
+
+    def forward(self, x):
+        return self.cab(x)
+
+
 class HAB(nn.Module):
     """HAT's layer (2205.04437): attention beside channel attention, then an MLP."""
 
@@ -223,7 +256,7 @@ class HAB(nn.Module):
         self.window_size, self.shift_size, self.conv_scale = window, shift, 0.01
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attn, self.drop_path = IndexedAttention(dim, window, heads), nn.Identity()
-        self.conv_block = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1), nn.GELU())
+        self.conv_block = CAB(dim, 3, 6)
         self.mlp = Mlp(dim, 2 * dim, 0.0)
 
     def forward(self, x, x_size, rpi_sa, attn_mask):

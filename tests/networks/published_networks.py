@@ -10,8 +10,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from published_layers import PSA_Block, SwinTransformerBlock, offsets_index, shift_mask
+from published_layers import HAB, PSA_Block, SwinTransformerBlock, offsets_index, shift_mask
 from published_mambairv2 import AttentiveLayer
+from published_rectangles import OCAB, overlapping_index
 from published_swin2sr import SwinTransformerBlock as CosineBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,6 +41,10 @@ class Group(nn.Module):
         entry = x
         for layer in getattr(self.residual_group, self.name):
             x = layer(x, size, *given)
+        if hasattr(self.residual_group, "overlap_attn"):
+            last = self.residual_group.overlap_attn
+            index = overlapping_index(last.window_size, last.overlap_win_size)
+            x = last(x, size, index)
         x = self.conv(x.mT.unflatten(2, size))
         if self.patch_embed is not None:
             x = self.patch_embed.proj(x)
@@ -164,6 +169,23 @@ def srformer(scale: int, upsampler: str, *, dim: int = 24, window: int = 8) -> n
         window=window,
         upsampler=upsampler,
     )
+
+
+def hat(scale: int, upsampler: str, *, window: int = 4) -> nn.Module:
+    def given(size: tuple[int, int]) -> tuple[Any, ...]:
+        return offsets_index(window), shift_mask(*size, window, window // 2)
+
+    net = PublishedNetwork(
+        lambda shifted: HAB(24, window, 3, window // 2 if shifted else 0),
+        scale=scale,
+        dim=24,
+        window=window,
+        upsampler=upsampler,
+        given=given,
+    )
+    for group in net.layers:
+        group.residual_group.overlap_attn = OCAB(24, window, 0.5, 3)
+    return net
 
 
 def swin2sr(scale: int, upsampler: str, *, dim: int = 24, window: int = 4) -> nn.Module:

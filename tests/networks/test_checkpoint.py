@@ -260,11 +260,11 @@ BAD_FILES = {
     "another-network": (
         lambda p: save_file({"conv.weight": torch.zeros(3)}, p),
         r"of no network that is known here, 1 tensors \(conv.weight, ...\); known of their "
-        "authors' files are SwinIR, SRFormer, Swin2SR, MambaIRv2, HiT-SRF, HiT-SIR",
+        "authors' files are SwinIR, HAT, SRFormer, Swin2SR, MambaIRv2, HiT-SRF, HiT-SIR",
     ),
-    "hat": (
-        lambda p: save_file({"layers.0.residual_group.overlap_attn.qkv.weight": torch.zeros(3)}, p),
-        "holds a HAT, of which this package has no network",
+    "dat": (
+        lambda p: save_file({"layers.0.blocks.0.attn.attns.0.pos.pos3.2.bias": torch.zeros(3)}, p),
+        "holds a DAT, of which this package has no network",
     ),
     "another-width": (
         lambda p: save_file({**official(4), "conv_first.weight": torch.zeros(180, 3, 3, 3)}, p),

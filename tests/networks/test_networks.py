@@ -15,6 +15,7 @@ TINY = [
     "swinir_l_tiny",
     "srformer_l",
     "swin2sr_l",
+    "hat_s",
     "mambairv2_l",
     "hit_sir_tiny",
     "hit_srf",
@@ -32,6 +33,14 @@ def test_every_kind_of_network_is_in_the_table():
 SMALL = {
     "srformer_l": {"dim": 24, "depths": [2]},
     "swin2sr_l": {"dim": 24, "depths": [2]},
+    "hat_s": {
+        "dim": 24,
+        "depths": [2],
+        "window_size": 8,
+        "compress_ratio": 3,
+        "overlap": 2,
+        "upsampler": "pixelshuffledirect",
+    },
     "hit_sir_tiny": {"groups": 1, "windows": [4, 16, 32]},
     "hit_srf": {"dim": 24, "groups": 1, "windows": [4, 16]},
     "mambairv2_l": {"dim": 16, "depths": [2], "num_tokens": 8},

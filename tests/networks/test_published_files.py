@@ -9,7 +9,7 @@ import published_mambairv2
 import pytest
 import torch
 from published_layers import randomised
-from published_networks import mambairv2, srformer, swin2sr, swinir
+from published_networks import hat, mambairv2, srformer, swin2sr, swinir
 from torch import nn
 
 from c2d_models import load, upscale
@@ -30,6 +30,8 @@ FILES: dict[str, Callable[[], nn.Module]] = {
     "SwinIR JPEG, colour": lambda: swinir(1, "", window=7, img_range=255.0),
     "SRFormer light x2": lambda: srformer(2, "pixelshuffledirect"),
     "SRFormer M x4": lambda: srformer(4, "pixelshuffle"),
+    "HAT x2": lambda: hat(2, "pixelshuffle"),
+    "HAT x4": lambda: hat(4, "pixelshuffle"),
     "Swin2SR lightweight x2": lambda: swin2sr(2, "pixelshuffledirect"),
     "Swin2SR classical x4": lambda: swin2sr(4, "pixelshuffle"),
     "Swin2SR real-world x4": lambda: swin2sr(4, "nearest+conv"),

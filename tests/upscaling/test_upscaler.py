@@ -13,7 +13,7 @@ from c2d_models.errors import DeviceError, UpscaleError
 from c2d_models.images import image_file
 from c2d_models.images.image_file import ImageData
 from c2d_models.pretrained import loading
-from c2d_models.pretrained.loading import ModelInfo
+from c2d_models.pretrained.loading import PURPOSES, ModelInfo
 from c2d_models.upscaling.models import Models, choose_model
 from c2d_models.upscaling.target import Target
 from c2d_models.upscaling.upscaler import Upscaler
@@ -129,7 +129,7 @@ def test_large_factors_take_passes(model_scale, scale, between, channels, dtype)
     assert fractions == sorted(fractions) and fractions[-1] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("model", ["hiet_swinir_tiny_x4", "hiet_swinir_tiny_continuous"])
+@pytest.mark.parametrize("model", list(PURPOSES))
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_flat_pages_stay_flat_up_to_their_border(model, channels):
     for level in (0, 60, 128, 255):
