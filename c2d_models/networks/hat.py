@@ -186,30 +186,35 @@ class HAT(GroupedNetwork):
         decoder: dict[str, int],
         **frame: Any,
     ):
-        convolutions = {
-            "compress_ratio": compress_ratio,
-            "squeeze_factor": squeeze_factor,
-            "conv_scale": conv_scale,
-        }
         config = {
             "dim": dim,
             "depths": list(depths),
             "num_heads": num_heads,
             "window_size": window_size,
             "mlp_ratio": mlp_ratio,
-            **convolutions,
+            "compress_ratio": compress_ratio,
+            "squeeze_factor": squeeze_factor,
+            "conv_scale": conv_scale,
             "overlap": overlap,
             "decoder": dict(decoder),
         }
         shifts = [0, window_size // 2]
+
+        def layer(shift: int) -> HybridLayer:
+            return HybridLayer(
+                dim,
+                num_heads,
+                window_size,
+                shift,
+                mlp_ratio,
+                compress_ratio,
+                squeeze_factor,
+                conv_scale,
+            )
+
         groups = [
             HybridGroup(
-                (
-                    HybridLayer(
-                        dim, num_heads, window_size, shifts[i % 2], mlp_ratio, **convolutions
-                    )
-                    for i in range(depth)
-                ),
+                (layer(shifts[i % 2]) for i in range(depth)),
                 OverlappingLayer(dim, num_heads, window_size, overlap, mlp_ratio),
             )
             for depth in depths
