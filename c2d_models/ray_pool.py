@@ -165,7 +165,7 @@ class RayPool:
                 seen = time.monotonic()
             elif not done and time.monotonic() - seen > _PATIENCE:
                 raise ClusterError(
-                    f"no worker has started in {_PATIENCE / 60:g} minutes: is the cluster taken?"
+                    f"no worker has started in {_PATIENCE / 60:g} minutes: is the cluster busy?"
                 )
             for answer in done:
                 handle, seen = by_answer[answer], time.monotonic()
@@ -176,7 +176,7 @@ class RayPool:
                     self._handles.remove(handle)
                     stillborn = 0 if task else stillborn + 1
                     if stillborn >= TRIES:
-                        raise ClusterError(f"workers die as they start: {death}") from None
+                        raise ClusterError(f"workers die on start-up: {death}") from None
                     self._handles.append(self._start(build))
                     if task is None:
                         continue

@@ -64,7 +64,10 @@ class AdaptiveSpatialAttention(Plan):
             tokens = height * width
             fits = tuple(index.shape) == (tokens, tokens)
             need(fits, f"its index is {tuple(index.shape)}, not {(tokens, tokens)}")
-        need(windows[0] == windows[1][::-1], f"its windows are {windows}, not one turned")
+        need(
+            windows[0] == windows[1][::-1],
+            f"its windows are {windows}, which are not each other's transpose",
+        )
         need(len(numbers) == 1, "its two attentions differ in heads or scale")
         shifts = [(0, 0), (0, 0)]
         if getattr(layer, "attn_mask_0", None) is not None:

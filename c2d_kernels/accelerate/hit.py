@@ -50,7 +50,7 @@ class HiTLayer(Plan):
             structure.whole(correlation, "num_heads"),
         )
         need(not channels % (2 * heads), f"{channels} channels do not divide into {heads} heads")
-        need(not window % base, f"its window of {window} is not divided by {base}")
+        need(not window % base, f"its window of {window} is not a multiple of {base}")
         scale = structure.value(correlation, "scale")
         width = channels // (2 * heads)
         need(scale == width, f"its correlation is divided by {scale}, not by the head's width")

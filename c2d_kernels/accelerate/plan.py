@@ -183,7 +183,7 @@ def replacement(kind: type[nn.Module]) -> type[nn.Module]:
 def replace(layer: nn.Module, plan: Plan) -> None:
     """Make a layer run its plan."""
     if "__slots__" in vars(type(layer)):
-        raise Unlike("its class has slots, so that it cannot change")
+        raise Unlike("its class has __slots__, so it cannot be changed")
     layer.__dict__[PLAN] = plan
     layer.__class__ = replacement(type(layer))
 

@@ -15,7 +15,7 @@ def evaluate(
     folders: Annotated[
         list[str],
         typer.Argument(
-            metavar="FOLDER...", help="HR images; `HR` and `LR_bicubic` below are used."
+            metavar="FOLDER...", help="HR images; subfolders `HR` and `LR_bicubic` are used."
         ),
     ],
     model: Annotated[
@@ -37,7 +37,9 @@ def evaluate(
     ] = False,
     rule: Annotated[
         str,
-        typer.Option(metavar="papers|liif", help="PSNR of rounded images, or not, as LIIF's."),
+        typer.Option(
+            metavar="papers|liif", help="PSNR of rounded images, or of unrounded ones, as LIIF's."
+        ),
     ] = "papers",
     pictures: Annotated[
         str | None,

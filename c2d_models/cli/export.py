@@ -19,7 +19,7 @@ def export(
     ] = None,
     image_size: Annotated[
         int | None,
-        typer.Option(help="img_size of the authors' network, which their masks are for."),
+        typer.Option(help="img_size of the authors' network; their masks are made for it."),
     ] = None,
 ) -> None:
     """Write a model for other programs: its authors' code, ONNX Runtime, or torch.export."""

@@ -19,7 +19,9 @@ def serve(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="Chosen at first; without it, the one that suits."),
+        typer.Option(
+            metavar="NAME|FILE", help="Selected at first; by default, the one that suits."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda")] = "auto",
     tile: Annotated[

@@ -11,15 +11,19 @@ import typer
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, as in configs/.")],
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the output folder.")
+        bool, typer.Option("--resume", help="Continue the run in the output folder.")
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Say what it would read and take, after five steps."),
+        typer.Option(
+            "--dry-run", help="Print data, parameters, memory and time, estimated from five steps."
+        ),
     ] = False,
     override: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the file; repeat."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a value in the file; may be repeated."
+        ),
     ] = None,
 ) -> None:
     """Train a network as a configuration says."""

@@ -53,7 +53,7 @@ def upscale(
         str,
         typer.Option(
             metavar="TEXT",
-            help="Put behind each name, such as _x4; without --output, next to the originals.",
+            help="Appended to each name, such as _x4; without --output, next to the originals.",
             rich_help_panel=_FILES,
         ),
     ] = "",
@@ -85,7 +85,9 @@ def upscale(
     ] = None,
     stretch: Annotated[
         bool,
-        typer.Option("--stretch", help="Let --size change the aspect.", rich_help_panel=_SIZE),
+        typer.Option(
+            "--stretch", help="Let --size change the aspect ratio.", rich_help_panel=_SIZE
+        ),
     ] = False,
     model: Annotated[
         str | None,
@@ -116,13 +118,13 @@ def upscale(
         ),
     ] = "same",
     quality: Annotated[
-        int, typer.Option(help="Of JPEG and WebP, 1 to 100.", rich_help_panel=_FILES)
+        int, typer.Option(help="Quality of JPEG and WebP, 1 to 100.", rich_help_panel=_FILES)
     ] = 95,
     lossless: Annotated[
         bool | None,
         typer.Option(
             "--lossless/--lossy",
-            help="WebP without or with loss; without either, as the input.",
+            help="Write lossless or lossy WebP; by default, as the input.",
             show_default=False,
             rich_help_panel=_FILES,
         ),

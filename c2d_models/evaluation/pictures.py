@@ -96,7 +96,7 @@ def plan(
             holds the crop.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise EvaluationError("pictures need matplotlib; install it by: pip install matplotlib")
+        raise EvaluationError("pictures need matplotlib; install it with: pip install matplotlib")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:

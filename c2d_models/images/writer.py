@@ -88,7 +88,7 @@ class Writer:
         if lossless is None:
             lossless = (like.format == "webp" and not like.lossy) or quality == 100
         elif lossless and self.format == "jpg":
-            raise ImageError(f"{path} would be a JPEG, which always loses something: use png.")
+            raise ImageError(f"{path} would be a JPEG, which is never lossless: use png.")
         self.lossless = lossless
         deep = like.bit_depth == 16 and self.format in ("png", "tiff")
         self.dtype = np.dtype(np.uint16 if deep else np.uint8)

@@ -38,9 +38,7 @@ def digit_levels(window_size: int) -> int:
     """How many binary digits a place in a window has."""
     levels = window_size.bit_length() - 1
     if window_size != 1 << levels:
-        raise NetworkError(
-            f"window sizes must be powers of two for their digits; got {window_size}"
-        )
+        raise NetworkError(f"window sizes must be powers of two; got {window_size}")
     return levels
 
 

@@ -43,7 +43,7 @@ def register(name: str, constructor: Callable[..., Network], config: Mapping[str
     """
     known = _networks.get(name)
     if known is not None and known != Preset(constructor, config):
-        raise NetworkError(f"there is a network {name!r} already; choose another name")
+        raise NetworkError(f"a network named {name!r} already exists; choose another name")
     _networks[name] = Preset(constructor, config)
 
 

@@ -71,11 +71,10 @@ def export(
     net = model if isinstance(model, Network) else loading.load(model)
     if net.scale is None:
         raise ModelFileError(
-            f"{net.name} is continuous, and its output size no part of a file: export one of a "
-            "fixed scale"
+            f"{net.name} is continuous, and a file needs a fixed scale: export a discrete one"
         )
     if image_size is not None and format != "authors":
-        raise ModelFileError("an image size is for the format authors alone")
+        raise ModelFileError("an image size applies to the format authors only")
     training = net.training
     try:
         content = _WRITERS[format](net.eval(), image_size)
@@ -92,7 +91,7 @@ def _authors(net: Network, image_size: int | None) -> bytes:
     state = authors_names(state)
     if family is None or not family.claims(state):
         known = ", ".join(each.title for each in FAMILIES)
-        raise ModelFileError(f"{net.name} is not a network with other authors: {known}")
+        raise ModelFileError(f"{net.name} has no authors' format; these have: {known}")
     file = io.BytesIO()
     torch.save({"params": {**state, **_buffers(net, state, image_size)}}, file)
     return file.getvalue()

@@ -65,14 +65,15 @@ class TrainConfig(BaseModel):
     output: Path
 
     steps: int = Field(ge=1)
-    batch: int = Field(16, ge=1, description="samples a step of each process")
+    batch: int = Field(16, ge=1, description="samples per step in each process")
     patch: int = Field(64, ge=16)
     queries: int = Field(4096, ge=1, description="continuous stage: HR pixels compared per sample")
     max_scale: float = Field(
         4.0, gt=1, le=8, description="continuous stage: scales are drawn from U(1, max_scale)"
     )
     augmentation: Augmentation = Field(
-        default_factory=Augmentation, description="of the patches' colours; not with lr_data"
+        default_factory=Augmentation,
+        description="colour augmentation of the patches; not with lr_data",
     )
     degradations: Degradations | None = Field(
         None,
@@ -83,7 +84,7 @@ class TrainConfig(BaseModel):
     warmup: int = Field(100, ge=0)
     schedule: Literal["cosine", "multistep"] = "cosine"
     milestones: list[int] = Field(
-        default_factory=list, description="multistep: steps from which on lr is halved once more"
+        default_factory=list, description="multistep: steps at which lr is halved"
     )
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     ema: float = Field(0.999, ge=0, lt=1)
@@ -91,7 +92,7 @@ class TrainConfig(BaseModel):
     autocast_from: int = Field(
         600,
         ge=0,
-        description="step from which on autocast rounds: near the start most gradients of the body "
+        description="first step with autocast: near the start most gradients of the body "
         "are below bfloat16's rounding, and a run that rounds there stays where it began",
     )
     compile: bool = False
@@ -107,7 +108,7 @@ class TrainConfig(BaseModel):
     )
     checkpoint_every: int = Field(500, ge=1)
     keep: int = Field(
-        0, ge=0, description="how many of the last checkpoints stay under names of their own"
+        0, ge=0, description="how many of the latest checkpoints are kept under their own names"
     )
 
     @property

@@ -145,7 +145,7 @@ class TrainingLog:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            self.say("no curves for TensorBoard: pip install tensorboard adds them")
+            self.say("no TensorBoard curves: pip install tensorboard adds them")
             return None
         try:
             return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
@@ -171,5 +171,5 @@ class TrainingLog:
 
     def _give_up(self, error: OSError) -> None:
         """Curves are worth less than the run: go on without them."""
-        self.say(f"no more curves for TensorBoard: {error.strerror or error}")
+        self.say(f"no more TensorBoard curves: {error.strerror or error}")
         self.writer = None

@@ -95,7 +95,9 @@ def build_network(config: TrainConfig) -> Network:
     try:
         net = registry.create(config.network, scale=config.scale, config=config.options)
     except TypeError as error:
-        raise ConfigError(f"options: {config.network} cannot be built so: {error}") from error
+        raise ConfigError(
+            f"options: {config.network} cannot be built with them: {error}"
+        ) from error
     if config.init is not None:
         source = loading.load(config.init)
         if source.name != config.network:

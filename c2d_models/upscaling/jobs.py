@@ -120,7 +120,7 @@ def plan(
 
 
 def is_clip(path: Path) -> bool:
-    """Whether a file is a moving picture, by its ending."""
+    """Whether a file is a video, by its ending."""
     return path.suffix.lower() in CLIP_SUFFIXES
 
 
@@ -128,11 +128,11 @@ def _refuse_mixed(source: Path, target: Path) -> bool:
     """Whether both are clips; UpscaleError if one alone is."""
     if is_clip(source) and not is_clip(target):
         raise UpscaleError(
-            f"{source} is a moving picture, and {target} would not be: end the output in "
+            f"{source} is a video, and {target} would not be: end the output in "
             f"{', '.join(sorted(CLIP_SUFFIXES))}."
         )
     if is_clip(target) and not is_clip(source):
-        raise UpscaleError(f"{target} would be a moving picture, but {source} is not one.")
+        raise UpscaleError(f"{target} would be a video, but {source} is not one.")
     return is_clip(source)
 
 
@@ -166,7 +166,9 @@ def _is_one_file(sources: list[Path], output: str | Path, suffix: str) -> bool:
     pictures = image_file.OUTPUT_SUFFIXES | image_file.KNOWN_SUFFIXES | CLIP_SUFFIXES
     several = len(sources) > 1 or sources[0].is_dir()
     if not several and suffix:
-        raise UpscaleError(f"{path} is a whole name; the suffix {suffix} is for folders.")
+        raise UpscaleError(
+            f"{path} is a complete file name; the suffix {suffix} applies to folders."
+        )
     if several and path.suffix.lower() in pictures and not path.exists():
         what = f"{len(sources)} files" if len(sources) > 1 else f"the folder {sources[0]}"
         raise UpscaleError(f"{path} names one picture, but the input is {what}: give a folder.")

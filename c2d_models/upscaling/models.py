@@ -74,7 +74,7 @@ def choose_model(factor: float | None, *, tiny: bool = False, lossy: bool = Fals
     if not fitting:
         request = f"scale {factor:g}" if factor else "this size"
         raise UpscaleError(
-            f"no shipped model serves {request}; name a checkpoint file as the model."
+            f"no shipped model supports {request}; name a checkpoint file as the model."
         )
     return max(fitting, key=merit).name
 

@@ -28,7 +28,7 @@ def import_av() -> Any:
         import av
     except ImportError:
         raise VideoError(
-            "moving pictures need PyAV: pip install 'c2d-isr[video]', or pip install av."
+            "videos need PyAV: pip install 'c2d-isr[video]', or pip install av."
         ) from None
     return av
 
@@ -63,7 +63,7 @@ class Clip:
         self.path = path
         with self._open() as probe:  # read through once: seeking back loses what is before 0 s
             if not probe.streams.video:
-                raise VideoError(f"{path} holds no moving picture.")
+                raise VideoError(f"{path} holds no video.")
             self._check_format(probe.streams.video[0].codec_context)
             self._check_times(probe)
         with self._open() as probe:
@@ -118,7 +118,7 @@ class Clip:
 
     def _check_format(self, context: Any) -> None:
         if context.format is None:
-            raise VideoError(f"{self.path} holds a moving picture that FFmpeg cannot decode.")
+            raise VideoError(f"{self.path} holds a video that FFmpeg cannot decode.")
         name, self.lossy = context.format.name, context.codec.lossy
         bits = max(component.bits for component in context.format.components)
         if context.color_trc in _HDR:
@@ -146,7 +146,7 @@ class Clip:
         stream = container.streams.video[0]
         stamps = sorted(p.pts for p in container.demux(stream) if p.pts is not None)
         if not stamps:
-            raise VideoError(f"{self.path} holds a moving picture without time stamps.")
+            raise VideoError(f"{self.path} holds a video without time stamps.")
         self.count, self.time_base = len(stamps), Fraction(stream.time_base or 1)
         steps = np.diff(stamps)
         if len(steps) and steps.max() - steps.min() > max(2, 0.01 * float(np.median(steps))):

@@ -167,5 +167,5 @@ def test_a_missing_matplotlib_is_told(photos, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["eval", "Set2", "--scale", "2", "--pictures", "out"]) == 2
     err = capsys.readouterr().err
-    assert err == "c2d: pictures need matplotlib; install it by: pip install matplotlib.\n"
+    assert err == "c2d: pictures need matplotlib; install it with: pip install matplotlib.\n"
     assert not Path("out").exists()

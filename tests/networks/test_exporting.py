@@ -96,10 +96,10 @@ def test_torch_export_runs_on_the_operators(kind, tmp_path):
     ("net", "name", "options", "sentence"),
     [
         (("hiet_swinir_tiny", None), "a.onnx", {}, "is continuous"),
-        (("hiet_swinir_tiny", 2), "a.pth", {}, "is not a network with other authors"),
-        (("swinir_l_tiny", 2), "a.pth", {}, "is not a network with other authors"),
+        (("hiet_swinir_tiny", 2), "a.pth", {}, "has no authors' format"),
+        (("swinir_l_tiny", 2), "a.pth", {}, "has no authors' format"),
         (("swinir_l", 2), "a.txt", {}, "does not say a format"),
-        (("swinir_l", 2), "a.onnx", {"image_size": 64}, "for the format authors alone"),
+        (("swinir_l", 2), "a.onnx", {"image_size": 64}, "to the format authors only"),
         (("swinir_l", 2), "a.pth", {"image_size": 60}, "needs a multiple of 8"),
         (("mambairv2_l", 2), "a.onnx", {}, "ONNX has no operator"),
     ],

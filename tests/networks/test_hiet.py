@@ -41,7 +41,7 @@ def test_digits_of_a_place_in_its_window(window_size, position, digits):
 
 
 def test_other_windows_have_no_digits():
-    with pytest.raises(ValueError, match="powers of two for their digits; got 48"):
+    with pytest.raises(ValueError, match="powers of two; got 48"):
         digit_levels(48)
 
 

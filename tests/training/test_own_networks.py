@@ -86,5 +86,5 @@ def test_modules_that_cannot_be_imported(tmp_path, photos, text, sentence):
 def test_a_name_is_taken_once():
     preset = c2d_models.networks.NETWORKS["swinir_l"]
     c2d_models.register("swinir_l", preset.constructor, preset.config)  # the same again
-    with pytest.raises(NetworkError, match="there is a network 'swinir_l' already"):
+    with pytest.raises(NetworkError, match="a network named 'swinir_l' already exists"):
         c2d_models.register("swinir_l", torch.nn.Linear, {})

@@ -51,7 +51,7 @@ def test_curves_that_cannot_be_written_do_not_end_the_run(tmp_path, photos, caps
     monkeypatch.setattr(SummaryWriter, "add_scalar", full)
     training.run(write_config(tmp_path, photos))
     said = capsys.readouterr().err
-    assert said.count("no more curves for TensorBoard: No space left on device") == 1
+    assert said.count("no more TensorBoard curves: No space left on device") == 1
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 4
 
 
@@ -195,7 +195,7 @@ def test_a_full_disk_under_tensorboards_own_thread_is_one_line(
     monkeypatch.setattr(RecordWriter, "write", full)
     path = training.run(write_config(tmp_path, photos))
     said = capsys.readouterr().err
-    assert said.count("no more curves for TensorBoard: No space left on device") == 1
+    assert said.count("no more TensorBoard curves: No space left on device") == 1
     assert "Traceback" not in said and f"trained: {path}" in said
     assert threading.excepthook is hook
 
@@ -209,7 +209,7 @@ def test_curves_that_cannot_be_opened_do_not_end_the_run(tmp_path, photos, capsy
     monkeypatch.setattr(tensorboard, "SummaryWriter", full)
     path = training.run(write_config(tmp_path, photos))
     said = capsys.readouterr().err
-    assert said.count("no more curves for TensorBoard: No space left on device") == 1
+    assert said.count("no more TensorBoard curves: No space left on device") == 1
     assert f"trained: {path}" in said
 
 

@@ -173,7 +173,7 @@ def test_a_folder_of_nothing_that_is_read(tree):
             "",
             "o.png names one picture, but the input is 2 files",
         ),
-        (["in/a.png"], "o.png", "_x4", "the suffix _x4 is for folders"),
+        (["in/a.png"], "o.png", "_x4", "the suffix _x4 applies to folders"),
         (["in"], None, "../x", "suffix is ../x"),
         (["in"], "-", "", "standard output takes one picture"),
         (["-"], "o", "", "standard input has no name"),

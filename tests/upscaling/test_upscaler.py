@@ -262,5 +262,5 @@ def test_only_the_first_pass_sees_what_compression_has_left(monkeypatch):
 
 def test_no_shipped_model_is_said(monkeypatch):
     monkeypatch.setattr(loading, "list_models", lambda: shipped(TINY[0]))
-    with pytest.raises(UpscaleError, match=r"no shipped model serves scale 2\.7"):
+    with pytest.raises(UpscaleError, match=r"no shipped model supports scale 2\.7"):
         choose_model(2.7)

@@ -225,7 +225,7 @@ def silent_of_pictures(path):
 REFUSED = [
     ("text.mkv", lambda path: path.write_text("no clip"), "cannot be read as a clip"),
     ("cut.mp4", damaged, "cannot be read as a clip"),
-    ("sound.mkv", silent_of_pictures, "holds no moving picture"),
+    ("sound.mkv", silent_of_pictures, "holds no video"),
     (
         "uneven.mkv",
         lambda path: write_clip(
@@ -328,7 +328,7 @@ def test_folders_and_the_command_line(tmp_path, monkeypatch, capsys):
     assert told[-1] == "2 written, 0 skipped, 0 failed"
     assert sorted(os.listdir("out")) == ["a.mp4", "b.mov"]
     assert cli.main(["upscale", "in/a.mp4", "-o", "a.png", "--model", "x2.safetensors"]) == 2
-    assert "in/a.mp4 is a moving picture, and a.png would not be" in capsys.readouterr().err
+    assert "in/a.mp4 is a video, and a.png would not be" in capsys.readouterr().err
 
 
 def test_without_pyav_the_command_that_helps_is_told(tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ def coordinate_query(
         _check_moments(features, moments, shape)
         if len(moments) != attentions:
             raise ValueError(
-                f"moments must hold one tensor an attention, {attentions}, got {len(moments)}."
+                f"moments must hold one tensor per attention, {attentions}, got {len(moments)}."
             )
     if not ordered:
         return reference.coordinate_query(features, image, weights, shape, queries, moments)

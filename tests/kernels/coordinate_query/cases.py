@@ -118,7 +118,7 @@ REFUSALS = refusals(
         ValueError,
         "region must come with size: it is a part of a grid.",
     ),
-    ({"moments": []}, ValueError, "moments must hold one tensor an attention, 1, got"),
+    ({"moments": []}, ValueError, "moments must hold one tensor per attention, 1, got"),
     (
         {"moments": [torch.zeros(2, 2, 2, 3)]},
         ValueError,
