@@ -63,7 +63,7 @@ def given(**tensors: Tensor | None) -> dict[str, Tensor]:
 
 
 def positive(name: str, value: int, least: int = 1) -> None:
-    """A whole number of at least 1, or another least one."""
+    """A whole number of at least `least`."""
     whole(name, value)
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
@@ -76,7 +76,7 @@ def whole(name: str, value: int) -> None:
 
 
 def divides(name: str, divisor: int, what: str, number: int) -> None:
-    """A whole number of times."""
+    """A number that divides another without remainder."""
     if number % divisor != 0:
         raise ValueError(f"{name} must divide {what}, {number}, got {divisor}.")
 

@@ -36,7 +36,7 @@ class FrozenWeights(dict[str, Tensor]):
 def ready(
     operator: str, weights: Mapping[str, Tensor], x: Tensor, *settings: Hashable
 ) -> Callable[..., Tensor] | None:
-    """How to run what `keep` saw with such an x and settings; None: all of the work is to be done.
+    """How to run what `keep` saw with such an x and settings; None if nothing was kept.
 
     Settings are what else the result rests on but features: numbers, tables, shapes.
     """
@@ -102,7 +102,7 @@ def _direct(x: Tensor) -> bool:
 
 
 class Guard:
-    """Whether modules still do what they did when this was made, at some 100 ns a module.
+    """Whether modules still do what they did when this was made, at some 100 ns per module.
 
     It notices a module's exchange for another (as `holds` is given the present ones), a new class
     (a parametrization), a `forward` of its own, hooks, other parameters, buffers or children, and

@@ -15,7 +15,7 @@ CHUNK = 32  # hidden channels of an MLP at a time
 
 
 def precisions(features: torch.dtype, matrix: Tensor) -> tuple[torch.dtype, torch.dtype]:
-    """In what matrices are multiplied, and in what everything is added up.
+    """The types in which matrices are multiplied and sums are kept.
 
     Half-precision features are multiplied as such. So are float32's where the matrix is in half
     precision, as autocast makes it.

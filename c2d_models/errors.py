@@ -30,7 +30,7 @@ class DataError(C2DError):
 
 
 class ModelFileError(C2DError):
-    """A model file that is missing, broken, or of something else."""
+    """A model file that is missing, broken, or holds something else."""
 
 
 class NetworkError(C2DError):
@@ -54,7 +54,7 @@ class ConfigError(C2DError):
 
 
 class ClusterError(C2DError):
-    """Workers that cannot be had as asked."""
+    """Workers that cannot be provided as asked."""
 
 
 class DeviceError(C2DError):

@@ -50,7 +50,7 @@ _NUMBERS = (
 
 
 class Unlike(Exception):
-    """The layer is another one than its name says; the sentence tells where."""
+    """The layer is not what its name says; the sentence tells where."""
 
 
 def need(holds: bool, otherwise: str) -> None:

@@ -124,7 +124,7 @@ def causal_conv1d_fn(
 
     Args:
         x: (batch, D, L). weight: (D, W). bias: (D,) or None.
-        seq_idx: must be None: sequences that are packed into one are not known here.
+        seq_idx: must be None: packed sequences are not supported.
         initial_states: (batch, D, W - 1), what came before x, or None for zeros.
         return_final_states: whether to return the last W - 1 inputs too, (batch, D, W - 1).
         final_states_out: where to write those.

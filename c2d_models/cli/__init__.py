@@ -61,7 +61,7 @@ def top(
 
 
 def _leave_pipe() -> int:
-    """Whatever read our output has gone, as `head` does: stop without a word."""
+    """Stop silently: the reader of our output has closed it, as `head` does."""
     sys.stdout = None  # or Python would complain at its exit
     return 0
 

@@ -27,7 +27,7 @@ def complain(told: str, code: int) -> int:
 
 
 def ask_for_report() -> int:
-    """After a traceback on stderr."""
+    """Ask for a report of the bug whose traceback is on stderr."""
     return complain(f"{_REPORT} the lines above.", BUG)
 
 

@@ -246,7 +246,7 @@ def _target(
 
 
 def _warn_if_slower(upscaler: Upscaler, dtype: str) -> None:
-    """One sentence where a half type takes clearly longer than float32."""
+    """Warn where half precision takes clearly longer than float32."""
     from ..upscaling import half_precision
 
     net = upscaler.models.network(upscaler.target.factor)

@@ -1,6 +1,6 @@
 """Pictures of an evaluation: quality over cost, crops side by side, local attribution maps.
 
-`plan` chooses what to show before anything is scored, so that a mistake is told at once; `draw`
+`plan` chooses what to show before anything is scored, so that a mistake is reported at once; `draw`
 shows it afterwards. Drawn by matplotlib, which is imported here and by nothing else of the package.
 """
 

@@ -80,7 +80,7 @@ class Result:
 
     @property
     def seconds(self) -> float:
-        """Mean seconds an image."""
+        """Mean seconds per image."""
         return sum(image.seconds for image in self.images) / len(self.images)
 
 
@@ -108,7 +108,7 @@ def _title(results: Sequence[Result]) -> str:
 
 
 def _rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
-    """One line of text cells a result, for the terminal and for Markdown."""
+    """One line of text cells per result, for the terminal and for Markdown."""
     bicubic = {(r.dataset, r.scale): r.psnr_y for r in results if r.model == BICUBIC}
     rows: list[tuple[str, ...]] = []
     for r in results:
@@ -159,7 +159,7 @@ def to_json(results: Sequence[Result]) -> str:
 
 
 def to_csv(results: Sequence[Result]) -> str:
-    """One line an image, with full precision."""
+    """One line per image, with full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*_CSV_COLUMNS, "image", "psnr_y", "ssim_y", "seconds"))
@@ -190,9 +190,9 @@ def keep(results: Sequence[Result], weights: str | Path) -> Path:
 
 
 def kept(weights: str | Path) -> list[dict[str, Any]]:
-    """The means beside a model's file, a row a set, scale and model; none if it was never scored.
+    """The means beside a model's file, one row per set, scale and model.
 
-    Scores of other weights than the file's are no scores of it: none, too.
+    Empty if it was never scored, or if the scores are of weights other than the file's.
     """
     file = _beside(weights)
     if not file.is_file():

@@ -177,12 +177,12 @@ def _as_integers(name: str, samples: np.ndarray) -> np.ndarray:
 
 
 def _srgb_curve(linear: np.ndarray) -> np.ndarray:
-    """IEC 61966-2-1."""
+    """Linear light to sRGB's values (IEC 61966-2-1)."""
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
 def _srgb_light(values: np.ndarray) -> np.ndarray:
-    """Its inverse."""
+    """sRGB's values to linear light."""
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 

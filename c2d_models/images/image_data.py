@@ -35,5 +35,5 @@ class ImageData:
 
     @property
     def bit_depth(self) -> int:
-        """Bits a sample: 8 or 16."""
+        """Bits per sample: 8 or 16."""
         return 8 * self.pixels.dtype.itemsize

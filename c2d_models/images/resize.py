@@ -107,8 +107,8 @@ def resize_taps(
 def resample(image: Tensor, dim: int, indices: np.ndarray, weights: np.ndarray) -> Tensor:
     """Weighted sum of a floating point `image`'s slices along `dim`, for taps of `resize_taps`.
 
-    At most 4/scale + 2 multiply-adds a value, where a dense matrix would spend the whole length of
-    the axis.
+    At most 4/scale + 2 multiply-adds per value, where a dense matrix would spend the whole length
+    of the axis.
     """
     shape = [1] * image.ndim
     shape[dim] = -1

@@ -82,7 +82,7 @@ class TagReader:
         )[0]
 
     def chain(self) -> Iterator[Directory]:
-        """The main directories, one a page."""
+        """The main directories, one per page."""
         seen: set[int] = set()
         offset = self.first
         while offset and offset not in seen and len(seen) < _MOST_DIRECTORIES:

@@ -40,10 +40,10 @@ class Family:
     Attributes:
         title: for a sentence.
         presets: our names for its members.
-        first: of the first layer's names, without `layers.0.residual_group.`.
+        first: prefix of the first layer's names, without `layers.0.residual_group.`.
         marks: names in the first layer that it has ...
         others: ... and names that it has not.
-        read: the configuration but for the frame.
+        read: makes the configuration, except for the frame.
     """
 
     title: str

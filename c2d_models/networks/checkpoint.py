@@ -80,7 +80,7 @@ def load(
         device, dtype: as for `c2d_models.load`.
 
     Raises:
-        ModelFileError: a broken file, or one of something else.
+        ModelFileError: a broken file, or one that holds something else.
     """
     path = Path(path)
     state, metadata = read(path)
@@ -190,7 +190,7 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 def _names(net: Network) -> list[str] | None:
-    """In the state dict of the network as its class makes it, if it is one of ours."""
+    """Names in the state dict of the network as its class makes it; None for others' networks."""
     if net.name not in NETWORKS:
         return None
     with torch.device("meta"):

@@ -33,8 +33,7 @@ class Fused(Preparable):
         """`weights_of` as the operator takes them; None if the modules must run one by one.
 
         Args:
-            name: of this question among the module's own, under which a prepared network keeps the
-                answer.
+            name: under which a prepared network keeps the answer.
             arrange: makes the operator's weights of the modules'.
         """
 
@@ -100,7 +99,10 @@ class Attention(Fused):
     def branch(
         self, x: Tensor, norm: nn.LayerNorm, projections: Mapping[str, nn.Module]
     ) -> Tensor | None:
-        """x + attention(norm(x)) in one operator; None if a module is not as its class says."""
+        """x + attention(norm(x)) in one operator.
+
+        None if a module was replaced, hooked or parametrized.
+        """
         modules = {"norm": norm, **projections, "proj": self.proj}
         weights = self.layer_weights("branch", modules, self)
         if weights is None:
@@ -153,7 +155,7 @@ class WindowAttention(ProjectedWindowAttention):
 
 
 class PermutedWindowAttention(Attention):
-    """SRFormer's self-attention: keys and values of a quarter of the width, 2x2 tokens a key.
+    """SRFormer's self-attention: keys and values of a quarter of the width, 2x2 tokens per key.
 
     (B, H, W, dim) -> (B, H, W, dim); H and W are multiples of `window_size`, which is even.
     """

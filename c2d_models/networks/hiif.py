@@ -47,7 +47,7 @@ class QueryAttention(nn.Module):
 class Decoder(nn.Module):
     """Weights of `c2d_kernels.coordinate_query`; its parameters' names are the operator's.
 
-    Level 0 reads the four neighbours' features, the relative cell and a digit an axis
+    Level 0 reads the four neighbours' features, the relative cell and a digit per axis
     (4 width + 4); each further level the running state and its own digits (width + 2). The last one
     gives RGB.
     """

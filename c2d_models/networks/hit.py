@@ -72,7 +72,7 @@ class RelativeBias(Preparable):
         )
 
     def forward(self, like: Tensor) -> Tensor:
-        """For a map `like`, in its dtype and on its device."""
+        """The biases for a map `like`, in its dtype and on its device."""
         return self.once(f"table {like.dtype}", partial(self.table, like), *self.modules())
 
     def table(self, like: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class HiTSIR(GroupedNetwork):
         dim: channels of the features.
         groups: how many residual groups.
         windows: window size of each layer of a group.
-        base_window: into at most so many cells an axis a window's values are pooled.
+        base_window: most cells per axis to which a window's values are pooled.
         num_heads: heads of the spatial correlation.
         mlp_ratio: hidden channels of the MLPs, relative to dim.
         decoder: HIIF's width, levels, heads and attentions, used if scale is None.

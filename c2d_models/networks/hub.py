@@ -152,7 +152,7 @@ def load(kind: type[Network], folder_or_repo: str | Path, **options: Any) -> Net
 
 
 def training_facts(record: dict[str, Any]) -> list[str]:
-    """The short form of a training record: a line a fact, none for what it does not say."""
+    """The short form of a training record: one line per fact that it states."""
     config = record.get("config", {})
     curve = record.get("curve") or [{}]
     scores = {key: value for key, value in curve[-1].items() if key.startswith("psnr_")}

@@ -23,7 +23,7 @@ def colour_mean(like: Tensor, channels: int) -> Tensor:
 def mirror_index(
     length: int, padded: int, device: torch.device | None = None, start: int = 0
 ) -> Tensor:
-    """(padded,) int64: where start..start+padded-1 fall in a line of `length`, mirrored for ever.
+    """(padded,) int64: where start..start+padded-1 fall in a line of `length`, mirrored endlessly.
 
     The edge is not repeated (reflection), and a line of one pixel repeats that pixel: any size
     works. Plain arithmetic: the limits of `F.pad(mode="reflect")` become guards in an export.

@@ -16,7 +16,7 @@ T = TypeVar("T")
 class Kept(Generic[T]):
     """Values by name, each with the modules that it was made from.
 
-    It is valid as long as `Guard` sees no change in them: an update of the weights, by
+    Each is valid as long as `Guard` sees no change in them: an update of the weights, by
     load_state_dict too, an exchanged module or a hook makes it anew. A copy begins empty.
     """
 
@@ -52,7 +52,7 @@ class Preparable(nn.Module):
 
     @property
     def keeper(self) -> Kept | None:
-        """Where this call may keep something: None in one that is watched, or not prepared."""
+        """The store of this call; None while it is traced or differentiated, or if not prepared."""
         return self.kept if self.kept is not None and unwatched() else None
 
 

@@ -39,7 +39,7 @@ class PositionMlp(nn.Sequential, Preparable):
         self.window_size = window_size
 
     def table(self, like: Tensor) -> Tensor:
-        """For a map `like`, in its dtype and on its device."""
+        """The biases for a map `like`, in its dtype and on its device."""
         return self.once(f"table {like.dtype}", partial(self.make, like), *self.modules())
 
     def make(self, like: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def load(
             float64 for a float64 one.
 
     Raises:
-        ModelFileError: no such model or file, a broken file, or one of something else.
+        ModelFileError: no such model or file, a broken file, or one that holds something else.
     """
     return checkpoint.load(find(name_or_path), device, dtype)
 

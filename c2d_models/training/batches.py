@@ -27,7 +27,7 @@ class Batches(ABC):
     Args:
         source: a folder, several folders, or image files (see `list_images`).
         patch: side of the LR patch in pixels.
-        batch: samples a step (of this process).
+        batch: samples per step (of this process).
         seed: of every random choice.
         augmentation: of the patches' colours; none by default.
         degradations: of the LR patches beside their reduction; none by default.
@@ -89,7 +89,7 @@ class Batches(ABC):
     def _patches(
         self, rng: np.random.Generator, image: Tensor, side: int, change: Change
     ) -> tuple[Tensor, Tensor]:
-        """A random HR patch (uint8) and its LR patch (float32), turned and flipped alike.
+        """A random HR patch (uint8) and its LR patch (float32), rotated and flipped alike.
 
         LR pixels near the patch's edge see the photograph beyond it; only the photograph's own
         edge is mirrored. Flipping afterwards is exact, for the kernel is even.
@@ -247,7 +247,7 @@ class DiscreteBatches(Batches):
         return {"lr": lr, "hr": hr.float().div_(255.0)}
 
     def _cut(self, rng: np.random.Generator, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """A random patch of a pair, turned and flipped alike: HR uint8, LR float32 in [0, 1]."""
+        """A random patch of a pair, rotated and flipped alike: HR uint8, LR float32 in [0, 1]."""
         top, left = (int(rng.integers(length - self.patch + 1)) for length in lr.shape[-2:])
         turn = int(rng.integers(8))
         hr, lr = (

@@ -61,7 +61,7 @@ class Processes:
         return self.mean(float(flag)) > 0
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         self.mean(0.0)
 
 

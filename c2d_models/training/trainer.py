@@ -238,7 +238,7 @@ class Trainer:
             ) from error
 
     def resume(self) -> None:
-        """Continue from `output/state.pt`; length, rate and data may differ, the task not.
+        """Continue from `output/state.pt`; length, rate and data may differ, the task may not.
 
         The task is all of `TASK`, and the number of samples in a step of all processes.
         """
@@ -377,8 +377,8 @@ def _name(model: Path) -> str:
 def train(config: TrainConfig, resume: bool = False) -> Path:
     """Run one stage; returns the path of its weights, the average `<output>/model.safetensors`.
 
-    A process that trains alone and is stopped by a signal ends as those do that the signal ends,
-    after it has saved: by SystemExit(128 + its number), 130 for Ctrl-C. Of several, torchrun says.
+    A process that trains alone and is stopped by a signal saves and raises SystemExit(128 + the
+    signal's number), 130 for Ctrl-C; for several processes torchrun decides.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)

@@ -56,6 +56,6 @@ class Validation:
 
 
 def mean_psnr(scores: Mapping[str, float]) -> float:
-    """Over the scales of what `Validation.scores` gave, whatever else stands beside it."""
+    """Mean PSNR over the scales of what `Validation.scores` gave; other entries are ignored."""
     values = [value for name, value in scores.items() if name.startswith("psnr_")]
     return sum(values) / len(values)

@@ -102,7 +102,7 @@ def _enlarged(frame: Frame, upscaler: Upscaler, size: tuple[int, int], lossy: bo
 
 
 def _even(size: tuple[int, int]) -> tuple[int, int]:
-    """4:2:0 has one chroma sample for two by two pixels."""
+    """The next smaller even size: 4:2:0 has one chroma sample per 2x2 pixels."""
     height, width = (side - side % 2 for side in size)
     if min(height, width) < 2:
         raise VideoError("a clip must be at least 2x2 pixels large.")

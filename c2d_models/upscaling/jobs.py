@@ -37,7 +37,7 @@ class Written:
 
     Attributes:
         size: (H_out, W_out).
-        notes: sentences on what was read otherwise than the file says.
+        notes: sentences on what was read differently from what the file says.
         lossy: whether the input's compression has left traces.
         models: the shipped models that were chosen for it; none if one was asked for.
     """

@@ -1,6 +1,6 @@
 """The coordinate query by the native CPU kernels (csrc/coordinate_query).
 
-The weights are folded here, once a call: LayerNorms' gains and offsets go into the Linear after
+The weights are folded here, once per call: LayerNorms' gains and offsets go into the Linear after
 them, and after each pass over the queries the linear attention becomes one matrix with the Linears
 around it.
 """

@@ -1,4 +1,4 @@
-"""The decoder as the native CPU kernels read it: weights folded once a call, and positions."""
+"""The decoder as the native CPU kernels read it: weights folded once per call, and positions."""
 
 from __future__ import annotations
 

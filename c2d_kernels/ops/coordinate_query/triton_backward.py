@@ -187,7 +187,7 @@ class _Walk:
         return Tables(dproducts, dstats, self.dmatrices, self.dvectors, self.dkeys, self.dnorms)
 
     def _mlp(self, x: Tensor, normed: Tensor, level: int, attention: bool) -> list[Tensor]:
-        """Gradients of both matrices and both biases; dy becomes dx. A fold's are one an image."""
+        """Gradients of both matrices and both biases; dy becomes dx. A fold's are one per image."""
         hidden, dhidden = self._rows(), self._rows()
         dx = self.made.vectors.new_empty(self.count, self.depth)
         self._launch(

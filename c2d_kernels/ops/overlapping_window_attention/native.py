@@ -1,4 +1,4 @@
-"""Attention in overlapping windows by the native CPU kernels (csrc/window_attention)."""
+"""Attention in overlapping windows on the CPU (csrc/overlapping_window_attention)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The per-token part of a res-post-norm layer in Triton: one launch, a block of tokens a program.
+"""The per-token part of a res-post-norm layer in Triton: one launch, a block of tokens per program.
 
 Products, norms, GELU and skips stay in registers. A token of C = 60 with two parts of 60 in float32
 reads 720 bytes and writes 240; torch's operators under autocast move some 5,000 in 20 launches.

@@ -25,7 +25,7 @@ def spatial_correlation(
     """Correlate each token of a window with the window's cells: attention without softmax.
 
     `out = (q p^T / s + P) p`: p is v reduced to b*b cells by a Linear over the tokens of a cell,
-    b = min(window, base_window) an axis; s is the head's width; P is the relative bias, averaged
+    b = min(window, base_window) per axis; s is the head's width; P is the relative bias, averaged
     over each cell.
 
     Args:

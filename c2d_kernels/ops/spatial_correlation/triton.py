@@ -189,7 +189,7 @@ def _pool(bias_table: Tensor, window: Pair, base: Pair, sums: torch.dtype) -> Te
 def _unpool(scores: Tensor, window: Pair, base: Pair) -> Tensor:
     """The gradient of the table from that of P, (heads, h, w, base_height, base_width).
 
-    First a sum over the pairs that share an offset. Laid out with 2b numbers a row and read with
+    First a sum over the pairs that share an offset. Laid out with 2b numbers per row and read with
     2b - 1, a b x b matrix has its diagonals in its columns: a sum in fixed order, where adding by
     index would be atomic. Then the adjoint of the pool, which is the pool of the padded map.
     """

@@ -1,4 +1,4 @@
-"""Spatial correlation in Triton, imported (with triton) at the first launch; see spatial_triton.py.
+"""Spatial correlation in Triton, imported (with triton) at the first launch; see triton.py.
 
 `out = q G + P p` in each window and head: p is v reduced to K <= 64 cells by a Linear, `G = p^T p /
 d`, and P (N x K) the bias of each token to each cell. Backward, with `D = q^T g / d` for a gradient

@@ -225,7 +225,7 @@ def _differentiate(
 def _sum_by_offset(scores: Tensor, window_size: int, cell: int) -> Tensor:
     """(heads, N, keys) summed over the pairs that share an offset: ((2s-1)^2, heads).
 
-    Laid out with 2s numbers a row and read with 2s-1, a matrix has its diagonals in its columns:
+    Laid out with 2s numbers per row and read with 2s-1, a matrix has its diagonals in its columns:
     a sum in fixed order, where adding by index would be atomic.
     """
     heads, side = scores.shape[0], window_size // cell

@@ -1,4 +1,4 @@
-"""SwinIR's transformer layer in Triton: one launch, a window a program.
+"""SwinIR's transformer layer in Triton: one launch, a window per program.
 
 A window of 8x8 tokens is read once and written once. Between, a head's queries, keys, values and
 scores, the output of proj as it grows, and the MLP, CHUNK hidden channels at a time, stay in
