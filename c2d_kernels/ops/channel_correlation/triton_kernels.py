@@ -1,8 +1,7 @@
 """Channel correlation in Triton, imported (with triton) at the first launch; see triton.py.
 
 `out = v M^T` with `M = q^T v / n`, C x C per window. Backward,
-with `G = g^T v / n` for a gradient g:
-`dq = v G^T` and `dv = g M + q G`.
+with `G = g^T v / n` for a gradient g: `dq = v G^T` and `dv = g M + q G`.
 
 The idea: a program has at most 256 tokens. A window of no more (up to 16x16) is one program: it
 sums M in float32 registers over blocks of tokens, then meets the same tokens again, in L1 or L2 by
