@@ -7,15 +7,15 @@
 // its way (qkv, scores, hidden features) stays in the first two levels of cache, and so do the
 // weights. Features lie transposed, [channel][token]: every product then has weights for scalars
 // and tokens along the lanes, channels are never filled up to a vector, norms and softmax need no
-// sum across lanes, and q, k and v are used where the product left them. Tokens are turned on their
-// way in and out, a square of vectors at a time. A bias is the weight of one more channel that is
-// always 1; a residual is what the product starts from.
+// sum across lanes, and q, k and v are used where the product left them. Tokens are transposed on
+// their way in and out, a square of vectors at a time. A bias is the weight of one more channel
+// that is always 1; a residual is what the product starts from.
 //
 // Four tokens that share a key lie in four panels, so that their channels of k and v are stacked by
 // where they are written, and one panel of the relative bias serves all four.
 //
-// Costs, multiply-adds a token: 4 C^2 + 2 keys C, and an exponential for each pair of token and key
-// of a head; 2.5 C^2 for the first term with stacked keys. Bytes: 2 C.
+// Costs, multiply-adds per token: 4 C^2 + 2 keys C, and an exponential for each pair of token and
+// key of a head; 2.5 C^2 for the first term with stacked keys. Bytes: 2 C.
 //
 // What was measured: one thread of a Xeon (family 6, model 207), 192 x 320 x 60, SRFormer's branch
 // (window 16, 6 heads, shift 8): 30.4 ms, composed of operators 51.4 ms (1.7 times as long);

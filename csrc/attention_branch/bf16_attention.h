@@ -1,7 +1,7 @@
 // The attention branch with products of bfloat16 (AVX-512 BF16): the walk of attention.h, whose
 // header says how a window is handled, for maps of bfloat16.
 //
-// Idea. All products read bfloat16 in pairs, twice the multiply-adds an instruction; what they
+// Idea. All products read bfloat16 in pairs, twice the multiply-adds per instruction; what they
 // read is rounded where it is made, by the norm, the softmax and the GELU (../common/pairs.h). q
 // and k are pairs of channels. v needs none made: the product with it runs along the keys, and a
 // row of v in bfloat16 is pairs of keys as it lies. The residual stays float32 within a layer; the

@@ -2,7 +2,7 @@
 //
 // An operator's kernel.cpp is compiled once per instruction set, each time into its own namespace
 // (c2d::baseline, c2d::avx2, c2d::avx512), and the host side picks a namespace at run time. A wheel
-// so runs on any x86-64 or 64-bit Arm machine and still uses what the machine has.
+// therefore runs on any x86-64 or 64-bit Arm machine and still uses what the machine has.
 #pragma once
 
 #include <cstdint>

@@ -61,8 +61,8 @@ inline void normalise_back(int64_t channels, int64_t length, T eps, const T* x, 
 }
 
 // sums (rows, width) += a (rows, tokens) times b (tokens, width): the gradient of a Linear's
-// weights from the gradient of its result, transposed, and its input, a token a row; or the other
-// way about, and transposed itself.
+// weights from the gradient of its result, transposed, and its input, one token per row; or vice
+// versa, and transposed itself.
 template <class T, int lanes>
 inline void add_products(int64_t rows, int64_t tokens, const T* a, int64_t a_row, const T* b,
                          int64_t width, T* sums) {

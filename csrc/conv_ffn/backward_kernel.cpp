@@ -4,7 +4,7 @@
 // gradient of fc2's result, that of y through the norm if it comes last:
 //   dw = fc2^T g,  da = dw GELU'(a),  dp = (dw + depthwise^T da) GELU'(p),  dx = dy + fc1^T dp,
 // through the norm if it comes first; dfc2 = g w^T and dfc1 = dp x^T, summed over tokens, and a tap
-// of ddepthwise is the sum of da times h so many places further on.
+// of ddepthwise is the sum of da times h shifted by that many tokens.
 //
 // Idea. Nothing is kept from the forward. A tile is walked row by row as there (kernel.cpp), in the
 // same layout: a row of h is made four rows ahead, with the slope of its GELU; five of them give a
@@ -12,7 +12,7 @@
 // cache, and main memory sees x, dy and dx only. Weights' gradients are summed in scratch memory,
 // those of the convolution lane by lane.
 //
-// Costs, multiply-adds a pixel: C hidden for each of fc1 again, dw, dx, dfc1 and dfc2, and of fc2
+// Costs, multiply-adds per pixel: C hidden for each of fc1 again, dw, dx, dfc1 and dfc2, and of fc2
 // again if the norm comes last; 25 hidden for a again, da and ddepthwise. h again for four pixels
 // around a tile and da for two. Bytes: 3 C.
 //

@@ -5,10 +5,10 @@
 // Idea. A tile is walked some rows at a time. Of the hidden features, the widest map there is, only
 // the rows that the convolution sees exist, in a ring that stays in the second level of cache
 // (ring.h); they go on to the result at once. How features lie and why: ../common/tokens.h. In that
-// layout a tap of the depthwise convolution is a scalar times the row's tokens, read so many places
-// further on.
+// layout a tap of the depthwise convolution is a scalar times the row's tokens, read shifted by
+// that many tokens.
 //
-// Costs, multiply-adds a pixel: 2 C hidden + 25 hidden, and h again for two pixels around a tile.
+// Costs, multiply-adds per pixel: 2 C hidden + 25 hidden, and h again for two pixels around a tile.
 // Bytes: 2 C.
 //
 // What was measured: one thread of a Xeon (family 6, model 207; AVX-512) in a shared virtual

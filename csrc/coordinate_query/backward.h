@@ -15,8 +15,8 @@ namespace c2d {
 
 constexpr int64_t kSegmentChunk = 64;  // queries on their way together
 
-// A Linear, both ways round, filled up to whole vectors: `forward` [inputs + 1][outputs], with the
-// bias for an input that is always 1; `back` [outputs][inputs]. Its gradient, in the shape of
+// A Linear, in both orientations, filled up to whole vectors: `forward` [inputs + 1][outputs], with
+// the bias for an input that is always 1; `back` [outputs][inputs]. Its gradient, in the shape of
 // `forward`, lies at `at` among a task's.
 template <class T>
 struct TwoWays {

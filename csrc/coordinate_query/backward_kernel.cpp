@@ -8,15 +8,15 @@
 // one more row of x^T dy. LayerNorms' gains and offsets belong to the Linear after them, q and the
 // attention to the Linear `fold`: the Python side differentiates that.
 //
-// Costs a query at width C with one attention and three levels, multiply-adds: 12 C^2 forwards, as
-// many again backwards, and 24 C^2 back. Bytes: the state and its gradient, and 4 C numbers for the
-// neighbours' gradients, each written and read. The tables of kernel.cpp would save nothing: there
-// are seldom more queries than LR pixels.
+// Costs per query at width C with one attention and three levels, multiply-adds: 12 C^2 forwards,
+// as many again backwards, and 24 C^2 back. Bytes: the state and its gradient, and 4 C numbers for
+// the neighbours' gradients, each written and read. The tables of kernel.cpp would save nothing:
+// there are seldom more queries than LR pixels.
 //
 // What was tried, one after the other: HIIF-L, float32, 16 images of 64 x 64, 4096 queries each,
 // processor time of forward and backward as a part of the reference's (Intel, AVX-512, one thread):
 //                                                                    predicted  measured
-//   forward by kernel.cpp, its tables made twice a pass, nothing kept                0.93
+//   forward by kernel.cpp, its tables made twice per pass, nothing kept                0.93
 //   forward in segments, their states kept, positions in one pass      0.65          0.53
 //   LayerNorms: the sums of 16 rows added over the lanes at once       0.49          0.50
 //   gradients shared by all images added once, folds taken back once   0.49          0.49

@@ -62,7 +62,7 @@ struct QueryChunk {
     const T* table;        // rows of TableRow::stride
     const int64_t* row;    // [kNeighbours][kChunk]: the row of each neighbour
     const T* weight;       // [kNeighbours][kChunk]: its bilinear weight
-    const T* extra;        // [digits_at(levels)][kChunk]: rel_cell y, x; then digits y, x a level
+    const T* extra;        // [digits_at(levels)][kChunk]: rel_cell y, x; then digits y, x per level
     const Dense<T>* fold;  // [attentions done]: proj1 with the attention before it
 };
 

@@ -1,7 +1,7 @@
 // The coordinate query on the CPU, one instruction set at a time: HIIF's decoder (2412.03748).
 //
 // Idea. The first LayerNorm and Linear see four weighted neighbours, a few numbers more: the
-// products of the Linear with each pixel's features are made once a pixel, and a query only adds
+// products of the Linear with each pixel's features are made once per pixel, and a query only adds
 // four of them. From there on a chunk of 64 queries passes through the whole decoder in cache,
 // channels by queries: every LayerNorm, GELU and attention is then lane by lane, with no sum over
 // lanes anywhere but in k^T v.
@@ -12,10 +12,10 @@
 // attention: k^T v first, and once it is known, v's side of it, W_q and the Linear after it are one
 // matrix.
 //
-// Costs a query at width C with one attention and three levels, after folding: 5 C^2 multiply-adds
-// in the first pass (a quarter of it k^T v's at most), 9 C^2 in the second; 64 rows in and out of
-// the first-level cache a layer, no memory traffic but 4 table rows (shared by the queries of a
-// pixel) and 3 numbers out.
+// Costs per query at width C with one attention and three levels, after folding: 5 C^2
+// multiply-adds in the first pass (a quarter of it k^T v's at most), 9 C^2 in the second; 64 rows
+// in and out of the first-level cache per layer, no memory traffic but 4 table rows (shared by the
+// queries of a pixel) and 3 numbers out.
 #include "../common/simd.h"
 #include "../common/vector_math.h"
 #include "coordinate_query.h"
@@ -100,7 +100,8 @@ void dense(const Dense<T>& layer, int64_t columns, const T* from, T* to) {
     }
 }
 
-// Normalises `rows` rows over themselves, query by query; with a gain and a bias a row unless null.
+// Normalises `rows` rows over themselves, query by query; with a gain and a bias per row unless
+// null.
 template <class T>
 void normalise(int64_t rows, int64_t columns, const T* gain, const T* bias, T* data) {
     constexpr int lanes = kLanes<T>;

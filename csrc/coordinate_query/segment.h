@@ -1,5 +1,5 @@
-// A segment of the coordinate query's decoder (backward.h) on the host: its weights both ways
-// round, the queries of a task in chunks, and where its gradients go.
+// A segment of the coordinate query's decoder (backward.h) on the host: its weights in both
+// orientations, the queries of a task in chunks, and where its gradients go.
 #pragma once
 
 #include <algorithm>
@@ -26,7 +26,7 @@ inline int64_t filled_up(int64_t count, int64_t multiple) {
     return (count + multiple - 1) / multiple * multiple;
 }
 
-// One segment of a call: its weights both ways round, and what tasks do with it.
+// One segment of a call: its weights in both orientations, and what tasks do with it.
 template <class T>
 class Segment {
   public:

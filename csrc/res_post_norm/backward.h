@@ -23,9 +23,9 @@ struct PostNormBackwardTokens {
     TokensOf<T> x_grad, part_grads[kMostParts];
 };
 
-// Gradients of the weights as the forward takes them, but that `proj` and `second` are turned
-// round: (inputs + 1, C), (2, C), (hidden, C + 1), (hidden + 1, C), (2, C). Without an MLP the last
-// three are null.
+// Gradients of the weights as the forward takes them, but that `proj` and `second` are transposed:
+// (inputs + 1, C), (2, C), (hidden, C + 1), (hidden + 1, C), (2, C). Without an MLP the last three
+// are null.
 template <class T>
 struct PostNormGradients {
     T *proj, *norm1, *first, *second, *norm2;

@@ -11,7 +11,7 @@
 // layer.h, and at once back, while they, the weights and the weights' gradients stay in the
 // first two levels of cache. Main memory sees x, the parts, dout, dx and dparts.
 //
-// Costs, multiply-adds a token: 3 C inputs + 6 C hidden. Bytes: 3 C + 2 inputs.
+// Costs, multiply-adds per token: 3 C inputs + 6 C hidden. Bytes: 3 C + 2 inputs.
 //
 // What was measured: one thread of a Xeon (family 6, model 207; AVX-512) in a shared virtual
 // machine, float32, 4 x 64 x 64 x 60, two parts of 30, hidden 120, forward and backward, kernel and
@@ -19,7 +19,7 @@
 // predicted. A training step of HiET-SwinIR was 1.46 to 1.48 times as fast as the reference's
 // without this kernel and is 1.53 to 1.65 times as fast with it; 1.64 was predicted.
 // Where the time goes: 72 % to the products, at 61 GMAC/s where a large matrix product has 63 to
-// 75. A third of them is the forward again; to keep it would be 360 numbers a token written and
+// 75. A third of them is the forward again; to keep it would be 360 numbers per token written and
 // read, predicted to take as long, and was not tried.
 // Without an MLP, two parts of 30, forward and backward: torch's cat, addmm, LayerNorm and add take
 // 1.0 times as long on 8 x 64 x 64 x 60 and 1.4 times on 180 x 320 x 60; 1.3 was predicted. With

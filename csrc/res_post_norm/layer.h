@@ -6,7 +6,7 @@
 // cache; main memory sees x and the parts once and the result once. How features lie and why:
 // ../common/tokens.h.
 //
-// Costs, multiply-adds a token: C inputs + 2 C hidden. Bytes: 2 C + inputs.
+// Costs, multiply-adds per token: C inputs + 2 C hidden. Bytes: 2 C + inputs.
 //
 // What was measured: two cores of an AMD EPYC (Zen 5, AVX-512) in a shared virtual machine,
 // float32, 184 x 320 x 60, 60 inputs, hidden 120, by the benchmarks: 8.9 ms, the reference 23 ms
@@ -14,7 +14,7 @@
 // Without an MLP, two parts of 30, one thread of a Xeon (family 6, model 207), float32,
 // 180 x 320 x 60, in turns in one process, medians of processor time: 10.6 ms, torch's cat, addmm,
 // LayerNorm and add 16.2 ms (1.5 times as long); 2.4 was predicted. On maps that stay in cache it
-// is 6.5 ms, of which products are a third and turning features round and back half.
+// is 6.5 ms, of which products are a third and transposing features there and back half.
 #pragma once
 
 #include "../common/precision.h"

@@ -8,17 +8,16 @@
 // another kernel; dA, dD and d(delta_bias) are a chunk's sums, then a sum over chunks. No atomics:
 // two runs agree bitwise.
 //
-// Bytes a step at D = 48, N = 8, float32: the forward's first phase 448, the adjoints' 416, the
+// Bytes per step at D = 48, N = 8, float32: the forward's first phase 448, the adjoints' 416, the
 // last one u, delta, dy, B, C in, du and ddelta out (u, delta, B twice): 1440; the parts of dB and
 // dC 3 x 64 out and in, 64 out: 2752 in all, of which 1728 are needed. Exponentials a state and
 // step: five.
 //
 // ptxas (cuda_resources.json): gradients at 8 states takes 236 registers on sm_90, 232 on sm_80, no
-// spills; its states before each tile are indexed, so they lie in local memory by intent (512 B a
-// thread). 16 states at once spilled 320 B: more than 8 take more launches.
-// Predicted, not measured: (B, D, N, L) = (32, 48, 8, 4096) on an H200, 131,072 steps, 2752 bytes
-// at 4.8 TB/s are 75 us; two blocks of 128 threads a multiprocessor will not hide all latency: 150
-// us.
+// spills; its states before each tile are indexed, so they lie in local memory by intent (512 B per
+// thread). 16 states at once spilled 320 B: more than 8 take more launches. Predicted, not
+// measured: (B, D, N, L) = (32, 48, 8, 4096) on an H200, 131,072 steps, 2752 bytes at 4.8 TB/s are
+// 75 us; two blocks of 128 threads per multiprocessor will not hide all latency: 150 us.
 #pragma once
 
 #include "cuda_forward.cuh"

@@ -5,15 +5,15 @@
 // decay is 2^(A log2 e * sum of delta): a scan over the chunks gives the state before each; (3)
 // each chunk again from its true state, with outputs. A sequence of one chunk is phase 3 alone.
 //
-// Bytes a step at D = 48, N = 8, float32: u, delta and B twice, C and y once: 1056; the states
+// Bytes per step at D = 48, N = 8, float32: u, delta and B twice, C and y once: 1056; the states
 // between chunks, written, scanned in place and read, add 4 (N + 1) D / 64 numbers, 108. One pass
-// would move 640. Two exponentials a state and step are 768 a step.
+// would move 640. Two exponentials per state and step are 768 a step.
 //
 // ptxas, sm_80 and sm_90 (cuda_resources.json has every kernel, a test compares): the second sweep
 // at 8 states takes 96 registers and 25.6 KB of shared memory, 128 and 33.8 KB at 16; no spills.
-// Predicted, not measured: at L = 230,400 on an H200, 1164 bytes a step at 4.8 TB/s are 56 us, and
-// 177 million exponentials at 16 a clock and multiprocessor, 1.8 GHz, 47 us beside them; with
-// launch gaps 80 us, that is about 40 % of the bandwidth by 640 bytes a step.
+// Predicted, not measured: at L = 230,400 on an H200, 1164 bytes per step at 4.8 TB/s are 56 us,
+// and 177 million exponentials at 16 per clock and multiprocessor, 1.8 GHz, 47 us beside them; with
+// launch gaps 80 us, that is about 40 % of the bandwidth by 640 bytes per step.
 #pragma once
 
 #include "cuda_scan.h"

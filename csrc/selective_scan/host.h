@@ -82,7 +82,7 @@ struct Place {
 };
 
 // Cuts every image's channels at multiples of `lanes` within each group of B and of C. Sets are
-// runs of blocks that share both groups, at most `most_sets` an image and pair of groups.
+// runs of blocks that share both groups, at most `most_sets` per image and pair of groups.
 std::vector<Place> cut(const ScanArguments& in, int lanes, int64_t most_sets);
 
 // Runs task(chain, run) for every run of every chain, runs of a chain in order and one at a time.

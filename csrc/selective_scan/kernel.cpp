@@ -10,14 +10,14 @@
 // cache while the adjoint is swept the other way; dB and dC, sums over channels, are sums over
 // lanes here, made for 2 * group vectors at once.
 //
-// Costs a step and channel with N states: one exponential a state forwards (16 operations of the 20
-// that it takes), two backwards; bytes as in the operator's definition, (3 + 2 N / D) numbers
-// forwards without z.
+// Costs per step and channel with N states: one exponential per state forwards (16 operations of
+// the 20 that it takes), two backwards; bytes as in the operator's definition, (3 + 2 N / D)
+// numbers forwards without z.
 //
 // What was measured: an AMD EPYC with AVX-512, two cores of a shared virtual machine, float32, B =
 // 1, D = 48, N = 8, L = 57,600; medians or minima of 12 to 200 runs as they came.
 //   forward 4.7-5.4 ms on one thread, 2.4-2.9 on two; 37 MB copied in the same run, out of cache,
-//   at 38 to 45 GB/s take 0.9. An exponential with its two multiply-adds costs 1.65 ns a vector
+//   at 38 to 45 GB/s take 0.9. An exponential with its two multiply-adds costs 1.65 ns per vector
 //   alone.
 // What was tried (old time / new time; a prediction first where one is given):
 //   2^x by a table of 16 in a register and a polynomial of degree 3. Predicted 1.3 of the

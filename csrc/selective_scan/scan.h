@@ -1,6 +1,6 @@
 // The arithmetic of the selective scan (Mamba, 2312.00752), one copy for every processor:
-// kernel.cpp instantiates it with vectors of channels, the CUDA kernels with one float a thread. So
-// what the CPU tests check is what the GPU computes.
+// kernel.cpp instantiates it with vectors of channels, the CUDA kernels with one float per thread.
+// So what the CPU tests check is what the GPU computes.
 //
 //   h_t = a_t h_(t-1) + (delta_t u_t) B_t,   a_t = exp(delta_t A) = 2^(delta_t A log2 e)
 //   y_t = sum_n C_t h_t + D u_t,             times silu(z_t)

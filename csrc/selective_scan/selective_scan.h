@@ -51,12 +51,12 @@ template <class T>
 struct ScanGradients {
     Sequence<const T> dy;
     Sequence<T> du, ddelta, dz;
-    // The sums of dB and dC over the block's channels, 2 * padded_states numbers a step in the
+    // The sums of dB and dC over the block's channels, 2 * padded_states numbers per step in the
     // order that sum_mixing reads; added to what is there if `accumulate`.
     T* mixing;
     bool accumulate;
-    // Sums over the steps, added to what is there, one vector of channels an entry: dA and, where B
-    // or C is constant, dB and dC (padded_states entries); dD and ddelta_bias (one).
+    // Sums over the steps, added to what is there, one vector of channels per entry: dA and, where
+    // B or C is constant, dB and dC (padded_states entries); dD and ddelta_bias (one).
     T *dA, *dB, *dC, *dD, *ddelta_bias;
 };
 

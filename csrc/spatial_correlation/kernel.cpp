@@ -1,18 +1,18 @@
 // Spatial correlation on the CPU, one instruction set at a time: HiT-SR's spatial self-correlation
 // (2407.05878), out = (q p^T / d + P) p in each window and head, as q (p^T p / d) + P p.
 //
-// Idea. Nearly all work is P p, cells x C multiply-adds a token: 1920 in HiT-SIR. Tokens lie along
-// the lanes. For one cell the bias of consecutive tokens is consecutive in memory, so the tile is
-// d channels x 4 vectors of tokens (d = 5: 20 of 32 registers) to which each cell adds the outer
-// product of its d numbers and 4 vectors of P; nothing is padded along d. P is never made: it is
-// read from the averaged table, as it is where a tile stays in a row of the window, else from one
-// copy a column of cells, in which the rows of a window follow each other (BiasOfTokens).
+// Idea. Nearly all work is P p, cells x C multiply-adds per token: 1920 in HiT-SIR. Tokens lie
+// along the lanes. For one cell the bias of consecutive tokens is consecutive in memory, so the
+// tile is d channels x 4 vectors of tokens (d = 5: 20 of 32 registers) to which each cell adds the
+// outer product of its d numbers and 4 vectors of P; nothing is padded along d. P is never made: it
+// is read from the averaged table, as it is where a tile stays in a row of the window, else from
+// one copy a column of cells, in which the rows of a window follow each other (BiasOfTokens).
 // Backward has cells along the lanes, from a layout where the cells of a token are consecutive:
 // P^T grad sums over tokens into registers, and grad p^T keeps p in registers and adds to the
 // gradient of that layout, which becomes the table's once in 8 windows. q, grad and the results are
 // turned in registers, 128 tokens at a time.
 //
-// Costs, multiply-adds a token with n tokens a window and K cells (K C is 1920 in HiT-SIR):
+// Costs, multiply-adds per token with n tokens a window and K cells (K C is 1920 in HiT-SIR):
 //   forward   K C + d C + C + K d C / n
 //   backward  2 K C + 2 d C + 2 C + 2 K d C / n, after p and p^T p as in forward
 //

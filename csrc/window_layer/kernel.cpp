@@ -2,8 +2,8 @@
 // time: y = x + proj(attention(qkv(LN(x)))), then y + fc2(GELU(fc1(LN(y)))), one window after the
 // other. How, up to y: ../attention_branch/attention.h. The MLP follows while y is in cache.
 //
-// Costs, multiply-adds a token: 4 C^2 + 2 C hidden + 2 keys C, and an exponential for each pair of
-// token and key of a head. Bytes: 2 C.
+// Costs, multiply-adds per token: 4 C^2 + 2 C hidden + 2 keys C, and an exponential for each pair
+// of token and key of a head. Bytes: 2 C.
 //
 // What was measured: two cores of an AMD EPYC (Zen 5, AVX-512) in a shared virtual machine,
 // float32, 184 x 320 x 60, hidden 120, window 8, 6 heads, shift 4, by the benchmarks: 15.4 ms, the
