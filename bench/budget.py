@@ -36,7 +36,7 @@ class Budget:
         return self.seconds - self.used
 
     def need(self, seconds: float, step: str) -> None:
-        """Raise OverBudget unless a step of about so many seconds fits."""
+        """Raise OverBudget unless a step of about this many seconds fits."""
         if seconds > self.left:
             about = f", about {seconds:.2g} s," if seconds else ""
             raise OverBudget(f"{step}{about} would go beyond the {self.seconds:.0f} s of a row")

@@ -63,7 +63,7 @@ def no_compiler(workload: Workload) -> str | None:
 
 
 def kept_out_of_compilation(workload: Workload) -> str | None:
-    """Compiling takes up to a minute a row: half types are left to our kernels' rows."""
+    """Compiling takes up to a minute per row: half types are left to our kernels' rows."""
     if workload.dtype != torch.float32:
         return "torch.compile runs in float32 rows only, to keep the full run short"
     if workload.backward and machine.device().type == "cpu":

@@ -32,7 +32,7 @@ def draw(kind: str, results: Results, path: Path) -> None:
 
 
 def ratios(figure: plt.Figure, results: Results) -> None:
-    """Bars: our speed over each peer's, one group a subject, largest float32 shape, forward."""
+    """Bars: our speed over each peer's, one group per subject, largest float32 shape, forward."""
     axes = figure.subplots()
     labels, values, colours = [], [], []
     shades = dict(zip(("reference", "torch.compile", "SDPA", "FlexAttention", "ONNX Runtime",
@@ -72,7 +72,7 @@ def ratios(figure: plt.Figure, results: Results) -> None:
 
 
 def roofline(figure: plt.Figure, results: Results) -> None:
-    """GFLOP/s of our kernels over operations a byte, under the ceilings of the same run."""
+    """GFLOP/s of our kernels over operations per byte, under the ceilings of the same run."""
     axes = figure.subplots()
     bandwidth, product = (
         results.machine[name] for name in ("copy_GB_s", "product_float32_GFLOP_s")

@@ -51,7 +51,7 @@ def growth_table(results: Results) -> list[str]:
 
 
 def race_tables(results: Results) -> list[str]:
-    """A table an operator or network."""
+    """One table per operator or network."""
     lines = []
     for subject in results.subjects():
         rows = [

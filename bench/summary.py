@@ -113,7 +113,7 @@ def align(rows: Sequence[Sequence[str]], numbers: int = NUMBERS) -> list[str]:
 
 
 def absences(absent: Absences) -> list[str]:
-    """A line a reason: who is absent from how many rows of what."""
+    """One line per reason: who is absent from how many rows of what."""
     return [
         f"absent: {'; '.join(f'{name} from {rows_of(rows)}' for name, rows in names.items())}: "
         f"{reason}"

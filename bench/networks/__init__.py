@@ -1,1 +1,1 @@
-"""One file a network of `c2d_models`: one image forward, and one training step."""
+"""One file per network of `c2d_models`: one image forward, and one training step."""

@@ -199,7 +199,7 @@ def test_planar_tiff(tmp_path, layout, deep):
 
 
 def uncompressed_tiff(path, samples, planar):
-    """By the specification: baseline tags, and PlanarConfiguration 2 with a strip for a plane."""
+    """By the specification: baseline tags, and PlanarConfiguration 2 with a strip per plane."""
     height, width, bands = samples.shape
     little = samples.astype(samples.dtype.newbyteorder("<"))
     planes = [np.ascontiguousarray(little[..., c]).tobytes() for c in range(bands)]

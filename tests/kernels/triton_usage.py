@@ -19,7 +19,7 @@ SUMS = (  # pointers to float32 in every kernel
 
 @dataclass(frozen=True)
 class Usage:
-    """Registers a thread, bytes a thread spilled to its stack, bytes of shared memory a block."""
+    """Registers per thread, bytes spilled per thread, bytes of shared memory per block."""
 
     registers: int
     stack: int
