@@ -1,4 +1,4 @@
-"""One file per operator of `c2d_kernels`: the reference, our kernels and the peers, side by side."""
+"""One file per operator of `c2d_kernels`: the reference, our kernels and the peers, in turns."""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ def _fault(error: Exception) -> str:
 
 
 def _sentence(path: Path | str, overridden: set[str], error: ValidationError) -> str:
-    # a wrong key explains the missing one, not the other way round
+    # a wrong key explains the missing one, not vice versa
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     if first["loc"] and first["loc"][0] in overridden:
         path = "--set"

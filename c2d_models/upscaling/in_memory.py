@@ -88,7 +88,7 @@ def upscale(
             image holds what is not a picture, such as NaN.
         DeviceError: the device is not there.
         ImageError: the file cannot be read.
-        ModelFileError: the model file is of something else.
+        ModelFileError: the model file holds something else.
         OutOfMemoryError: the smallest tiles do not fit.
     """
     target = None if scale is None and size is None else Target.of(scale, size)

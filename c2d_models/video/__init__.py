@@ -1,1 +1,1 @@
-"""Moving pictures: clips read, enlarged frame by frame, and written, by PyAV (FFmpeg)."""
+"""Videos: clips read, enlarged frame by frame, and written, by PyAV (FFmpeg)."""

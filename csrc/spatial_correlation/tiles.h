@@ -213,7 +213,7 @@ void turn(Tokens<const T> from, int64_t count, int64_t channels, T* to, int64_t 
     }
 }
 
-// The other way round: token n's channel c = from[c * row + n].
+// Vice versa: token n's channel c = from[c * row + n].
 template <class T, int lanes = kLanes<T>>
 void turn_back(const T* from, int64_t row, int64_t count, int64_t channels, Tokens<T> to) {
     if constexpr (lanes > 1) {

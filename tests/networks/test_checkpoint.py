@@ -357,7 +357,7 @@ def test_shipped_models_come_with_their_scores(info):
             assert (own["params"], own["rule"], own["lr"]) == (info.params, "papers", "files")
             published = bicubic.get((dataset, scale), plain["psnr_y"])
             assert plain["psnr_y"] == pytest.approx(published, abs=0.1)
-    assert len(rows) == len(scores.kept(info.path)), "a row a set, scale and model"
+    assert len(rows) == len(scores.kept(info.path)), "one row per set, scale and model"
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def _differentiate(
     blocks = whole_blocks or _blocks(q, window_size, num_heads, cell, backward=True)
     blocks_q, blocks_k = _count(queries, blocks["BLOCK_Q"]), _count(keys, blocks["BLOCK_K"])
     grad = triton_support.channels_last(grad)
-    # Two numbers a row of the scores, where a window is more than a tile.
+    # Two numbers per row of the scores, where a window is more than a tile.
     rows = (0,) if whole else (windows, num_heads, queries)
     lse, delta = q.new_empty(rows, dtype=sums), q.new_empty(rows, dtype=sums)
     read = (*inputs, _table(bias_table, q.dtype), grad, lse, delta)
