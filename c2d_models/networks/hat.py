@@ -20,7 +20,7 @@ from .fused import WindowAttention, self_attention
 from .layers import Conv3x3, Mlp, PointwiseConv
 from .preparable import Preparable
 from .registry import register
-from .swinir import SWINIR_M, GroupedNetwork, LayerStack
+from .swinir import SWINIR_M, GroupedNetwork, LayerStack, alternating
 
 
 class MapMean(nn.Module):
@@ -198,7 +198,6 @@ class HAT(GroupedNetwork):
             "overlap": overlap,
             "decoder": dict(decoder),
         }
-        shifts = [0, window_size // 2]
 
         def layer(shift: int) -> HybridLayer:
             return HybridLayer(
@@ -214,7 +213,7 @@ class HAT(GroupedNetwork):
 
         groups = [
             HybridGroup(
-                (layer(shifts[i % 2]) for i in range(depth)),
+                alternating(depth, window_size, layer),
                 OverlappingLayer(dim, num_heads, window_size, overlap, mlp_ratio),
             )
             for depth in depths

@@ -3,7 +3,7 @@
 Module names are the authors', so that their files load as they are.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -80,6 +80,13 @@ class LayerStack(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x
+
+
+def alternating(
+    depth: int, window_size: int, layer: Callable[[int], nn.Module]
+) -> Iterator[nn.Module]:
+    """Layers of a shift each: none, and half a window in every other one."""
+    return (layer(i % 2 * (window_size // 2)) for i in range(depth))
 
 
 class ResidualGroup(nn.Module):
@@ -189,14 +196,11 @@ class SwinIR(GroupedNetwork):
             "mlp_ratio": mlp_ratio,
             "decoder": dict(decoder),
         }
-        shifts = [0, window_size // 2]
-        groups = [
-            LayerStack(
-                self.layer_type(dim, num_heads, window_size, shifts[i % 2], mlp_ratio)
-                for i in range(depth)
-            )
-            for depth in depths
-        ]
+
+        def layer(shift: int) -> nn.Module:
+            return self.layer_type(dim, num_heads, window_size, shift, mlp_ratio)
+
+        groups = [LayerStack(alternating(depth, window_size, layer)) for depth in depths]
         super().__init__(scale, config, groups, Frame(**frame))
         self.pad_multiple = self.tile_multiple = window_size
 

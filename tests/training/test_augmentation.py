@@ -102,12 +102,14 @@ def test_continuous_batches_take_it_too(folder):
     assert all(is_grey(lr) for lr in chosen["lr"])
 
 
-def test_pairs_of_files_keep_their_colours(tmp_path):
+@pytest.mark.parametrize("key", ["augmentation: {grey: 0.5}", "degradations: {}"])
+def test_pairs_of_files_stay_as_they_are(tmp_path, key):
     path = tmp_path / "run.yaml"
     path.write_text(
         "network: hiet_swinir_tiny\nstage: discrete\nscale: 2\ndata: a\nlr_data: b\n"
-        "output: c\nsteps: 1\naugmentation: {grey: 0.5}\n",
+        f"output: c\nsteps: 1\n{key}\n",
         encoding="utf-8",
     )
-    with pytest.raises(ConfigError, match="augmentation makes LR images of its own"):
+    name = key.partition(":")[0]
+    with pytest.raises(ConfigError, match=f"{name} makes LR images of its own"):
         load_config(path, [])

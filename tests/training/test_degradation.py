@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from c2d_models.errors import ConfigError
 from c2d_models.images.degradations import compress
 from c2d_models.images.resize import imresize, lr_pair
 from c2d_models.training.batches import ContinuousBatches, DiscreteBatches
-from c2d_models.training.config import load_config
 from c2d_models.training.data import degraded_pair
 from c2d_models.training.degradation import Degradation, Degradations, Span, _Codec
 from tests.images.samples import noise, write
@@ -131,14 +129,3 @@ def test_held_out_pairs_keep_their_sizes():
     assert not torch.equal(lr, pair[0])
     again, _ = degraded_pair(pair, Degradations(clean=0.0), (0, 4))
     assert torch.equal(lr, again)
-
-
-def test_pairs_of_files_are_not_degraded(tmp_path):
-    path = tmp_path / "run.yaml"
-    path.write_text(
-        "network: hiet_swinir_tiny\nstage: discrete\nscale: 2\ndata: a\nlr_data: b\n"
-        "output: c\nsteps: 1\ndegradations: {}\n",
-        encoding="utf-8",
-    )
-    with pytest.raises(ConfigError, match="degradations makes LR images of its own"):
-        load_config(path, [])

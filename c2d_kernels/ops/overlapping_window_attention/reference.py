@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..window_attention.reference import separation, window_regions
+
 
 def overlapping_window_attention(
     q: Tensor,
@@ -42,9 +44,8 @@ def overlapping_window_attention(
     key, value = (_windows(F.pad(x, overlap), larger, window, num_heads) for x in (k, v))
     scores = (query * scale) @ key.transpose(-1, -2) + bias.to(query)
     if shifted:
-        region = _regions(height, width, window, shift, q.device)
-        apart = region[:, None, :, None] != region[:, None, None, :]
-        scores = scores + (apart * -100.0).to(scores)
+        region = window_regions(height, width, window, shift, q.device)
+        scores = scores + separation(region, region).to(scores)
     out = (scores.softmax(-1) @ value).to(q.dtype)  # (B, windows, heads, N, head_dim)
     out = out.unflatten(3, window).unflatten(1, (height // window_height, width // window_width))
     out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, channels)
@@ -60,16 +61,3 @@ def _windows(x: Tensor, sides: tuple[int, int], step: tuple[int, int], num_heads
     windows = windows.unflatten(3, (num_heads, -1))  # (B, rows, columns, heads, head_dim, y, x)
     windows = windows.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5).flatten(1, 2)
     return windows.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _regions(
-    height: int, width: int, window: tuple[int, int], shift: tuple[int, int], device: torch.device
-) -> Tensor:
-    """(windows, N): which of the nine regions of the rolled map each token came from."""
-    bands = []
-    for length, side, moved in zip((height, width), window, shift, strict=True):
-        position = torch.arange(length, device=device)
-        bands.append((position >= length - side).long() + (position >= length - moved).long())
-    region = bands[0][:, None] * 3 + bands[1]
-    region = region.unflatten(1, (-1, window[1])).unflatten(0, (-1, window[0]))
-    return region.transpose(1, 2).flatten(2).flatten(0, 1)

@@ -81,7 +81,7 @@ def _in_rectangles(
     if bias.dim() != 3:
         entries = (2 * window[0] - 1) * (2 * window[1] - 1)
         checks.shape("bias_table", bias, (entries, num_heads), "((2h-1)(2w-1), heads)")
-        bias = reference.rectangular_bias(bias, window)
+        bias = reference.relative_bias(bias, window)
     q, k, v = qkv.chunk(3, -1)
     return overlapping_window_attention(
         q,

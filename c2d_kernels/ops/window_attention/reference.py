@@ -32,9 +32,12 @@ def window_attention(
     q, k, v = qkv_windows.reshape(3, batch, rows * columns, num_heads, tokens, head_dim).to(
         torch.promote_types(qkv.dtype, torch.float32)
     )
-    scores = (q * scale) @ k.transpose(-1, -2) + relative_bias(bias_table, window_size, 1).to(q)
+    scores = (q * scale) @ k.transpose(-1, -2)
+    scores = scores + relative_bias(bias_table, (window_size, window_size)).to(q)
     if shift:
-        region = window_regions(height, width, window_size, shift, qkv.device)
+        region = window_regions(
+            height, width, (window_size, window_size), (shift, shift), qkv.device
+        )
         scores = scores + separation(region, region).to(q)
     out = (scores.softmax(-1) @ v).to(qkv.dtype)
     return merge_windows(out, rows, columns, window_size, shift)
@@ -70,49 +73,40 @@ def permuted_window_attention(
     stacked = stacked.reshape(2, batch, windows, cells * cells, num_heads, head_dim)
     k, v = stacked.transpose(3, 4)
     scores = (query * scale) @ k.transpose(-1, -2)
-    scores = scores + relative_bias(bias_table, window_size, 2).to(query)
+    scores = scores + relative_bias(bias_table, (window_size, window_size), 2).to(query)
     if shift:
-        region = window_regions(height, width, window_size, shift, q.device)
+        region = window_regions(height, width, (window_size, window_size), (shift, shift), q.device)
         fine = region.reshape(windows, cells, 2, cells, 2)
         scores = scores + separation(region, fine[:, :, 0, :, 0].reshape(windows, -1)).to(query)
     out = (scores.softmax(-1) @ v).to(q.dtype)
     return merge_windows(out, rows, columns, window_size, shift)
 
 
-def relative_bias(bias_table: Tensor, window_size: int, cell: int) -> Tensor:
-    """(heads, w*w, (w/cell)^2): the table read at (y//cell - Y, x//cell - X)."""
-    keys = window_size // cell
-    query = torch.arange(window_size, device=bias_table.device) // cell
-    key = torch.arange(keys, device=bias_table.device)
-    offset = query[:, None] - key + keys - 1  # (w, keys), 0 .. 2*keys-2
-    index = offset[:, None, :, None] * (2 * keys - 1) + offset[None, :, None, :]
-    bias = bias_table[index.reshape(window_size * window_size, keys * keys)]
-    return bias.permute(2, 0, 1)
-
-
-def rectangular_bias(bias_table: Tensor, window: tuple[int, int]) -> Tensor:
-    """(heads, hw, hw): the table of windows h x w, ((2h-1)(2w-1), heads), at (y - Y, x - X)."""
-    rows, columns = (torch.arange(side, device=bias_table.device) for side in window)
-    down = rows[:, None] - rows + window[0] - 1
-    right = columns[:, None] - columns + window[1] - 1
-    index = down[:, None, :, None] * (2 * window[1] - 1) + right[None, :, None, :]
-    tokens = window[0] * window[1]
-    return bias_table[index.reshape(tokens, tokens)].permute(2, 0, 1)
+def relative_bias(bias_table: Tensor, window: tuple[int, int], cell: int = 1) -> Tensor:
+    """(heads, hw, hw/cell^2): the table of windows h x w read at (y//cell - Y, x//cell - X)."""
+    offsets = []
+    for side in window:
+        keys = side // cell
+        query = torch.arange(side, device=bias_table.device) // cell
+        key = torch.arange(keys, device=bias_table.device)
+        offsets.append(query[:, None] - key + keys - 1)  # (side, keys), 0 .. 2*keys-2
+    down, right = offsets
+    index = down[:, None, :, None] * (2 * (window[1] // cell) - 1) + right[None, :, None, :]
+    return bias_table[index.flatten(2).flatten(0, 1)].permute(2, 0, 1)
 
 
 def window_regions(
-    height: int, width: int, window_size: int, shift: int, device: torch.device
+    height: int, width: int, window: tuple[int, int], shift: tuple[int, int], device: torch.device
 ) -> Tensor:
-    """(windows, w*w): which of the nine regions of the rolled map each token came from."""
-
-    def bands(length: int) -> Tensor:
+    """(windows, N): which of the nine regions of the rolled map each token came from."""
+    bands = []
+    for length, side, moved in zip((height, width), window, shift, strict=True):
         position = torch.arange(length, device=device)
-        return (position >= length - window_size).long() + (position >= length - shift).long()
-
-    region = bands(height)[:, None] * 3 + bands(width)
-    rows, columns = height // window_size, width // window_size
-    region = region.reshape(rows, window_size, columns, window_size).transpose(1, 2)
-    return region.reshape(rows * columns, window_size * window_size)
+        bands.append((position >= length - side).long() + (position >= length - moved).long())
+    region = bands[0][:, None] * 3 + bands[1]
+    rows, columns = height // window[0], width // window[1]
+    region = region.reshape(rows, window[0], columns, window[1]).transpose(1, 2)
+    return region.reshape(rows * columns, window[0] * window[1])
 
 
 def separation(query_region: Tensor, key_region: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def fold(
     bias_by_head = padded(bias_by_head, head)
     inputs[:, 0] *= scores_scale
     bias_by_head[:, 0] *= scores_scale
-    dense = relative_bias(table, window_size, 1) * LOG2E
+    dense = relative_bias(table, (window_size, window_size)) * LOG2E
     dense = F.pad(dense, (0, rows - tokens), value=float("-inf"))
     dense = F.pad(dense, (0, 0, 0, rows - tokens))
     proj = padded(proj.mT.reshape(num_heads, head_dim, channels), head, depth)
