@@ -87,7 +87,7 @@ def test_decoders_by_name(decoder, params, numbers):
         pytest.param(
             {"name": "hiet_swinir", "config": {"windows": [64, 48]}},
             ValueError,
-            r"powers of two .*; got 48",
+            "powers of two; got 48",
             id="window-without-digits",
         ),
         pytest.param(
