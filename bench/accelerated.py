@@ -31,7 +31,7 @@ BEGIN, END = "<!-- accelerated: begin -->", "<!-- accelerated: end -->"
 SIDES = [64, 128]
 _SECONDS = 6.0  # of pairs, for each size and number of threads
 _LEAST, _MOST = 3, 15
-_LONG = 30.0  # seconds after which one counted pair has to do
+_LONG = 30.0  # seconds: beyond that one pair is enough
 
 
 @dataclass

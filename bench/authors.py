@@ -56,7 +56,7 @@ def stand_ins() -> None:
     """Make the names importable that the authors' files import."""
     if importlib.util.find_spec(
         "transformers"
-    ):  # before it sees a torchvision that does not import
+    ):  # must precede any import of torchvision, which may fail
         importlib.import_module("transformers.models.swin2sr.modeling_swin2sr")
     layers = {"DropPath": DropPath, "to_2tuple": _pair, "trunc_normal_": nn.init.trunc_normal_}
     layers["_assert"] = lambda holds, message: None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-# Of a race, with its checks. Without --benchmark nothing is timed, and a body may take its time.
+# For one race, its checks included. Without --benchmark nothing is timed, and a test may take long.
 RACE_SECONDS = {"test": 60.0, "quick": 16.0, "full": 90.0}
 
 

@@ -184,7 +184,7 @@ def _compare(
         "backend": contender.name,
         **pairs.summary(),
         "first_call_s": first_call_seconds,
-        # a compiler's own memory says nothing of what it made
+        # the compiler's own memory would be counted
         "peak_MiB": None if contender.full_only or peak is None else peak / 2**20,
         **work.achieved(pairs.summary()["median_ms"], workload.dtype_name),
         **asdict(verdict),

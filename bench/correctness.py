@@ -26,10 +26,10 @@ from bench.budget import Budget
 Outputs = Mapping[str, tuple[Tensor, ...]]
 
 FLOAT64_BOUND = 1e-12
-FEW = 16  # numbers, whose worst error says little about a formula
+FEW = 16  # numbers: the worst error of so few says little about a formula
 # The rule is this project's promise. A peer that sums in a less careful order still computes the
-# same function, and leaving it out would hide a competitor: it may be off by so many bounds, and
-# the table marks it.
+# same function, and leaving it out would hide a competitor: it may err by this many
+# bounds, and the table marks it.
 PEER_SLACK = 8
 
 
@@ -51,7 +51,7 @@ class RoundEveryOperation(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.dtype, self.budget = dtype, budget
-        self.exact = {id(tensor): tensor for tensor in exact}  # the tensor, so that ids stay taken
+        self.exact = {id(tensor): tensor for tensor in exact}  # held, so that no id is reused
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if self.budget is not None:

@@ -176,7 +176,7 @@ def peak_memory(call: Callable[[], Result]) -> tuple[int | None, Result]:
         return torch.cuda.max_memory_allocated() - before, result
     try:
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
         before = _status("VmRSS")
     except (OSError, AttributeError):
         return None, call()
@@ -241,7 +241,7 @@ class Load:
         except (OSError, ValueError, IndexError):
             return None
         seconds = [tick / os.sysconf("SC_CLK_TCK") for tick in ticks]
-        idle = seconds[3] + seconds[4]  # idle and waiting for a disk
+        idle = seconds[3] + seconds[4]  # idle and iowait
         processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         usage = [resource.getrusage(who) for who in processes]
         ours = sum(part.ru_utime + part.ru_stime for part in usage)

@@ -1,6 +1,6 @@
 """Tables of README and docs/networks.md: scores of the shipped models, speed, sizes of networks.
 
-`python -m bench.readme` fills the ones that no measurement is behind.
+`python -m bench.readme` fills those that need no measurement.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from bench import complexity
 from bench.stored import Results, markdown
 from c2d_models.evaluation import results as scores
 from c2d_models.networks.authors import FAMILIES
-from c2d_models.pretrained.loading import WEIGHTS
+from c2d_models.pretrained.loading import WEIGHTS, list_models, read_record
 
 OF_AUTHORS = "its authors' files load as they are"
-OF_OURS = "from a training of one's own"
+SHIPPED = "shipped"
+UNTRAINED = "none: train it yourself"
 
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def rewrite(results: Results) -> None:
-    """Fill every table anew."""
+    """Fill every table."""
     fill(ROOT / "README.md", {"scores": scores_table(), "benchmarks": speed_table(results)})
     fill(ROOT / "docs" / "networks.md", {"networks": networks_table()})
 
@@ -72,9 +73,10 @@ def scores_table(folder: Path = WEIGHTS) -> list[str]:
 
 def networks_table() -> list[str]:
     """Parameters and multiply-adds at x4."""
-    published = {preset for family in FAMILIES for preset in family.presets}
+    origin = {preset: OF_AUTHORS for family in FAMILIES for preset in family.presets}
+    origin |= {read_record(model.name)["config"]["network"]: SHIPPED for model in list_models()}
     rows = [
-        [f"`{name}`", f"{count:,}", f"{cost:.1f}", OF_AUTHORS if name in published else OF_OURS]
+        [f"`{name}`", f"{count:,}", f"{cost:.1f}", origin.get(name, UNTRAINED)]
         for name, scale, count, cost, *_ in complexity.rows()
         if scale == 4
     ]
@@ -106,7 +108,7 @@ def speed_table(results: Results) -> list[str]:
         *markdown([*headings, "as its authors write it"], rows),
         "",
         f"float32, {here['threads']} threads of {here.get('gpu', here['processor'])}, torch "
-        f"{here['torch']}; the columns behind our time say how many times as long theirs is.",
+        f"{here['torch']}; the columns after our time say how many times as long the others take.",
     ]
 
 

@@ -22,7 +22,7 @@ HEADINGS = (
     "share",
     "peak MiB",
 )
-NUMBERS = 7  # of these columns, the last
+NUMBERS = 7  # the last seven columns hold numbers
 
 
 def lines(ledger: Ledger, machine: dict[str, object], others: float | None) -> list[str]:

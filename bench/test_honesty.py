@@ -24,7 +24,7 @@ from bench.workloads import Workload, table
 @pytest.fixture(autouse=True)
 def short_races(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "SECONDS_A_ROW", {"quick": 0.01})
-    monkeypatch.setitem(RACE_SECONDS, "quick", 600.0)  # whoever else is busy
+    monkeypatch.setitem(RACE_SECONDS, "quick", 600.0)  # enough on a busy machine
 
 
 class Stopwatch:
@@ -198,7 +198,7 @@ def test_writing_to_an_input_is_refused() -> None:
 
     def tidy(workload, tensors):
         def function(tensors: dict[str, Tensor]) -> Tensor:
-            tensors["q"].mul_(1)  # the numbers stay, the promise is broken all the same
+            tensors["q"].mul_(1)  # the figures are still reported, and the test fails
             return workload.function(tensors)
 
         return function

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import dispatch
 
 _BACKENDS = {"cpu": "cpu", "cuda": "triton"}  # of whole layers
-_MOST_SHAPES = 64  # of maps, beyond which what is remembered of them is forgotten
+_MOST_SHAPES = 64  # of maps that are remembered; beyond that the memory is cleared
 
 
 class FrozenWeights(dict[str, Tensor]):
@@ -84,7 +84,7 @@ def _run(run: Callable[..., Tensor], folded: Any, x: Tensor, *rest: Any) -> Tens
 def unwatched() -> bool:
     """Whether nobody differentiates, traces or counts what runs now: it may be done in any way."""
     return (
-        not torch.compiler.is_compiling()  # first: a trace cannot see the others
+        not torch.compiler.is_compiling()  # first: torch.compile cannot trace the others
         and not torch.is_grad_enabled()
         and torch._C._len_torch_dispatch_stack() == 0
         and not dispatch.transformed()

@@ -87,7 +87,7 @@ class Operator(Generic[Result]):
         kernel = dispatch.select(self.name, *args)
         named = dispatch.requested() != "auto"
         if kernel is not None and trains and not named and not kernel.trains(*args):
-            kernel = None  # without a backward it would be run for nothing: the reference would be
+            kernel = None  # its backward is the reference's, which would run the forward once more
         traced = self.unrolls and dispatch.requested() != "reference"
         traced = traced and torch.compiler.is_compiling()
         if kernel is None and not (traced or _as_defined):
@@ -204,14 +204,14 @@ class _CustomOps:
         """Tensors and arguments that the forward leaves for `differentiate`."""
         inputs = inputs[: self.count]
         tensors = _tensors(self.kinds, inputs)
-        # Autograd may run the backward in another thread, or after the block was left.
+        # Autograd may run the backward in another thread, or after `use_backend` was left.
         ctx.backend = dispatch.requested()
-        # The rest: what is not a tensor, and how long the lists are.
+        # What is not a tensor, and the lengths of the lists.
         ctx.inputs = _regroup(self.kinds, inputs, [None] * len(tensors))
         ctx.save_for_backward(*tensors, *(output[self.operator.outputs :] if self.keeps else ()))
         if self.keeps:
             ctx.mark_non_differentiable(output[-1])
-            ctx.set_materialize_grads(False)  # zeros for what is kept would cost as much as it
+            ctx.set_materialize_grads(False)  # zeros would take as much memory as what is kept
 
     def differentiate(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         """Autograd's backward: the backward op, one gradient for each argument of the forward."""
@@ -329,7 +329,7 @@ def _laid_out(out: Tensor, model: Tensor | None) -> Tensor:
         out = out.contiguous()
     elif out.stride() != torch.empty_like(model, device="meta").stride():
         out = torch.empty_like(model, dtype=out.dtype).copy_(out)
-    # Autograd lets nobody write to a view that was made in here: the same memory as no view.
+    # Autograd forbids in-place writes to a view made in here: the same memory, but not as a view.
     if not out._is_view():
         return out
     memory = out.untyped_storage()

@@ -27,9 +27,9 @@ LOCAL = "local"
 """The address of a cluster that lives as long as the run, on this machine."""
 TRIES = 3
 """How often a task is begun whose worker dies."""
-_CPUS = 4  # of a worker that is not told otherwise, where a node has as many
+_CPUS = 4  # of a worker by default, if a node has that many
 _POLL = 0.5  # seconds between two looks at the workers' progress
-_KNOCK = 10.0  # seconds that a cluster has to take a connection
+_KNOCK = 10.0  # seconds in which a cluster must accept a connection
 _PATIENCE = 300.0  # seconds without any worker before the run gives up
 _GRACE = 20.0  # seconds that interrupted workers have to tidy up
 
@@ -94,7 +94,7 @@ class _Handle:
     actor: Any
     awaited: Any
     task: Task[Any] | None = None
-    asked: Any = None  # the answer to the last question for its progress
+    asked: Any = None  # the pending request for its progress
 
 
 @dataclass
@@ -195,7 +195,7 @@ class RayPool:
             self._ask_progress(progress)
 
     def _connect(self) -> None:
-        # Nothing is reported to anybody, and what workers print stays in Ray's logs.
+        # No usage reports; what workers print stays in Ray's logs.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         address = self.workers.address

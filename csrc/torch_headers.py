@@ -49,7 +49,7 @@ def headers(version: str) -> Path:
             opened.extractall(unpacked, wanted)
         try:
             unpacked.rename(folder)
-        except OSError:  # another run was faster
+        except OSError:  # another process extracted it first
             if not folder.is_dir():
                 raise
     return folder / "torch"

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("c2d_models", "c2d_kernels", "bench")
-FLOORS = [  # of c2d_models, from the top; rooms on one floor do not know each other
+FLOORS = [  # of c2d_models, from the top; packages on one floor do not import each other
     {"cli"},
     {"page"},
     {"upscaling", "training", "evaluation"},

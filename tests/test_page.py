@@ -226,7 +226,7 @@ def test_several_photographs_are_a_queue_and_a_zip(visitor, pictures, tmp_path):
     assert "b.jpg: 192x192" in said
     assert "huge.png: this file is too large: 400x400" in said
     assert "broken.png: this file is not a PNG" in said
-    assert "/" not in said  # where the server keeps things is its own affair
+    assert "/" not in said  # the server's paths are not shown
     made = someone.downloads(3)
     whole = zipfile.ZipFile(io.BytesIO(made.pop("enlarged.zip")))
     assert {name: whole.read(name) for name in whole.namelist()} == made

@@ -15,11 +15,9 @@ from .plan import Plan
 from .structure import need
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_SMALL = (
-    1e-2  # a gradient below this part of the largest is compared with that: it may be all noise
-)
+_SMALL = 1e-2  # below this fraction of the largest, gradients are compared with the largest: noise
 _SMALL_MAP = (1, 2)
-_TOKENS = 32 * 32  # a window of more is a large one
+_TOKENS = 32 * 32  # a window with more is tried on fewer windows
 
 
 def difference(layer: nn.Module, plan: Plan) -> float:
@@ -62,7 +60,7 @@ def difference(layer: nn.Module, plan: Plan) -> float:
 def _twin(layer: nn.Module) -> nn.Module:
     """A float32 copy without hooks, its parameters random."""
     memo: dict[int, object] = {}
-    for module in layer.modules():  # what hooks refer to may be large, and is not wanted
+    for module in layer.modules():  # hooks may hold large objects: not copied
         memo.update({id(getattr(module, name)): OrderedDict() for name in _HOOKS})
     twin = copy.deepcopy(layer, memo).float().eval()
     torch.manual_seed(0)

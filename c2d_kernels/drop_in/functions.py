@@ -212,7 +212,7 @@ def selective_state_update(
         compute = torch.promote_types(state.dtype, torch.float32)
         step = dt.to(compute) if dt_bias is None else dt.to(compute) + dt_bias.to(compute)
         step = (F.softplus(step) if dt_softplus else step)[..., None]
-        rows = state.shape[1]  # heads share a group's B and C, or all channels do
+        rows = state.shape[1]  # B and C are shared by the heads of a group, or by all channels
         B, C = (m if m.dim() == 3 else m[:, None] for m in (B, C))
         B, C = (m.to(compute).repeat_interleave(rows // m.shape[1], dim=1) for m in (B, C))
         B, C = (m[:, :, None] if heads else m for m in (B, C))

@@ -76,7 +76,7 @@ def install_as_mamba_ssm(*, force: bool = False) -> None:
     packages = ["mamba_ssm"] if _is_there("causal_conv1d") else ["mamba_ssm", "causal_conv1d"]
     for name in [name for name in sys.modules if name.split(".")[0] in packages]:
         del sys.modules[name]
-    for name, offered in _OFFERED.items():  # a package before its parts
+    for name, offered in _OFFERED.items():  # a package before its submodules
         if name.split(".")[0] in packages:
             module = sys.modules[name] = _module(name, offered)
             parent, _, child = name.rpartition(".")

@@ -48,6 +48,6 @@ def serve(
         ) from None
     from ..upscaling.upscaler import Upscaler
 
-    Upscaler.load(None, model, device, tile=tile)  # what is wrong is told before anybody comes
+    Upscaler.load(None, model, device, tile=tile)  # errors are reported before the first visitor
     unwind_when_terminated()
     app.serve(app.Settings(device, tile, max_pixels, model), host, port, show)

@@ -100,7 +100,7 @@ def edges(image: Tensor) -> Tensor:
     """
     down = image[..., 1:, :-1] - image[..., :-1, :-1]
     right = image[..., :-1, 1:] - image[..., :-1, :-1]
-    # The length of no gradient has no derivative: a millionth of the range keeps it finite.
+    # The norm has no derivative at zero: a millionth of the range keeps it finite.
     return (down.square() + right.square() + 1e-12).sqrt().sum()
 
 

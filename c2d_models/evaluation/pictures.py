@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CROP = 96  # side of the region that is looked for, HR pixels
-_STRIDE = 8  # places at which it is looked for
+_STRIDE = 8  # pixels between candidate positions
 _CONTEXT = 64  # side of the LR piece whose attribution is shown
 _LARGEST_POINT = 500.0  # area of the network with most parameters, square points
 _DPI = 150

@@ -15,7 +15,7 @@ from .metadata import png_chunks
 _SRGB_PRIMARIES = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)  # PNG's cHRM for sRGB
 _SRGB_GAMMA = 45455
 _SRGB, _DISPLAY_P3 = b"\1\x0d", b"\x0c\x0d"  # cICP: primaries and transfer (ITU-T H.273)
-_CLOSE = 500  # of the numbers above, in 1/100000: differences that nobody sees
+_CLOSE = 500  # in 1/100000: chromaticities this close look the same
 
 
 def to_samples(name: str, decoded: Decoded) -> tuple[np.ndarray, np.ndarray | None]:

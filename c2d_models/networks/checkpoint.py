@@ -115,11 +115,11 @@ def read(path: Path) -> tuple[Any, dict[str, str]]:
                 names = list(file.keys())
                 return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
         return torch.load(path, map_location="cpu", weights_only=True), {}
-    except (pickle.UnpicklingError, LookupError) as error:  # text is taken for opcodes
+    except (pickle.UnpicklingError, LookupError) as error:  # plain text is read as opcodes
         raise ModelFileError(
             f"{path} is not a file of weights: not a pickle, or one that holds more than tensors"
         ) from error
-    except Exception as error:  # the unpickler answers noise by any error there is
+    except Exception as error:  # on a damaged file the unpickler may raise anything
         reason = str(error).split("\n")[0]
         raise ModelFileError(f"{path} cannot be read as a model file: {reason}") from error
 

@@ -96,7 +96,7 @@ class SelfCorrelation(Mixer):
         self.proj = nn.Linear(dim, dim)
         self.cell = (window_size // min(window_size, base_window)) ** 2
         self.spatial_linear = nn.Linear(self.cell, 1)
-        # A norm over fewer than three numbers would leave only signs of the offsets.
+        # A LayerNorm over fewer than three numbers would leave only the signs of the offsets.
         self.pos = RelativeBias(max(dim // 16, 3), window_size, num_heads)
 
     def parts(self, x: Tensor, *others: Tensor) -> list[Tensor]:
@@ -158,7 +158,7 @@ class HiTSIR(GroupedNetwork):
         decoder: HIIF's width, levels, heads and attentions, used if scale is None.
     """
 
-    pad_multiple = 1  # each layer mirrors for itself
+    pad_multiple = 1  # each layer pads its own windows by reflection
     layer_type: type[nn.Module] = HiTLayer
 
     def __init__(

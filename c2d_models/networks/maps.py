@@ -28,7 +28,7 @@ def mirror_index(
     The edge is not repeated (reflection), and a line of one pixel repeats that pixel: any size
     works. Plain arithmetic: the limits of `F.pad(mode="reflect")` become guards in an export.
     """
-    period = torch.full((), max(2 * length - 2, 1), device=device)  # a tensor: ONNX has no other
+    period = torch.full((), max(2 * length - 2, 1), device=device)  # ONNX's % needs a tensor
     position = torch.arange(start, start + padded, device=device) % period
     return length - 1 - (length - 1 - position).abs()
 

@@ -43,7 +43,7 @@ footer { display: none !important }
 .status ul { margin: 0.5rem 0 0 1.2rem; list-style: disc }
 .refused { color: var(--error-text-color) }
 """
-# Whatever a component may name, the browser asks nobody but this server.
+# The browser loads nothing from other servers, whatever a component refers to.
 _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'"
@@ -236,7 +236,7 @@ def build(page: Page) -> gr.Blocks:
             [status, ready, names, slider],
             show_progress="minimal",
             show_progress_on=status,
-            concurrency_limit=1,  # pictures take turns, whoever sent them
+            concurrency_limit=1,  # one picture at a time, for all visitors
         )
         cancel.click(page.stop, queue=False)
         names.input(page.compare, names, slider, show_progress="hidden")
@@ -356,7 +356,7 @@ def _line(outcome: Outcome) -> str:
     name = html.escape(outcome.job.source.name)
     written = outcome.written
     if written is None:
-        # Sentences name the upload's path, which is the server's affair.
+        # Messages name the upload's path on the server: only its name is shown.
         told = (outcome.failure or "skipped").replace(str(outcome.job.source), "this file")
         return f'{name}: <span class="refused">{html.escape(told)}</span>'
     height, width = written.size

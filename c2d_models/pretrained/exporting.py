@@ -100,7 +100,7 @@ def _authors(net: Network, image_size: int | None) -> bytes:
 def _buffers(net: Network, state: dict[str, Tensor], image_size: int | None) -> dict[str, Tensor]:
     """Indices and masks that the authors' modules register."""
     window = net.config.get("window_size")
-    if window is None:  # HiT has none
+    if window is None:  # HiT has no such buffers
         return {}
     if net.name.startswith("mambairv2"):
         return {"relative_position_index_SA": position_index(window)}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
 
-_EVERY = 10  # steps between TensorBoard's points: a long run would fill the disk with single ones
+_EVERY = 10  # steps between TensorBoard's points: one per step would fill the disk in a long run
 
 
 @dataclass

@@ -77,7 +77,7 @@ def join(device: str) -> Iterator[Processes]:
     """
     chosen = choose_device(device)
     kind = chosen.type
-    # RANK and WORLD_SIZE alone are set by other programs too: a run would wait for nobody.
+    # RANK and WORLD_SIZE alone are set by other programs too: a run would wait for peers forever.
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         yield Processes(chosen)
         return

@@ -70,7 +70,7 @@ class RunFolder:
             state = torch.load(self.state, map_location=device, weights_only=True)
         except FileNotFoundError as error:
             raise ConfigError(f"nothing to resume: {self.state} does not exist") from error
-        except Exception as error:  # the unpickler answers noise by any error there is
+        except Exception as error:  # on a damaged file the unpickler may raise anything
             raise ConfigError(f"cannot resume: {self.state} is not the state of a run") from error
         if not isinstance(state, dict):
             raise ConfigError(f"cannot resume: {self.state} is not the state of a run")

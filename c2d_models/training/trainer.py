@@ -330,9 +330,9 @@ class Trainer:
                     log.say(f"stopped at step {self.step}; continue with --resume")
                     break
             else:
-                stop.number = 0  # too late: all is done
+                stop.number = 0  # a signal that came after the last step changes nothing
                 log.say(f"trained: {config.output / checkpoint.FILE_NAME}")
-            self.processes.wait()  # for process 0, which may still validate and save
+            self.processes.wait()  # process 0 may still be validating and saving
         return stop.number
 
     def _leave_broken(self, value: float) -> NoReturn:

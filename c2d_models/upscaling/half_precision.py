@@ -8,8 +8,8 @@ import torch
 
 from ..networks.network import Network
 
-SIDE = 64  # of the smallest tile; on less, the overhead of each call hides the arithmetic
-SECONDS = 0.05  # after which nothing is repeated
+SIDE = 64  # of the map that is timed; on a smaller one, call overhead hides the arithmetic
+SECONDS = 0.05  # of timing in all: shorter runs are repeated
 HOPELESS = 4.0
 # Processor time, which other processes do not lengthen, unless it ticks too slowly (Windows).
 CLOCK = "process_time" if time.get_clock_info("process_time").resolution < 1e-4 else "perf_counter"

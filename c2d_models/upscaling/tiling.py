@@ -249,7 +249,7 @@ def _wide_bands(
             band[:, x0:x1] += features * weight.to(features.device, blended)[..., None]
             kept = features.dtype
             del features
-        assert band is not None  # there is a column
+        assert band is not None  # as soon as there is one column
         if carried is not None:
             band[: len(carried)] += carried
         finished = (rows[i + 1][0] if i + 1 < len(rows) else height) - y0

@@ -79,7 +79,7 @@ class Upscaler:
         if models.asked is not None and target == Target():
             target = Target(float(models.asked.scale or PASS_SCALE))
         upscaler = cls(target, models, place, kind, side)
-        if target.factor is not None:  # known before any picture: so are its models
+        if target.factor is not None:  # known before any picture, and with it the models
             upscaler.plan(10_000, 10_000)
         return upscaler
 

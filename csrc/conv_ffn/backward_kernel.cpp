@@ -264,13 +264,13 @@ struct Walk {
         const Rows rows = rows_around(s.conv, y);
         const T *const wide_grad = place(s.wide_ring, y), *const slope = place(s.slopes, y);
         for (int64_t c = 0; c < hidden; ++c) {
-            T turned[kTaps];
+            T flipped[kTaps];
             for (int64_t i = 0; i < kTaps; ++i) {
-                turned[i] = weights.conv[c * (kTaps + 1) + kTaps - 1 - i];
+                flipped[i] = weights.conv[c * (kTaps + 1) + kTaps - 1 - i];
             }
             const int64_t at = c * s.ring_row;
             convolve_rows<T, lanes, 1>(
-                length, rows.row, at, turned,
+                length, rows.row, at, flipped,
                 [&](int, int64_t n) { return load<T, lanes>(wide_grad + at + n); },
                 [&](int, int64_t n, V sum) {
                     store<T, lanes>(s.entry_grad + c * length + n,

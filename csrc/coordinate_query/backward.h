@@ -31,10 +31,11 @@ struct QuerySegment {
     bool sums;   // it ends at a k^T v
     TwoWays<T> proj2;  // unless it is the first
     TwoWays<T> fc1[kMostLevels], fc2[kMostLevels];
-    TwoWays<T> key_value;                       // if it sums
-    const T* norms;                             // gain and bias of keys, then of values: [4][d]
-    const T *moment_grad, *moment_grad_turned;  // of an image, [heads][d][d], rows whole vectors
-    int64_t norms_at, gradients;                // numbers of a task's gradients, whole vectors
+    TwoWays<T> key_value;  // if it sums
+    const T* norms;        // gain and bias of keys, then of values: [4][d]
+    const T *moment_grad,
+        *moment_grad_transposed;  // of an image, [heads][d][d], rows whole vectors
+    int64_t norms_at, gradients;  // numbers of a task's gradients, whole vectors
 
     int64_t head_dim() const { return width / heads; }
 };

@@ -251,7 +251,7 @@ void keys_back(const QuerySegment<T>& segment, const SegmentChunk<T>& chunk,
         // dk = v dM^T and dv = k dM; in this order each overwrites what the one before left behind
         const int64_t head = part % segment.heads, other = part < segment.heads ? C : 0;
         const T* const grad =
-            (part < segment.heads ? segment.moment_grad_turned : segment.moment_grad) +
+            (part < segment.heads ? segment.moment_grad_transposed : segment.moment_grad) +
             head * d * row;
         product<T, lanes>({d, s.keys.data + other + head * d, stride, 1, grad, row, nullptr,
                            s.grad_keys.data + part * d, stride},

@@ -85,13 +85,13 @@ class Segment {
         const int64_t d = made.head_dim(), row = filled_up(d, kernel.lanes);
         const int64_t heads = in.batch() * in.heads;
         const T* from = grad.const_data_ptr<T>();
-        for (int turned = 0; turned < 2; ++turned) {
+        for (int transposed = 0; transposed < 2; ++transposed) {
             std::vector<T>& table = store.emplace_back(heads * d * row);
             for (int64_t place = 0; place < heads * d * d; ++place) {
                 const int64_t head = place / (d * d), i = place / d % d, j = place % d;
-                table[(head * d + (turned ? j : i)) * row + (turned ? i : j)] = from[place];
+                table[(head * d + (transposed ? j : i)) * row + (transposed ? i : j)] = from[place];
             }
-            (turned ? made.moment_grad_turned : made.moment_grad) = table.data();
+            (transposed ? made.moment_grad_transposed : made.moment_grad) = table.data();
         }
     }
 
@@ -102,7 +102,7 @@ class Segment {
             const int64_t d = made.head_dim();
             const int64_t numbers = in.heads * d * filled_up(d, kernel.lanes);
             segment.moment_grad += image * numbers;
-            segment.moment_grad_turned += image * numbers;
+            segment.moment_grad_transposed += image * numbers;
         }
         return segment;
     }

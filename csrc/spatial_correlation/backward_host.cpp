@@ -93,12 +93,12 @@ struct Gradients {
 template <class T>
 struct Work {
     Cells<T> cells;  // p is dp in the end
-    Aligned<T> d_turned, dgram, dweight;
+    Aligned<T> d_transposed, dgram, dweight;
     Aligned<T> dbias;  // [head] in the layout of CellBias, of up to kSumWindows windows
 
     Work(const Grid& grid, const CellLayout& layout, int64_t windows)
         : cells(grid, windows),
-          d_turned(windows * grid.turned_of_window()),
+          d_transposed(windows * grid.transposed_of_window()),
           dgram(windows * grid.strips * grid.gram_of_window()),
           dweight(windows * grid.base_height * grid.cell_tokens()),
           dbias(grid.heads * layout.elements) {}
@@ -200,10 +200,10 @@ struct Backward {
                 Strip<const T> strip = grad.strip(grid, first + window);
                 strip.data += head * grid.head_dim;
                 const int64_t at =
-                    window * grid.turned_of_window() + head * grid.head_dim * grid.padded;
-                kernels<T>().backward_bias(grid, strip, work.cells.turned.data() + at,
+                    window * grid.transposed_of_window() + head * grid.head_dim * grid.padded;
+                kernels<T>().backward_bias(grid, strip, work.cells.transposed.data() + at,
                                            {bias.data() + place, layout.row, layout.column},
-                                           work.d_turned.data() + at,
+                                           work.d_transposed.data() + at,
                                            {work.dbias.data() + place, layout.row, layout.column});
             }
         });
@@ -229,8 +229,8 @@ struct Backward {
                 }
             }
             kernels<T>().backward_gram(
-                grid, work.cells.turned.data() + window * grid.turned_of_window(), dgram,
-                work.d_turned.data() + window * grid.turned_of_window(),
+                grid, work.cells.transposed.data() + window * grid.transposed_of_window(), dgram,
+                work.d_transposed.data() + window * grid.transposed_of_window(),
                 work.cells.p.data() + window * grid.cells_of_window());
         });
     }

@@ -72,8 +72,8 @@ void forward(const Grid& grid, const Tensor& q_map, const Tensor& v_map, const T
             kernels<T>().apply(grid, i % grid.strips * grid.strip, grid.strip_tokens(i),
                                q.tokens(grid, first + window),
                                cells.gram.data() + window * grid.gram_of_window(),
-                               cells.turned.data() + window * grid.turned_of_window(), bias.view(),
-                               out.tokens(grid, first + window), memory);
+                               cells.transposed.data() + window * grid.transposed_of_window(),
+                               bias.view(), out.tokens(grid, first + window), memory);
         });
     };
     const int64_t elements = kernels<T>().scratch(grid);

@@ -111,7 +111,7 @@ struct Grid : SpatialSizes {
     // Multiply-adds for each number of the map: cells of a window.
     int64_t work() const { return tokens * channels() * cells; }
     int64_t cells_of_window() const { return cells * channels(); }
-    int64_t turned_of_window() const { return padded * channels(); }
+    int64_t transposed_of_window() const { return padded * channels(); }
     int64_t gram_of_window() const { return heads * head_dim * head_dim; }
     int64_t strip_tokens(int64_t index) const {
         return std::min(strip, tokens - index % strips * strip);
@@ -193,14 +193,14 @@ std::vector<T> pooled(const Grid& grid, const Tensor& table) {
     return all;
 }
 
-// v reduced to cells in some windows: p [window][cell][channel], p turned, and p^T p / d.
+// v reduced to cells in some windows: p [window][cell][channel], p^T, and p^T p / d.
 template <class T>
 struct Cells {
-    Aligned<T> p, turned, gram;
+    Aligned<T> p, transposed, gram;
 
     Cells(const Grid& grid, int64_t windows)
         : p(windows * grid.cells_of_window()),
-          turned(windows * grid.turned_of_window()),
+          transposed(windows * grid.transposed_of_window()),
           gram(windows * grid.gram_of_window()) {}
 
     void make(const Grid& grid, const Map<const T>& v, int64_t first, int64_t count,
@@ -214,7 +214,7 @@ struct Cells {
         });
         scratch.for_each(count, grid.cells_of_window() * grid.head_dim, [&](int64_t i, T*) {
             kernels<T>().gram(grid, p.data() + i * grid.cells_of_window(),
-                              turned.data() + i * grid.turned_of_window(),
+                              transposed.data() + i * grid.transposed_of_window(),
                               gram.data() + i * grid.gram_of_window());
         });
     }

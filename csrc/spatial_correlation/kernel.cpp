@@ -6,20 +6,20 @@
 // tile is d channels x 4 vectors of tokens (d = 5: 20 of 32 registers) to which each cell adds the
 // outer product of its d numbers and 4 vectors of P; nothing is padded along d. P is never made: it
 // is read from the averaged table, as it is where a tile stays in a row of the window, else from
-// one copy a column of cells, in which the rows of a window follow each other (BiasOfTokens).
+// one copy per column of cells, in which the rows of a window follow each other (BiasOfTokens).
 // Backward has cells along the lanes, from a layout where the cells of a token are consecutive:
 // P^T grad sums over tokens into registers, and grad p^T keeps p in registers and adds to the
 // gradient of that layout, which becomes the table's once in 8 windows. q, grad and the results are
-// turned in registers, 128 tokens at a time.
+// transposed in registers, 128 tokens at a time.
 //
 // Costs, multiply-adds per token with n tokens a window and K cells (K C is 1920 in HiT-SIR):
 //   forward   K C + d C + C + K d C / n
 //   backward  2 K C + 2 d C + 2 C + 2 K d C / n, after p and p^T p as in forward
 //
 // What was predicted for float32 with AVX-512, from two multiply-adds of a vector a cycle at 3 GHz:
-// forward 60 cycles for P p, 16 to turn q and the output, 5 for q p^T p: 27 ns a token. Backward
-// twice P p, three maps to turn: 55 ns. What was measured for K = 64, d = 5, 6 heads, tokens in
-// cache, one thread, least of 50 runs (an AMD EPYC core in a shared virtual machine):
+// forward 60 cycles for P p, 16 to transpose q and the output, 5 for q p^T p: 27 ns a token.
+// Backward twice P p, three maps to transpose: 55 ns. What was measured for K = 64, d = 5, 6 heads,
+// tokens in cache, one thread, least of 50 runs (an AMD EPYC core in a shared virtual machine):
 //   ns a token, window 8; 16; 32; 64      AVX-512            AVX2               SSE2
 //   forward, q p^T p + P p                22; 22; 26; 24     45; 45; 45; 47     103; 102; 102; 105
 //   backward, P^T grad and grad p^T       35; 36; 35; 39     66; 65; 65; 74     181; 189; 182; 194
@@ -35,7 +35,7 @@
 //     window 8; 16; 32; 64                 5.4; 4.4; 4.6; 6.2     12; 14; 13; 11
 //
 // What was tried:
-//   The copies a column of cells for a window of 64 too, instead of the averaged table itself. No
+//   The copies per column of cells for a window of 64 too, instead of the averaged table itself. No
 //     prediction; 1.2-1.5 times the time (AVX-512, AVX2): 245 KB a head leave the first cache.
 //   q (p^T p) summed before P p. Up to 3.4 times the formula's rounding error.
 //   The bias gradient summed over 32 windows in float32, products of a token added one by one. Up
@@ -49,15 +49,15 @@
 namespace c2d::C2D_ISA {
 namespace {
 
-constexpr int64_t kPart = 128;  // tokens turned at a time: q and out of them stay in cache
+constexpr int64_t kPart = 128;  // tokens transposed at a time: q and out of them stay in cache
 
-// dbias[token][cell] += sum over channels of grad[token][channel] * turned[channel][cell]; rows are
-// channels, columns cells, and the factors of a tile stay in registers for all tokens.
+// dbias[token][cell] += sum over channels of grad[token][channel] * transposed[channel][cell]; rows
+// are channels, columns cells, and the factors of a tile stay in registers for all tokens.
 template <class T>
 struct Outer {
     const SpatialSizes& sizes;
     Strip<const T> grad;
-    const T* turned;
+    const T* transposed;
     CellBias<T> dbias;
 
     template <int rows, int vectors>
@@ -69,7 +69,7 @@ struct Outer {
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; ++v) {
                 factor[r][v] =
-                    load<T, lanes>(turned + (row + r) * sizes.padded + column + v * lanes);
+                    load<T, lanes>(transposed + (row + r) * sizes.padded + column + v * lanes);
             }
         }
         for (int64_t y = 0; y < sizes.height; ++y) {
@@ -98,7 +98,7 @@ struct Outer {
 };
 
 template <class T>
-void gram(const SpatialSizes& sizes, const T* p, T* turned, T* gram) {
+void gram(const SpatialSizes& sizes, const T* p, T* transposed, T* gram) {
     const int64_t channels = sizes.channels(), d = sizes.head_dim;
     constexpr int lanes = kLanes<T>;
     int64_t at[lanes];
@@ -106,11 +106,11 @@ void gram(const SpatialSizes& sizes, const T* p, T* turned, T* gram) {
         at[i] = i * channels;
     }
     for (int64_t cell = 0; cell < sizes.cells; cell += lanes) {
-        turn<T>({p + cell * channels, at}, least(lanes, sizes.cells - cell), channels,
-                turned + cell, sizes.padded);
+        gather_tokens<T>({p + cell * channels, at}, least(lanes, sizes.cells - cell), channels,
+                         transposed + cell, sizes.padded);
     }
     for (int64_t head = 0; head < sizes.heads; ++head) {
-        const T* of_head = turned + head * d * sizes.padded;
+        const T* of_head = transposed + head * d * sizes.padded;
         Dots<T>{of_head, of_head,     sizes.padded,        sizes.padded,
                 d,       T(1) / T(d), gram + head * d * d, false}
             .all();
@@ -124,30 +124,32 @@ int64_t scratch(const SpatialSizes& sizes) {
 
 template <class T>
 void apply(const SpatialSizes& sizes, int64_t first, int64_t count, Tokens<const T> q,
-           const T* gram, const T* turned, const TokenBias<T>& bias, Tokens<T> out, T* scratch) {
+           const T* gram, const T* transposed, const TokenBias<T>& bias, Tokens<T> out,
+           T* scratch) {
     constexpr int64_t block = kVectors * kLanes<T>;
     const int64_t channels = sizes.channels(), d = sizes.head_dim;
-    T *q_turned = scratch, *out_turned = scratch + channels * kPart;
+    T *q_transposed = scratch, *out_transposed = scratch + channels * kPart;
     for (int64_t start = first; start < first + count; start += kPart) {
         const int64_t tokens = least(kPart, first + count - start);
-        turn<T>({q.data, q.at + start}, tokens, channels, q_turned, kPart);
+        gather_tokens<T>({q.data, q.at + start}, tokens, channels, q_transposed, kPart);
         for (int64_t head = 0; head < sizes.heads; ++head) {
             for (int64_t n = 0; n < tokens; n += block) {
                 const int64_t token = start + n;
                 const int64_t place =
                     head * bias.head + token / sizes.width * bias.row + token % sizes.width;
                 const Product<T> product{
-                    {sizes.base_height, sizes.base_width, turned + head * d * sizes.padded,
+                    {sizes.base_height, sizes.base_width, transposed + head * d * sizes.padded,
                      sizes.padded, sizes.base_width, 1, bias.data + place, bias.down, bias.right},
-                    {1, d, gram + head * d * d, 1, 0, d, q_turned + head * d * kPart + n, 0, kPart},
-                    out_turned + head * d * kPart + n,
+                    {1, d, gram + head * d * d, 1, 0, d, q_transposed + head * d * kPart + n, 0,
+                     kPart},
+                    out_transposed + head * d * kPart + n,
                     kPart,
                     false};
                 const int64_t columns = least(block, rounded_up(tokens - n, kLanes<T>));
                 tiles<kLanes<T>, kVectors>(product, d, 0, columns);
             }
         }
-        turn_back<T>(out_turned, kPart, tokens, channels, {out.data, out.at + start});
+        scatter_tokens<T>(out_transposed, kPart, tokens, channels, {out.data, out.at + start});
     }
 }
 
@@ -155,33 +157,33 @@ template <class T>
 void backward_tokens(const SpatialSizes& sizes, int64_t first, int64_t count, Tokens<const T> q,
                      Tokens<const T> grad, const T* gram, Tokens<T> dq, T* dgram, T* scratch) {
     const int64_t channels = sizes.channels(), d = sizes.head_dim;
-    T *q_turned = scratch, *grad_turned = scratch + channels * kPart,
-      *dq_turned = scratch + 2 * channels * kPart;
+    T *q_transposed = scratch, *grad_transposed = scratch + channels * kPart,
+      *dq_transposed = scratch + 2 * channels * kPart;
     for (int64_t start = first; start < first + count; start += kPart) {
         const int64_t tokens = least(kPart, first + count - start);
         const int64_t columns = rounded_up(tokens, kLanes<T>);
-        turn<T>({q.data, q.at + start}, tokens, channels, q_turned, kPart);
-        turn<T>({grad.data, grad.at + start}, tokens, channels, grad_turned, kPart);
+        gather_tokens<T>({q.data, q.at + start}, tokens, channels, q_transposed, kPart);
+        gather_tokens<T>({grad.data, grad.at + start}, tokens, channels, grad_transposed, kPart);
         for (int64_t head = 0; head < sizes.heads; ++head) {
             const int64_t at = head * d * kPart;
-            Dots<T>{q_turned + at, grad_turned + at,     kPart,        columns, d,
-                    T(1) / T(d),   dgram + head * d * d, start > first}
+            Dots<T>{q_transposed + at, grad_transposed + at, kPart,        columns, d,
+                    T(1) / T(d),       dgram + head * d * d, start > first}
                 .all();
             const Product<T> product{
-                {1, d, gram + head * d * d, 1, 0, d, grad_turned + at, 0, kPart},
+                {1, d, gram + head * d * d, 1, 0, d, grad_transposed + at, 0, kPart},
                 {},
-                dq_turned + at,
+                dq_transposed + at,
                 kPart,
                 false};
             tiles<kLanes<T>, kVectors>(product, d, 0, columns);
         }
-        turn_back<T>(dq_turned, kPart, tokens, channels, {dq.data, dq.at + start});
+        scatter_tokens<T>(dq_transposed, kPart, tokens, channels, {dq.data, dq.at + start});
     }
 }
 
 template <class T>
-void backward_bias(const SpatialSizes& sizes, Strip<const T> grad, const T* turned,
-                   CellBias<const T> bias, T* d_turned, CellBias<T> dbias) {
+void backward_bias(const SpatialSizes& sizes, Strip<const T> grad, const T* transposed,
+                   CellBias<const T> bias, T* d_transposed, CellBias<T> dbias) {
     constexpr int lanes = kLanes<T>;
     // Each row of cells is one sum over its tokens; cells one token high are all one sum.
     const bool flat = sizes.cell_height == 1;
@@ -193,24 +195,26 @@ void backward_bias(const SpatialSizes& sizes, Strip<const T> grad, const T* turn
              grad.token_stride, bias.data + (sizes.base_height - 1 - y) * sizes.base_width,
              flat ? -sizes.base_width : bias.row, bias.column},
             {},
-            d_turned,
+            d_transposed,
             sizes.padded,
             y > 0};
         tiles<lanes, kVectors>(product, sizes.head_dim, 0, sizes.padded);
     }
-    tiles<lanes, kVectors>(Outer<T>{sizes, grad, turned, dbias}, sizes.head_dim, 0, sizes.padded);
+    tiles<lanes, kVectors>(Outer<T>{sizes, grad, transposed, dbias}, sizes.head_dim, 0,
+                           sizes.padded);
 }
 
 template <class T>
-void backward_gram(const SpatialSizes& sizes, const T* turned, const T* dgram, T* d_turned, T* dp) {
+void backward_gram(const SpatialSizes& sizes, const T* transposed, const T* dgram, T* d_transposed,
+                   T* dp) {
     constexpr int lanes = kLanes<T>;
     const int64_t channels = sizes.channels(), d = sizes.head_dim;
     for (int64_t head = 0; head < sizes.heads; ++head) {
-        const T* p = turned + head * d * sizes.padded;
+        const T* p = transposed + head * d * sizes.padded;
         const T* m = dgram + head * d * d;
         const Product<T> product{{1, d, m, 1, 0, d, p, 0, sizes.padded},
                                  {1, d, m, d, 0, 1, p, 0, sizes.padded},
-                                 d_turned + head * d * sizes.padded,
+                                 d_transposed + head * d * sizes.padded,
                                  sizes.padded,
                                  true};
         tiles<lanes, kVectors>(product, d, 0, sizes.padded);
@@ -220,8 +224,8 @@ void backward_gram(const SpatialSizes& sizes, const T* turned, const T* dgram, T
         at[i] = i * channels;
     }
     for (int64_t cell = 0; cell < sizes.cells; cell += lanes) {
-        turn_back<T>(d_turned + cell, sizes.padded, least(lanes, sizes.cells - cell), channels,
-                     {dp + cell * channels, at});
+        scatter_tokens<T>(d_transposed + cell, sizes.padded, least(lanes, sizes.cells - cell),
+                          channels, {dp + cell * channels, at});
     }
 }
 

@@ -7,8 +7,8 @@
 
 namespace c2d {
 
-// What all windows of a call have in common. "Turned" matrices are [channel][cell], a row filled up
-// with zeros to `padded` numbers, a multiple of the vector.
+// What all windows of a call have in common. "Transposed" matrices are [channel][cell], a row
+// filled up with zeros to `padded` numbers, a multiple of the vector.
 struct SpatialSizes {
     int64_t heads, head_dim;
     int64_t height, width;            // tokens of a window along an axis
@@ -53,12 +53,12 @@ struct SpatialKernels {
     // One row of cells: p[X][channel] = bias + sum over the cell's tokens of weight * v.
     void (*reduce)(const SpatialSizes& sizes, Strip<const T> v, const T* weight, T bias, T* p);
 
-    // One window: turned = p turned, gram[head] = p^T p / head_dim.
-    void (*gram)(const SpatialSizes& sizes, const T* p, T* turned, T* gram);
+    // One window: transposed = p^T, gram[head] = p^T p / head_dim.
+    void (*gram)(const SpatialSizes& sizes, const T* p, T* transposed, T* gram);
 
     // Tokens [first, first + count) of a window: out = q gram + bias p.
     void (*apply)(const SpatialSizes& sizes, int64_t first, int64_t count, Tokens<const T> q,
-                  const T* gram, const T* turned, const TokenBias<T>& bias, Tokens<T> out,
+                  const T* gram, const T* transposed, const TokenBias<T>& bias, Tokens<T> out,
                   T* scratch);
 
     // The same tokens: dq = grad gram, dgram[head] = q^T grad / head_dim.
@@ -66,13 +66,13 @@ struct SpatialKernels {
                             Tokens<const T> q, Tokens<const T> grad, const T* gram, Tokens<T> dq,
                             T* dgram, T* scratch);
 
-    // One head of one window: d_turned = (bias^T grad) turned, dbias += grad p^T.
-    void (*backward_bias)(const SpatialSizes& sizes, Strip<const T> grad, const T* turned,
-                          CellBias<const T> bias, T* d_turned, CellBias<T> dbias);
+    // One head of one window: d_transposed = (bias^T grad)^T, dbias += grad p^T.
+    void (*backward_bias)(const SpatialSizes& sizes, Strip<const T> grad, const T* transposed,
+                          CellBias<const T> bias, T* d_transposed, CellBias<T> dbias);
 
-    // One window: d_turned += p (dgram + dgram^T) turned, dp = d_turned turned back.
-    void (*backward_gram)(const SpatialSizes& sizes, const T* turned, const T* dgram, T* d_turned,
-                          T* dp);
+    // One window: d_transposed += (p (dgram + dgram^T))^T, dp = d_transposed^T.
+    void (*backward_gram)(const SpatialSizes& sizes, const T* transposed, const T* dgram,
+                          T* d_transposed, T* dp);
 
     // One row of cells: dv = weight dp; dweight[t] = sum over cells and channels of v dp.
     void (*backward_reduce)(const SpatialSizes& sizes, Strip<const T> v, const T* weight,

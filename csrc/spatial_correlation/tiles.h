@@ -183,10 +183,10 @@ struct Dots {
 // to[c * row + n] = token n's channel c; zeros for tokens from count to the end of a vector. Where
 // channels are no multiple of the vector, the last vector of a token overlaps the one before.
 template <class T, int lanes = kLanes<T>>
-void turn(Tokens<const T> from, int64_t count, int64_t channels, T* to, int64_t row) {
+void gather_tokens(Tokens<const T> from, int64_t count, int64_t channels, T* to, int64_t row) {
     if constexpr (lanes > 1) {
         if (channels < lanes) {
-            return turn<T, lanes / 2>(from, count, channels, to, row);
+            return gather_tokens<T, lanes / 2>(from, count, channels, to, row);
         }
     }
     const int64_t end = rounded_up(count, kLanes<T>);
@@ -215,10 +215,10 @@ void turn(Tokens<const T> from, int64_t count, int64_t channels, T* to, int64_t 
 
 // Vice versa: token n's channel c = from[c * row + n].
 template <class T, int lanes = kLanes<T>>
-void turn_back(const T* from, int64_t row, int64_t count, int64_t channels, Tokens<T> to) {
+void scatter_tokens(const T* from, int64_t row, int64_t count, int64_t channels, Tokens<T> to) {
     if constexpr (lanes > 1) {
         if (channels < lanes) {
-            return turn_back<T, lanes / 2>(from, row, count, channels, to);
+            return scatter_tokens<T, lanes / 2>(from, row, count, channels, to);
         }
     }
     for (int64_t n = 0; n < count; n += lanes) {

@@ -122,8 +122,8 @@ inline void scatter_keys(const AttentionSizes<T>& sizes, const AttentionHead<T>&
 
 // to[channel][query] = scale * from[query][channel], zero past the last query
 template <class T>
-inline void gather_turned(const AttentionSizes<T>& sizes, const int64_t* token, const T* from,
-                          T scale, int64_t length, T* to) {
+inline void gather_transposed(const AttentionSizes<T>& sizes, const int64_t* token, const T* from,
+                              T scale, int64_t length, T* to) {
     for (int64_t n = 0; n < sizes.queries; ++n) {
         const T* row = from + token[n];
         for (int64_t d = 0; d < sizes.head_dim; ++d) {
@@ -151,8 +151,8 @@ inline void gather_rows(const AttentionSizes<T>& sizes, const int64_t* token, co
 
 // to[query][channel] = scale[query] * from[channel][query] for the queries of one block
 template <class T>
-inline void scatter_turned(const AttentionSizes<T>& sizes, const int64_t* token, int64_t block,
-                           const T* from, const T* scale, T* to) {
+inline void scatter_transposed(const AttentionSizes<T>& sizes, const int64_t* token, int64_t block,
+                               const T* from, const T* scale, T* to) {
     const int64_t first = block * sizes.block;
     const int64_t left = sizes.queries - first;
     const int64_t count = left < sizes.block ? left : sizes.block;
@@ -183,14 +183,14 @@ void forward(const AttentionSizes<T>& sizes, const AttentionHead<T>& head, T* ou
     const Scratch<T, lanes> s(sizes, scratch, false);
     gather_keys(sizes, head, s.width, head.k, s.k);
     gather_keys(sizes, head, s.width, head.v, s.v);
-    gather_turned(sizes, head.q_token, head.q, sizes.scale, s.length, s.q);
+    gather_transposed(sizes, head.q_token, head.q, sizes.scale, s.length, s.q);
     Inverse<T, lanes> inverse;
     for (int64_t block = 0; block < sizes.blocks; ++block) {
         exponentials<T, lanes>(sizes, head, s, block, inverse);
         long_product<T, lanes>(
             {sizes.keys, s.v, 1, s.width, s.scores, sizes.block, nullptr, s.out, sizes.block},
             sizes.head_dim, sizes.block);
-        scatter_turned(sizes, out_token, block, s.out, inverse.of, out);
+        scatter_transposed(sizes, out_token, block, s.out, inverse.of, out);
     }
 }
 
@@ -205,8 +205,8 @@ void backward(const AttentionSizes<T>& sizes, const AttentionHead<T>& head,
     const int64_t step = sizes.block, keys = sizes.keys;
     gather_keys(sizes, head, s.width, head.k, s.k);
     gather_keys(sizes, head, s.width, head.v, s.v);
-    gather_turned(sizes, head.q_token, head.q, sizes.scale, s.length, s.q);
-    gather_turned(sizes, grads.out_token, grads.out, T(1), s.length, s.grad);
+    gather_transposed(sizes, head.q_token, head.q, sizes.scale, s.length, s.q);
+    gather_transposed(sizes, grads.out_token, grads.out, T(1), s.length, s.grad);
     gather_rows(sizes, head.q_token, head.q, sizes.scale, s.width, s.q_rows);
     gather_rows(sizes, grads.out_token, grads.out, T(1), s.width, s.grad_rows);
     Inverse<T, lanes> inverse, scale;
@@ -242,7 +242,7 @@ void backward(const AttentionSizes<T>& sizes, const AttentionHead<T>& head,
         }
         long_product<T, lanes>({keys, s.k, 1, s.width, s.grad_scores, step, nullptr, s.out, step},
                                sizes.head_dim, step);
-        scatter_turned(sizes, grads.q_token, block, s.out, scale.of, grads.q);
+        scatter_transposed(sizes, grads.q_token, block, s.out, scale.of, grads.q);
         product<T, lanes>({count, s.scores, step, 1, s.grad_rows + first * s.width, s.width,
                            block == 0 ? nullptr : s.dv, s.dv, s.width},
                           keys, s.width);

@@ -26,7 +26,7 @@ from tests.kernels.window_attention import test_window_attention_triton as windo
 Call = Callable[[], object]
 PACKAGE = Path(c2d_kernels.__file__).parent
 
-# Calls in which a number is 1 that is more in the modules' own cases.
+# Calls in which an integer is 1 that is larger in the test modules' own cases.
 ONE_LARGE_HEAD = ("window_attention", 1, 1, 1, 64, 1, 1)
 CHANNEL = {
     "one-split-window": (1, 20, 20, 4, 32),

@@ -59,7 +59,7 @@ def launches(monkeypatch: pytest.MonkeyPatch, architecture: int = 90) -> Iterato
     def launch(*, key, fn, compile, **_) -> bool:
         kernel, (attributes,) = fn.jit_function, compile["configs"]
         if (kernel, key) in seen:
-            return True  # nothing more is to be done
+            return True  # the launch itself is skipped
         seen.add((kernel, key))
         _note(met[kernel.__name__], kernel, compile["signature"], attributes)
         source = ASTSource(kernel, compile["signature"], compile["constants"], attributes)

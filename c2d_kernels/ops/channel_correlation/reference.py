@@ -21,7 +21,7 @@ def channel_correlation(q: Tensor, v: Tensor, window_height: int, window_width: 
     columns = (width + window_width - 1) // window_width
     y = torch.arange(rows * window_height, device=v.device)
     x = torch.arange(columns * window_width, device=v.device)
-    # A trace takes the general road: asking whether the window divides would guard on H and W.
+    # A trace always pads: testing whether the window divides H and W would add guards on them.
     whole = not torch.compiler.is_compiling() and y.numel() == height and x.numel() == width
 
     def windows(features: Tensor) -> Tensor:

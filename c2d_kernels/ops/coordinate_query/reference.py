@@ -52,7 +52,7 @@ def coordinate_query_moments(
     _, moment = decode(
         taps, y, x, rel_cell, layers_of(weights, taps[0]), shape, moments, stop=len(moments)
     )
-    assert moment is not None  # there is an attention of this number
+    assert moment is not None  # `moments` is shorter than the list of attentions
     return moment
 
 

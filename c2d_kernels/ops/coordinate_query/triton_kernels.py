@@ -50,7 +50,7 @@ def _queries(
     image = tl.program_id(0) // blocks
     query = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     exists = query < count
-    query = tl.minimum(query, count - 1)  # the last one again, where there is none
+    query = tl.minimum(query, count - 1)  # repeats the last one past the end
     number = tl.cast(image, tl.int64) * count + query
     if GRID:
         line, column = query // columns, query % columns

@@ -34,8 +34,9 @@ def run(
     entry, matrices = folded
     by_row = by_column = None
     if rows is not None and columns is not None:
-        # Products are linear: what is added to x adds to them what they make of it. In float64,
-        # because BLAS sums in an order that hangs on the threads; float32 does not show that.
+        # The products are linear: the position encoding is multiplied once, by row and by column.
+        # In float64: BLAS sums in an order that depends on the number of threads, which float32
+        # would show.
         by_row, by_column = (
             (entry.double() @ place.double().t()).to(entry.dtype) for place in (rows, columns)
         )
