@@ -54,9 +54,8 @@ def _pad(x: Tensor, sides: tuple[int, int, int, int]) -> Tensor:
 
 def stand_ins() -> None:
     """Make the names importable that the authors' files import."""
-    if importlib.util.find_spec(
-        "transformers"
-    ):  # must precede any import of torchvision, which may fail
+    if importlib.util.find_spec("transformers"):
+        # Before there is a stand-in for torchvision, which it would take for the real one.
         importlib.import_module("transformers.models.swin2sr.modeling_swin2sr")
     layers = {"DropPath": DropPath, "to_2tuple": _pair, "trunc_normal_": nn.init.trunc_normal_}
     layers["_assert"] = lambda holds, message: None

@@ -216,6 +216,22 @@ def _mambairv2(state: State, first: str) -> dict[str, Any]:
     }
 
 
+def _mambair(state: State, first: str) -> dict[str, Any]:
+    dim = state["conv_first.weight"].shape[0]
+    hidden = state[f"{first}self_attention.out_norm.weight"].shape[0]
+    ratio = hidden / dim
+    light = f"{first}conv_blk.cab.4.weight" in state
+    squeezed = state[f"{first}conv_blk.cab.{5 if light else 3}.attention.1.weight"]
+    return {
+        "dim": dim,
+        "depths": _depths(state),
+        "mlp_ratio": int(ratio) if ratio == int(ratio) else ratio,
+        "d_state": state[f"{first}self_attention.A_logs"].shape[1],
+        "squeeze_factor": dim // squeezed.shape[0],
+        "light": light,
+    }
+
+
 def _hit(state: State, first: str) -> dict[str, Any]:
     """Windows up to the base are told by their order alone: half of it, then it, as published."""
     base = 8
@@ -234,6 +250,14 @@ def _hit(state: State, first: str) -> dict[str, Any]:
         "num_heads": state[f"{first}correlation.pos.pos3.2.weight"].shape[0],
         "mlp_ratio": _ratio(state, f"{first}mlp.fc1.weight"),
     }
+
+
+def _hit_sng(state: State, first: str) -> dict[str, Any]:
+    config = _hit(state, first)
+    group = first.removesuffix("0.")
+    embed = "correlation.ngram_window_partition.ngram_context.unigram_embed.weight"
+    sides = [state[f"{group}{i}.{embed}"].shape[-1] for i in range(len(config["windows"]))]
+    return config | {"windows": sides}
 
 
 def _found(state: State) -> str:
@@ -257,8 +281,6 @@ def _stranger(state: State) -> str | None:
 _STRANGERS = {
     "Swin2SR for compressed pictures": "conv_bicubic.",
     "Swin2SR with a second body": "conv_first_hf.",
-    "HiT-SNG": ".ngram_window_partition.",
-    "MambaIR": ".self_attention.A_logs",
     "DAT": ".attn.attns.0.pos.",
 }
 """Networks without one of ours, and what their names have."""
@@ -294,6 +316,14 @@ FAMILIES = (
         _mambairv2,
     ),
     Family(
+        "MambaIR",
+        ("mambair_l", "mambair"),
+        "blocks.0.",
+        ("self_attention.A_logs", "conv_blk.cab."),
+        (),
+        _mambair,
+    ),
+    Family(
         "HiT-SRF",
         ("hit_srf",),
         "blocks.0.",
@@ -308,6 +338,14 @@ FAMILIES = (
         _CORRELATION,
         ("mlp.dwconv.", "correlation.ngram"),
         _hit,
+    ),
+    Family(
+        "HiT-SNG",
+        ("hit_sng",),
+        "blocks.0.",
+        (*_CORRELATION, "correlation.ngram_window_partition."),
+        (),
+        _hit_sng,
     ),
 )
 """In the order in which they are tried."""

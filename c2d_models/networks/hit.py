@@ -3,7 +3,8 @@
 A group of layers goes through windows of 4 x 4 to 64 x 64. No layer has a softmax: queries meet the
 values of a window pooled to few cells (spatial correlation), and the channels meet each other
 (channel correlation), both linear in the window's area. HiT-SIR has SwinIR's MLP, HiT-SRF has
-SRFormer's ConvFFN.
+SRFormer's ConvFFN, and HiT-SNG gives each window the context of its neighbours, as NGswin
+(2211.11436) does.
 
 Module names are the authors', so that their files load as they are.
 """
@@ -12,14 +13,23 @@ import math
 from functools import partial
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from c2d_kernels import channel_correlation, dual_features, spatial_correlation
 
 from .frame import Frame
-from .fused import ConvFFN, Fused, Mixer, PostNormLayer, is_leaky, matrix_of
+from .fused import (
+    ConvFFN,
+    Fused,
+    Mixer,
+    PostNormLayer,
+    WindowAttention,
+    is_leaky,
+    matrix_of,
+)
 from .layers import Conv3x3, Mlp, PointwiseConv
-from .maps import crop, pad_to_multiple
+from .maps import crop, mirror_index, pad_to_multiple
 from .preparable import Preparable
 from .registry import HIIF_L, TINY, register
 from .swinir import GroupedNetwork, LayerStack
@@ -92,6 +102,7 @@ class SelfCorrelation(Mixer):
     def __init__(self, dim: int, window_size: int, base_window: int, num_heads: int):
         super().__init__()
         self.window_size, self.base_window, self.num_heads = window_size, base_window, num_heads
+        self.unit = window_size
         self.qv = DualFeatureExtraction(dim)
         self.proj = nn.Linear(dim, dim)
         self.cell = (window_size // min(window_size, base_window)) ** 2
@@ -99,11 +110,15 @@ class SelfCorrelation(Mixer):
         # A LayerNorm over fewer than three numbers would leave only the signs of the offsets.
         self.pos = RelativeBias(max(dim // 16, 3), window_size, num_heads)
 
+    def features(self, x: Tensor) -> Tensor:
+        """q and v, side by side."""
+        return self.qv(x)
+
     def parts(self, x: Tensor, *others: Tensor) -> list[Tensor]:
         """The two correlations, (B, H, W, dim / 2) each."""
         height, width = x.shape[1:3]
-        x = pad_to_multiple(x, self.window_size)
-        q, v = self.qv(x).chunk(2, dim=-1)
+        x = pad_to_multiple(x, self.unit)
+        q, v = self.features(x).chunk(2, dim=-1)
         spatial = spatial_correlation(
             q,
             v,
@@ -120,9 +135,68 @@ class SelfCorrelation(Mixer):
         return self.proj(torch.cat(self.parts(x), dim=-1))
 
 
+class NGramContext(nn.Module):
+    """A context for each window of a map from those beside it: (B, H, W, dim) -> (B, Y, X, dim).
+
+    Each window becomes one token per pair of channels. Attention among 2x2 windows, averaged, gives
+    the context of the window at their lower end; another, with the same weights, that at their
+    upper end. Windows beyond the map are mirrored: the map has two at least along each axis.
+    """
+
+    def __init__(self, dim: int, window_size: int, num_heads: int):
+        super().__init__()
+        self.unigram_embed = nn.Conv2d(2, 1, window_size, stride=window_size)
+        self.ngram_attn = WindowAttention(dim // 2, 2, num_heads)
+        self.merge = PointwiseConv(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = rearrange(x, "b h w (d pair) -> (b d) pair h w", pair=2)
+        tokens = rearrange(self.unigram_embed(pairs), "(b d) 1 h w -> b h w d", b=x.shape[0])
+        return self.merge(torch.cat([self.neighbours(tokens, back) for back in (0, 1)], dim=-1))
+
+    def neighbours(self, tokens: Tensor, back: int) -> Tensor:
+        """The mean over attention among each token and the next ones, or the ones before."""
+        for axis in (1, 2):
+            length = tokens.shape[axis]
+            mirrored = mirror_index(length, length + 1, tokens.device, -back)
+            tokens = tokens.index_select(axis, mirrored.unfold(0, 2, 1).flatten())
+        return rearrange(self.ngram_attn(tokens), "b (h y) (w x) c -> b h w y x c", y=2, x=2).mean(
+            (3, 4)
+        )
+
+
+class NGramWindowPartition(nn.Module):
+    """The module around the context, under the name that the authors' files give it."""
+
+    def __init__(self, dim: int, window_size: int, num_heads: int):
+        super().__init__()
+        self.window_size = window_size
+        self.ngram_context = NGramContext(dim, window_size, num_heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map, each window's context added to it."""
+        size = {"y": self.window_size, "x": self.window_size}
+        windows = rearrange(x, "b (h y) (w x) c -> b h y w x c", **size)
+        windows = windows + self.ngram_context(x)[:, :, None, :, None]
+        return rearrange(windows, "b h y w x c -> b (h y) (w x) c")
+
+
+class ContextCorrelation(SelfCorrelation):
+    """The same after each window of q and v was given the context of its neighbours."""
+
+    def __init__(self, dim: int, window_size: int, base_window: int, num_heads: int):
+        super().__init__(dim, window_size, base_window, num_heads)
+        self.unit = 2 * window_size
+        self.ngram_window_partition = NGramWindowPartition(dim, window_size, num_heads)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.ngram_window_partition(super().features(x))
+
+
 class HiTLayer(PostNormLayer):
     """HiT-SIR's layer: x + LN(correlation(x)), then x + LN(MLP(x))."""
 
+    correlation_type: type[SelfCorrelation] = SelfCorrelation
     mlp_type: type[nn.Module] = Mlp
 
     def __init__(
@@ -130,7 +204,7 @@ class HiTLayer(PostNormLayer):
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.correlation = SelfCorrelation(dim, window_size, base_window, num_heads)
+        self.correlation = self.correlation_type(dim, window_size, base_window, num_heads)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = self.mlp_type(dim, mlp_ratio)
 
@@ -142,6 +216,12 @@ class HiTConvLayer(HiTLayer):
     """HiT-SRF's layer: the same with a ConvFFN for the MLP."""
 
     mlp_type = ConvFFN
+
+
+class HiTContextLayer(HiTLayer):
+    """HiT-SNG's layer: the same with contexts for the windows."""
+
+    correlation_type = ContextCorrelation
 
 
 class HiTSIR(GroupedNetwork):
@@ -200,6 +280,12 @@ class HiTSRF(HiTSIR):
     layer_type = HiTConvLayer
 
 
+class HiTSNG(HiTSIR):
+    """HiT-SNG: HiT-SIR whose windows see their neighbours. Arguments as for HiTSIR."""
+
+    layer_type = HiTContextLayer
+
+
 _HIT = {
     "dim": 60,
     "groups": 4,
@@ -212,3 +298,4 @@ _HIT = {
 register("hit_sir", HiTSIR, _HIT)
 register("hit_sir_tiny", HiTSIR, {**_HIT, **TINY, "groups": 2})
 register("hit_srf", HiTSRF, _HIT)
+register("hit_sng", HiTSNG, _HIT)

@@ -84,9 +84,8 @@ class PromptedScan(nn.Module):
         nn.init.uniform_(self.x_proj_weight, -bound, bound)
         bound = self.sizes[0] ** -0.5
         nn.init.uniform_(self.dt_projs_weight, -bound, bound)
-        step = torch.empty(1, dim).uniform_(math.log(0.001), math.log(0.1)).exp()
+        draw_steps(self.dt_projs_bias)
         with torch.no_grad():
-            self.dt_projs_bias.copy_(step.expm1().log())  # softplus gives the step again
             self.A_logs.copy_(torch.arange(1, d_state + 1).log().expand(dim, -1))
 
     def forward(self, x: Tensor, prompt: Tensor) -> Tensor:
@@ -104,6 +103,13 @@ class PromptedScan(nn.Module):
             delta_softplus=True,
         )
         return y.mT
+
+
+def draw_steps(bias: Tensor) -> None:
+    """Fill a bias whose softplus is the step size: log-uniform steps in [0.001, 0.1]."""
+    step = torch.empty_like(bias).uniform_(math.log(0.001), math.log(0.1)).exp()
+    with torch.no_grad():
+        bias.copy_(step.expm1().log())
 
 
 class AttentiveStateSpace(nn.Module):

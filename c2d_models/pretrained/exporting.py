@@ -100,8 +100,11 @@ def _authors(net: Network, image_size: int | None) -> bytes:
 def _buffers(net: Network, state: dict[str, Tensor], image_size: int | None) -> dict[str, Tensor]:
     """Indices and masks that the authors' modules register."""
     window = net.config.get("window_size")
-    if window is None:  # HiT has no such buffers
-        return {}
+    if window is None:  # HiT-SNG alone has such buffers of HiT-SR's, MambaIR has none
+        tables = [
+            name for name in state if name.endswith(".ngram_attn.relative_position_bias_table")
+        ]
+        return {name.replace("bias_table", "index"): position_index(2) for name in tables}
     if net.name.startswith("mambairv2"):
         return {"relative_position_index_SA": position_index(window)}
     if net.name.startswith("hat"):

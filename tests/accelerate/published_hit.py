@@ -1,7 +1,7 @@
 """HiT-SR's layers in plain PyTorch, by their paper (2407.05878), with the published names."""
 
 import torch
-from published_layers import ConvFFN, Mlp, map_of, windows_of
+from published_layers import ConvFFN, Mlp, WindowAttention, map_of, windows_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -40,22 +40,41 @@ class DynamicPosBias(nn.Module):
 
 
 class NGramContext(nn.Module):
-    """Some context for each window, (B, rows, columns, 1, 1, C): here of its mean alone."""
+    """A context for each window from its neighbours (2211.11436), (B, rows, columns, 1, 1, C)."""
 
-    def __init__(self, dim, window):
+    def __init__(self, dim, window, heads):
         super().__init__()
-        self.window, self.merge = window, nn.Linear(dim, dim)
+        self.unigram_embed = nn.Conv2d(2, 1, window, stride=window)
+        self.ngram_attn = WindowAttention(dim // 2, 2, heads)
+        self.merge = nn.Conv2d(dim, dim, 1)
+
+    def bigrams(self, tokens, back):
+        """Attention among each token, the next and those below, or those before and above."""
+        rows, columns = tokens.shape[1:3]
+
+        def place(index, length):
+            return -index if index < 0 else 2 * length - 2 - index if index >= length else index
+
+        means = []
+        for y in range(rows):
+            for x in range(columns):
+                places = [(y - back + i, x - back + j) for i in (0, 1) for j in (0, 1)]
+                four = [tokens[:, place(i, rows), place(j, columns)] for i, j in places]
+                means.append(self.ngram_attn(torch.stack(four, 1)).mean(1))
+        return torch.stack(means, 1).unflatten(1, (rows, columns))
 
     def forward(self, x):
-        pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), self.window).permute(0, 2, 3, 1)
-        return self.merge(pooled + pooled.roll(1, 2))[:, :, :, None, None]
+        pairs = x.permute(0, 3, 1, 2).unflatten(1, (-1, 2)).flatten(0, 1)
+        tokens = self.unigram_embed(pairs)[:, 0].unflatten(0, (len(x), -1)).permute(0, 2, 3, 1)
+        both = torch.cat([self.bigrams(tokens, back) for back in (0, 1)], -1)
+        return self.merge(both.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[:, :, :, None, None]
 
 
 class NGramWindowPartition(nn.Module):
-    def __init__(self, dim, window):
+    def __init__(self, dim, window, heads):
         super().__init__()
         self.window_size, self.shift_size = window, 0
-        self.ngram_context = NGramContext(dim, window)
+        self.ngram_context = NGramContext(dim, window, heads)
 
     def forward(self, x):
         context = self.ngram_context(x)[:, :, :, 0, 0]
@@ -77,7 +96,7 @@ class SCC(nn.Module):
         self.spatial_linear = nn.Linear((window // self.base_win_size[0]) ** 2, 1)
         self.pos = DynamicPosBias(dim // 16, heads)
         if context:
-            self.ngram_window_partition = NGramWindowPartition(dim, window)
+            self.ngram_window_partition = NGramWindowPartition(dim, window, heads)
 
     def bias(self):
         """The bias of each token to each cell, the mean of those to its tokens: (heads, N, M)."""
@@ -118,7 +137,11 @@ class HierarchicalTransformerBlock(nn.Module):
 
     def check_image_size(self, x, win_size):
         below, right = -x.shape[1] % win_size[0], -x.shape[2] % win_size[1]
-        padded = F.pad(x.permute(0, 3, 1, 2), (0, right, 0, below), "reflect")
+        padded = x.permute(0, 3, 1, 2)
+        while below or right:  # no side can be mirrored beyond its own length at once
+            now = min(below, padded.shape[2] - 1), min(right, padded.shape[3] - 1)
+            padded = F.pad(padded, (0, now[1], 0, now[0]), "reflect")
+            below, right = below - now[0], right - now[1]
         return padded.permute(0, 2, 3, 1).contiguous()
 
     def forward(self, x, x_size, win_size):

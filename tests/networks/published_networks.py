@@ -10,7 +10,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from published_hit import HierarchicalTransformerBlock
 from published_layers import HAB, PSA_Block, SwinTransformerBlock, offsets_index, shift_mask
+from published_mambair import VSSBlock
 from published_mambairv2 import AttentiveLayer
 from published_rectangles import OCAB, overlapping_index
 from published_swin2sr import SwinTransformerBlock as CosineBlock
@@ -40,7 +42,8 @@ class Group(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int], *given: Any) -> Tensor:
         entry = x
         for layer in getattr(self.residual_group, self.name):
-            x = layer(x, size, *given)
+            own = (layer.window_size,) if isinstance(layer, HierarchicalTransformerBlock) else given
+            x = layer(x, size, *own)
         if hasattr(self.residual_group, "overlap_attn"):
             last = self.residual_group.overlap_attn
             index = overlapping_index(last.window_size, last.overlap_win_size)
@@ -221,3 +224,27 @@ def mambairv2(
         pad="symmetric",
         **options,
     )
+
+
+def mambair(
+    scale: int, upsampler: str, *, light: bool, ratio: float, dim: int = 24, **options: Any
+) -> nn.Module:
+    return PublishedNetwork(
+        lambda shifted: VSSBlock(dim, ratio=ratio, light=light),
+        scale=scale,
+        dim=dim,
+        window=1,
+        upsampler=upsampler,
+        **options,
+    )
+
+
+def hit(scale: int, *, context: bool, convolutional: bool, dim: int = 48) -> nn.Module:
+    windows = iter((4, 8, 16) * 2)
+
+    def layer(shifted: bool) -> nn.Module:
+        options = {"context": context, "convolutional": convolutional}
+        return HierarchicalTransformerBlock(dim, next(windows), 8, 2, **options)
+
+    options = {"window": 1, "upsampler": "pixelshuffledirect", "depths": (3, 3)}
+    return PublishedNetwork(layer, scale=scale, dim=dim, **options)

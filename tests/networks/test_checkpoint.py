@@ -260,7 +260,8 @@ BAD_FILES = {
     "another-network": (
         lambda p: save_file({"conv.weight": torch.zeros(3)}, p),
         r"of no network that is known here, 1 tensors \(conv.weight, ...\); known of their "
-        "authors' files are SwinIR, HAT, SRFormer, Swin2SR, MambaIRv2, HiT-SRF, HiT-SIR",
+        "authors' files are SwinIR, HAT, SRFormer, Swin2SR, MambaIRv2, MambaIR, HiT-SRF, HiT-SIR, "
+        "HiT-SNG",
     ),
     "dat": (
         lambda p: save_file({"layers.0.blocks.0.attn.attns.0.pos.pos3.2.bias": torch.zeros(3)}, p),

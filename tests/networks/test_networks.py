@@ -16,9 +16,11 @@ TINY = [
     "srformer_l",
     "swin2sr_l",
     "hat_s",
+    "mambair_l",
     "mambairv2_l",
     "hit_sir_tiny",
     "hit_srf",
+    "hit_sng",
     "hiet_srformer_tiny",
     "hiet_mambairv2_tiny",
 ]
@@ -41,8 +43,10 @@ SMALL = {
         "overlap": 2,
         "upsampler": "pixelshuffledirect",
     },
+    "mambair_l": {"dim": 12, "depths": [1], "d_state": 3, "squeeze_factor": 4},
     "hit_sir_tiny": {"groups": 1, "windows": [4, 16, 32]},
     "hit_srf": {"dim": 24, "groups": 1, "windows": [4, 16]},
+    "hit_sng": {"dim": 24, "groups": 1, "windows": [4, 16]},
     "mambairv2_l": {"dim": 16, "depths": [2], "num_tokens": 8},
     "hiet_mambairv2_tiny": {"dim": 16, "blocks": 1, "windows": [32], "num_tokens": 8},
 }

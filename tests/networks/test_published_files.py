@@ -9,10 +9,10 @@ import published_mambairv2
 import pytest
 import torch
 from published_layers import randomised
-from published_networks import hat, mambairv2, srformer, swin2sr, swinir
+from published_networks import hat, hit, mambair, mambairv2, srformer, swin2sr, swinir
 from torch import nn
 
-from c2d_models import load, upscale
+from c2d_models import create, load, upscale
 from c2d_models.errors import NetworkError
 from c2d_models.networks import checkpoint
 from c2d_models.networks.authors import authors_names
@@ -35,6 +35,13 @@ FILES: dict[str, Callable[[], nn.Module]] = {
     "Swin2SR lightweight x2": lambda: swin2sr(2, "pixelshuffledirect"),
     "Swin2SR classical x4": lambda: swin2sr(4, "pixelshuffle"),
     "Swin2SR real-world x4": lambda: swin2sr(4, "nearest+conv"),
+    "HiT-SIR x2": lambda: hit(2, context=False, convolutional=False),
+    "HiT-SRF x3": lambda: hit(3, context=False, convolutional=True),
+    "HiT-SNG x4": lambda: hit(4, context=True, convolutional=False),
+    "MambaIR light x2": lambda: mambair(2, "pixelshuffledirect", light=True, ratio=1.2),
+    "MambaIR x4": lambda: mambair(4, "pixelshuffle", light=False, ratio=2),
+    "MambaIR of another width": lambda: mambair(2, "pixelshuffle", light=False, ratio=1.3, dim=21),
+    "MambaIR noise, colour": lambda: mambair(1, "", light=False, ratio=2),
     "MambaIRv2 light x2": lambda: mambairv2(2, "pixelshuffledirect", gated=True, ratio=1),
     "MambaIRv2 base x2": lambda: mambairv2(2, "pixelshuffle", gated=False, ratio=2),
     "MambaIRv2 JPEG, grey": lambda: mambairv2(1, "", gated=False, ratio=2, colours=1),
@@ -120,3 +127,17 @@ def test_colours_through_a_grey_network_go_one_by_one(tmp_path):
     assert (torch.from_numpy(upscale(pixels.numpy(), model=path)) - expected).abs().max() <= 1e-5
     with pytest.raises(NetworkError, match=r"x must have the shape .B, 1, H, W., grey"):
         load(path)(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("mambair_l", (905_016, 913_131, 924_492)),
+        ("mambair", (20_421_863, 20_606_503, 20_569_575)),
+        ("hit_sng", (1_012_584, 1_020_699, 1_032_060)),
+    ],
+)
+def test_sizes_are_the_published_ones(name, parameters):
+    """MambaIR's and HiT-SR's tables say 905K, 913K, 924K; 20.4M; 1,013K, 1,021K, 1,032K."""
+    for scale, expected in zip((2, 3, 4), parameters, strict=True):
+        assert sum(x.numel() for x in create(name, scale).parameters()) == expected
