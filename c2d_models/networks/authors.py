@@ -26,7 +26,17 @@ _BUFFERS = (
     "relative_coords_table",
 )
 _LAYER = re.compile(r"layers\.(\d+)\.residual_group\.(?:blocks|layers)\.(\d+)\.")
-_TAIL = ("conv_before_upsample.", "upsample.", "conv_up1.", "conv_up2.", "conv_hr.", "conv_last.")
+_TAIL = (
+    "conv_before_upsample.",
+    "upsample.",
+    "conv_up1.",
+    "conv_up2.",
+    "conv_hr.",
+    "conv_last.",
+    "conv_bicubic.",
+    "conv_aux.",
+    "conv_after_aux.",
+)
 _GREY_RANGE = 255.0
 """1.0 at the entry of SwinIR's networks against JPEG artefacts, whose windows of 7 tell them."""
 
@@ -133,7 +143,8 @@ def _frame(state: State, config: dict[str, Any]) -> tuple[int, Frame]:
             for name, value in state.items()
             if re.fullmatch(r"upsample\.\d+\.weight", name)
         ]
-        return prod(steps), Frame(upsampler="pixelshuffle", **options)
+        kind = "pixelshuffle_aux" if "conv_bicubic.weight" in state else "pixelshuffle"
+        return prod(steps), Frame(upsampler=kind, **options)
     if "conv_last.weight" in state:
         return 1, Frame(upsampler="", **options)
     return isqrt(state["upsample.0.weight"].shape[0] // colours), Frame(**options)
@@ -279,7 +290,6 @@ def _stranger(state: State) -> str | None:
 
 
 _STRANGERS = {
-    "Swin2SR for compressed pictures": "conv_bicubic.",
     "Swin2SR with a second body": "conv_first_hf.",
     "DAT": ".attn.attns.0.pos.",
 }

@@ -10,15 +10,22 @@ from torch import Tensor, nn
 from ..errors import NetworkError
 from .layers import Conv3x3, PointwiseConv
 from .maps import colour_mean
-from .upsamplers import NearestConv, PixelShuffle, PixelShuffleDirect, Restoration
+from .upsamplers import (
+    NearestConv,
+    PixelShuffle,
+    PixelShuffleAux,
+    PixelShuffleDirect,
+    Restoration,
+)
 
 UPSAMPLERS = {
     "pixelshuffledirect": PixelShuffleDirect,
     "pixelshuffle": PixelShuffle,
+    "pixelshuffle_aux": PixelShuffleAux,
     "nearest+conv": NearestConv,
     "": Restoration,
 }
-"""By the names that SwinIR's authors gave them."""
+"""By the names that SwinIR's and Swin2SR's authors gave them."""
 CONVOLUTIONS = ("1conv", "3conv")
 
 

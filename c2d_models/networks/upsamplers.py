@@ -120,6 +120,33 @@ class PixelShuffle(Convolutional):
         return self.conv_last(self.upsample(self.conv_before_upsample(x)))
 
 
+class PixelShuffleAux(PixelShuffle):
+    """PixelShuffle of a restored LR image, beside a bicubic enlargement (Swin2SR, 2209.11345).
+
+    `conv_aux` makes that image out of the features; training compares it with the clean one.
+    """
+
+    decode_margin = 6
+    decode_bytes = 1800
+
+    def __init__(self, dim: int, scale: int, num_feat: int, colours: int, img_range: float):
+        super().__init__(dim, scale, num_feat, colours, img_range)
+        self.conv_bicubic = Conv3x3(colours, num_feat)
+        self.conv_aux = Conv3x3(num_feat, colours)
+        self.conv_after_aux = nn.Sequential(Conv3x3(colours, num_feat), nn.LeakyReLU())
+
+    def decode(self, features: Tensor, image: Tensor) -> Tensor:
+        restored = self.conv_aux(self.conv_before_upsample(features))
+        x = self.upsample(self.conv_after_aux(restored))
+        mean = colour_mean(image, image.shape[1])[:, None, None]
+        size = (self.scale * image.shape[2], self.scale * image.shape[3])
+        entry = (image - mean) * self.img_range
+        bicubic = F.interpolate(entry, size=size, mode="bicubic", align_corners=False)
+        x = x + self.conv_bicubic(rearrange(bicubic, "b c h w -> b h w c"))
+        pixels = rearrange(self.conv_last(x), "b h w c -> b c h w")
+        return _denormalised(pixels, image, self.img_range)
+
+
 class Shuffle(nn.Module):
     """(B, H, W, factor^2 C) -> (B, factor H, factor W, C)."""
 

@@ -107,7 +107,12 @@ class PublishedNetwork(nn.Module):
             first = nn.Conv2d(dim, num_feat, 3, padding=1)
             self.conv_before_upsample = nn.Sequential(first, nn.LeakyReLU(0.01))
         self.conv_last = nn.Conv2d(num_feat if upsampler else dim, colours, 3, padding=1)
-        if upsampler == "pixelshuffle":
+        if upsampler == "pixelshuffle_aux":
+            self.conv_bicubic = nn.Conv2d(colours, num_feat, 3, padding=1)
+            self.conv_aux = nn.Conv2d(num_feat, colours, 3, padding=1)
+            after = nn.Conv2d(colours, num_feat, 3, padding=1)
+            self.conv_after_aux = nn.Sequential(after, nn.LeakyReLU(0.01))
+        if upsampler.startswith("pixelshuffle"):
             steps: list[nn.Module] = []
             for factor in [3] if scale == 3 else [2] * (scale.bit_length() - 1):
                 widened = nn.Conv2d(num_feat, factor**2 * num_feat, 3, padding=1)
@@ -134,6 +139,11 @@ class PublishedNetwork(nn.Module):
         x = self.conv_before_upsample(x)
         if self.upsampler == "pixelshuffle":
             return self.conv_last(self.upsample(x))
+        if self.upsampler == "pixelshuffle_aux":
+            # Of the padded image: Swin2SR's authors squeeze that into the size without padding.
+            bicubic = F.interpolate(image, scale_factor=self.scale, mode="bicubic")
+            x = self.upsample(self.conv_after_aux(self.conv_aux(x)))
+            return self.conv_last(x + self.conv_bicubic(bicubic))
         for name in ["conv_up1", "conv_up2"][: self.scale // 2]:
             x = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
             x = F.leaky_relu(getattr(self, name)(x), 0.2)

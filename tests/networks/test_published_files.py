@@ -34,6 +34,7 @@ FILES: dict[str, Callable[[], nn.Module]] = {
     "HAT x4": lambda: hat(4, "pixelshuffle"),
     "Swin2SR lightweight x2": lambda: swin2sr(2, "pixelshuffledirect"),
     "Swin2SR classical x4": lambda: swin2sr(4, "pixelshuffle"),
+    "Swin2SR compressed x4": lambda: swin2sr(4, "pixelshuffle_aux"),
     "Swin2SR real-world x4": lambda: swin2sr(4, "nearest+conv"),
     "HiT-SIR x2": lambda: hit(2, context=False, convolutional=False),
     "HiT-SRF x3": lambda: hit(3, context=False, convolutional=True),
@@ -101,7 +102,13 @@ def test_our_file_of_it_says_the_same(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["SwinIR classical x4", "SwinIR real-world M x4", "SwinIR JPEG, colour"]
+    "name",
+    [
+        "SwinIR classical x4",
+        "SwinIR real-world M x4",
+        "SwinIR JPEG, colour",
+        "Swin2SR compressed x4",
+    ],
 )
 def test_tiles_meet_without_a_seam(name, tmp_path, monkeypatch):
     """A tail of convolutions reads rows above and below each strip, and the image's padding."""
