@@ -52,6 +52,21 @@ def sdpa(
     return in_windows(attend, window_size, num_heads, shift)
 
 
+def sdpa_of_cosines(
+    tensors: dict[str, Tensor], backward: bool, window_size: int, num_heads: int, shift: int
+) -> Function:
+    """The same of q and k that F.normalize has made as long as the scale and 1."""
+    attention = sdpa(tensors, backward, window_size, num_heads, shift)
+
+    def of_cosines(tensors: dict[str, Tensor]) -> Tensor:
+        q, k, v = tensors["qkv"].unflatten(-1, (3, num_heads, -1)).unbind(3)
+        scale = tensors["cosine_scale"].to(q.dtype)[:, None] * q.shape[-1] ** 0.5
+        parts = [F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1), v]
+        return attention({**tensors, "qkv": torch.stack(parts, 3).flatten(3)})
+
+    return of_cosines
+
+
 def padded(x: Tensor, head_dim: int) -> Tensor:
     """Heads of `head_dim` channels, zeros behind; as they are where they have as many."""
     return F.pad(x, (0, max(0, head_dim - x.shape[-1])))

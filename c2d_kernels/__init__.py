@@ -31,6 +31,7 @@ from .ops.overlapping_window_attention.op import overlapping_window_attention
 from .ops.res_post_norm.op import res_post_norm
 from .ops.selective_scan.op import selective_scan
 from .ops.spatial_correlation.op import spatial_correlation
+from .ops.window_attention.cosine import cosine_window_attention
 from .ops.window_attention.op import permuted_window_attention, window_attention
 from .ops.window_layer.op import window_layer
 from .report import info
@@ -47,6 +48,7 @@ __all__ = [
     "coordinate_query",
     "coordinate_query_moments",
     "coordinate_query_weight_shapes",
+    "cosine_window_attention",
     "dual_features",
     "info",
     "install_as_mamba_ssm",

@@ -1,4 +1,4 @@
-"""Window attention (Swin) and permuted window attention (SRFormer) against SDPA and the reference.
+"""Window attention (Swin), of cosines (Swin V2) and permuted (SRFormer): SDPA and the reference.
 
 SDPA gets every favour: its mask is made before the clock starts, and where no gradient of the
 table is wanted the dense bias is added to it there as well. It still has to roll, partition and
@@ -16,7 +16,7 @@ from torch import Tensor
 
 import c2d_kernels
 from bench import machine
-from bench.attention_peers import GPU_HEAD_DIM, flex_attention, sdpa
+from bench.attention_peers import GPU_HEAD_DIM, flex_attention, sdpa, sdpa_of_cosines
 from bench.contenders import (
     COMPILERS,
     REFERENCE,
@@ -76,6 +76,27 @@ def window_attention(
     }
 
 
+def cosine_window_attention(
+    height: int, width: int, window: int = 8, shift: int = 0, channels: int = 60, heads: int = 6
+) -> dict[str, object]:
+    """The light Swin2SR's layer; its scales begin at 10."""
+    layer = {"window_size": window, "num_heads": heads, "shift": shift}
+
+    def tensors(generator: torch.Generator) -> dict[str, Tensor]:
+        return {
+            "qkv": normal(generator, 1, height, width, 3 * channels),
+            "bias_table": normal(generator, (2 * window - 1) ** 2, heads),
+            "cosine_scale": 10 + normal(generator, heads),
+        }
+
+    return {
+        "function": lambda tensors: c2d_kernels.cosine_window_attention(**tensors, **layer),
+        "tensors": tensors,
+        "half": frozenset({"qkv"}),
+        "peers": {"SDPA": lambda tensors, backward: sdpa_of_cosines(tensors, backward, **layer)},
+    }
+
+
 def permuted_window_attention(
     height: int, width: int, window: int = 16, shift: int = 0, channels: int = 60, heads: int = 6
 ) -> dict[str, object]:
@@ -130,4 +151,12 @@ def test_window_attention(workload: Workload, contender: Contender, fill_row) ->
     contenders=[REFERENCE, *kernels_of("permuted_window_attention"), *COMPILERS],
 )
 def test_permuted_window_attention(workload: Workload, contender: Contender, fill_row) -> None:
+    fill_row(workload, contender)
+
+
+@pytest.mark.race(
+    workloads=table("cosine_window_attention", SWIN, cosine_window_attention),
+    contenders=[REFERENCE, *kernels_of("cosine_window_attention"), peer("SDPA"), *COMPILERS],
+)
+def test_cosine_window_attention(workload: Workload, contender: Contender, fill_row) -> None:
     fill_row(workload, contender)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.res_post_norm.op import res_post_norm
-from ..ops.window_attention.cosine import cosine_window_attention
+from ..ops.window_attention.cosine import swin_v2_attention
 from . import structure
 from .plan import Plan, weights_of
 from .structure import part
@@ -23,7 +23,7 @@ _PROJECTIONS = ("query", "key", "value")
 class _CosineLayer(Plan):
     """Attention of cosines whose bias an MLP makes of the offset; norms last."""
 
-    operators = "window_attention, res_post_norm"
+    operators = "cosine_window_attention, res_post_norm"
 
     heads: int
     shift: int
@@ -31,7 +31,7 @@ class _CosineLayer(Plan):
 
     def mix(self, qkv: Tensor, attention: Any, table: Tensor) -> Tensor:
         """The attention of a map (B, H, W, 3 C)."""
-        return cosine_window_attention(
+        return swin_v2_attention(
             qkv,
             table.view(-1, self.heads),
             attention.logit_scale,

@@ -247,18 +247,22 @@ def weights_of(modules: Mapping[str, nn.Module], *around: nn.Module) -> dict[str
     known = (nn.Linear, nn.LayerNorm, PointwiseConv, Conv3x3, DepthwiseConv)
     if not all(type(module) in known for module in modules.values()):
         return None
-    for module in (*modules.values(), *around):
-        ours = type(module).__module__.startswith(("c2d_models.", "torch.nn.modules."))
-        hooks = module._forward_hooks or module._forward_pre_hooks
-        hooks = hooks or module._backward_hooks or module._backward_pre_hooks
-        if not ours or hooks or "forward" in vars(module):
-            return None
+    if not all(as_written(module) for module in (*modules.values(), *around)):
+        return None
     weights = {
         f"{name}.{kind}": getattr(module, kind)
         for name, module in modules.items()
         for kind in ("weight", "bias")
     }
     return weights if all(x is not None and plain(x) for x in weights.values()) else None
+
+
+def as_written(module: nn.Module) -> bool:
+    """Whether a call of a module does what its class says, and that is ours or torch's."""
+    ours = type(module).__module__.startswith(("c2d_models.", "torch.nn.modules."))
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    hooks = hooks or module._backward_hooks or module._backward_pre_hooks
+    return ours and not hooks and "forward" not in vars(module)
 
 
 def matrix_of(linear: nn.Module, inputs: int, like: Tensor) -> tuple[Tensor, Tensor]:

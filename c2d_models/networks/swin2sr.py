@@ -9,10 +9,12 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from c2d_kernels.ops.window_attention.cosine import cosine_window_attention
+from c2d_kernels.dispatch import plain
+from c2d_kernels.ops.window_attention.cosine import swin_v2_attention
 
-from .fused import Mixer, PostNormLayer
+from .fused import Mixer, PostNormLayer, as_written
 from .layers import Mlp, PointwiseConv
 from .preparable import Preparable
 from .registry import register
@@ -59,11 +61,17 @@ class CosineAttention(Mixer):
         self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(dim)) for _ in range(2))
         self.proj = nn.Linear(dim, dim)
 
+    def projected(self, x: Tensor) -> Tensor:
+        """q, k and v, side by side; k has no bias."""
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        if type(self.qkv) is nn.Linear and as_written(self.qkv) and plain(self.qkv.weight):
+            return F.linear(x, self.qkv.weight, bias)
+        return self.qkv(x) + bias
+
     def parts(self, x: Tensor, *others: Tensor) -> list[Tensor]:
         """The attention, (B, H, W, dim)."""
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        mixed = cosine_window_attention(
-            self.qkv(x) + bias,
+        mixed = swin_v2_attention(
+            self.projected(x),
             self.cpb_mlp.table(x),
             self.logit_scale,
             window_size=self.window_size,

@@ -74,7 +74,7 @@ struct Window {
     }
 
     AttentionHead<T> head(const WindowGrid& grid, const Inputs<T>& inputs, int64_t head,
-                          const T* bias) const {
+                          const T* bias, const T* cosines) const {
         return {inputs.q + head * grid.head_dim,
                 inputs.k,
                 inputs.v,
@@ -84,13 +84,14 @@ struct Window {
                 grid.first_run[head + 1] - grid.first_run[head],
                 bias,
                 masked ? query_region.data() : nullptr,
-                masked ? key_region.data() : nullptr};
+                masked ? key_region.data() : nullptr,
+                cosines == nullptr ? nullptr : cosines + head};
     }
 };
 
 template <class T>
 void forward(const WindowGrid& grid, double scale, const Tensor& q, const std::optional<Tensor>& kv,
-             const Tensor& table, const Tensor& out_map) {
+             const Tensor& table, const T* cosines, const Tensor& out_map) {
     const auto& kernel = attention_kernels<T>();
     const AttentionSizes<T> sizes = sizes_of<T>(grid, scale);
     const Inputs<T> inputs(grid, q, kv);
@@ -108,9 +109,9 @@ void forward(const WindowGrid& grid, double scale, const Tensor& q, const std::o
                 window.move_to(grid, index, inputs);
                 grid.query_tokens(index, out_map, out_token);
                 for (int64_t head = 0; head < grid.heads; ++head) {
-                    kernel.forward(sizes,
-                                   window.head(grid, inputs, head, bias.data() + head * pairs),
-                                   out + head * grid.head_dim, out_token.data(), scratch.data());
+                    kernel.forward(
+                        sizes, window.head(grid, inputs, head, bias.data() + head * pairs, cosines),
+                        out + head * grid.head_dim, out_token.data(), scratch.data());
                 }
             }
         });
@@ -118,8 +119,8 @@ void forward(const WindowGrid& grid, double scale, const Tensor& q, const std::o
 
 template <class T>
 void backward(const WindowGrid& grid, double scale, const Tensor& grad, const Tensor& q,
-              const std::optional<Tensor>& kv, const Tensor& table, const Tensor& dq_map,
-              const Tensor& dkv_map, const Tensor& dtable) {
+              const std::optional<Tensor>& kv, const Tensor& table, const T* cosines,
+              const Tensor& dq_map, const Tensor& dkv_map, const Tensor& dtable, T* dcosines) {
     const auto& kernel = attention_kernels<T>();
     const AttentionSizes<T> sizes = sizes_of<T>(grid, scale);
     const Inputs<T> inputs(grid, q, kv);
@@ -136,6 +137,7 @@ void backward(const WindowGrid& grid, double scale, const Tensor& grad, const Te
     const int64_t some = std::clamp<int64_t>(kPairs / pairs, 1, grid.heads);  // heads of a task
     const int64_t parts = (grid.heads + some - 1) / some;
     std::vector<double> partials(groups * grid.heads * entries);  // [group][head][entry]
+    std::vector<double> cosine_partials(groups * grid.heads);
     torch::stable::parallel_for(0, groups * parts, 1, [&](int64_t begin, int64_t end) {
         Aligned<T> scratch(kernel.backward_scratch(sizes)), sum(some * pairs);
         Window<T> window(grid, sizes);
@@ -152,11 +154,14 @@ void backward(const WindowGrid& grid, double scale, const Tensor& grad, const Te
                 grid.key_tokens(index, kv ? dkv_map : dq_map, dk_token);
                 for (int64_t head = first; head < last; ++head) {
                     const int64_t at = head * grid.head_dim;
+                    T dcosine = 0;
                     kernel.backward(
-                        sizes, window.head(grid, inputs, head, bias.data() + head * pairs),
+                        sizes, window.head(grid, inputs, head, bias.data() + head * pairs, cosines),
                         {grad.const_data_ptr<T>() + at, grad_token.data(), dq + at, dk, dv,
-                         dq_token.data(), dk_token.data(), sum.data() + (head - first) * pairs},
+                         dq_token.data(), dk_token.data(), sum.data() + (head - first) * pairs,
+                         &dcosine},
                         scratch.data());
+                    cosine_partials[task / parts * grid.heads + head] += double(dcosine);
                 }
             }
             for (int64_t head = first; head < last; ++head) {
@@ -183,6 +188,13 @@ void backward(const WindowGrid& grid, double scale, const Tensor& grad, const Te
             }
             to[entry * grid.heads + head] = T(sum);
         }
+    }
+    for (int64_t head = 0; dcosines != nullptr && head < grid.heads; ++head) {
+        double sum = 0;
+        for (int64_t g = 0; g < groups; ++g) {
+            sum += cosine_partials[g * grid.heads + head];
+        }
+        dcosines[head] = T(sum);
     }
 }
 
@@ -234,11 +246,74 @@ Tensor window_attention(const Tensor& q, std::optional<Tensor> kv, const Tensor&
         return out;
     }
     if (q.scalar_type() == ScalarType::Double) {
-        forward<double>(grid, scale, dense_channels(q), dense(kv), bias_table, out);
+        forward<double>(grid, scale, dense_channels(q), dense(kv), bias_table, nullptr, out);
     } else {
-        forward<float>(grid, scale, dense_channels(q), dense(kv), bias_table, out);
+        forward<float>(grid, scale, dense_channels(q), dense(kv), bias_table, nullptr, out);
     }
     return out;
+}
+
+void check_cosines(const Tensor& cosines, const Tensor& qkv, int64_t num_heads) {
+    check_floating_cpu(cosines, "cosine_scale", 1);
+    STD_TORCH_CHECK(cosines.scalar_type() == qkv.scalar_type() && cosines.size(0) == num_heads &&
+                        cosines.is_contiguous(),
+                    "cosine_scale must be a dense (num_heads,) in the type of qkv.");
+}
+
+// softmax(cosine_scale cos(q, k) + bias + mask) v: window_attention of qkv (B, H, W, 3C) whose
+// heads of q and k are divided by their lengths; cosine_scale (num_heads,).
+Tensor cosine_window_attention(const Tensor& qkv, const Tensor& bias_table, const Tensor& cosines,
+                               int64_t window_size, int64_t num_heads, int64_t shift) {
+    const WindowGrid grid = checked(qkv, std::nullopt, bias_table, window_size, num_heads, shift);
+    check_cosines(cosines, qkv, num_heads);
+    const Tensor out =
+        torch::stable::new_empty(qkv, {qkv.size(0), grid.height, grid.width, grid.channels});
+    if (out.numel() == 0) {
+        return out;
+    }
+    if (qkv.scalar_type() == ScalarType::Double) {
+        forward<double>(grid, 1, dense_channels(qkv), std::nullopt, bias_table,
+                        cosines.const_data_ptr<double>(), out);
+    } else {
+        forward<float>(grid, 1, dense_channels(qkv), std::nullopt, bias_table,
+                       cosines.const_data_ptr<float>(), out);
+    }
+    return out;
+}
+
+// Refuses a gradient that is not of the output.
+void check_grad(const Tensor& grad, const Tensor& q, const WindowGrid& grid) {
+    check_floating_cpu(grad, "grad", 4);
+    STD_TORCH_CHECK(grad.scalar_type() == q.scalar_type() && grad.size(0) == q.size(0) &&
+                        grad.size(1) == grid.height && grad.size(2) == grid.width &&
+                        grad.size(3) == grid.channels,
+                    "grad must be (B, H, W, C), in the type of q.");
+}
+
+// (dqkv, dbias_table, dcosine_scale) of cosine_window_attention.
+std::tuple<Tensor, Tensor, Tensor> cosine_window_attention_backward(
+    const Tensor& grad, const Tensor& qkv, const Tensor& bias_table, const Tensor& cosines,
+    int64_t window_size, int64_t num_heads, int64_t shift) {
+    const WindowGrid grid = checked(qkv, std::nullopt, bias_table, window_size, num_heads, shift);
+    check_cosines(cosines, qkv, num_heads);
+    check_grad(grad, qkv, grid);
+    const Tensor dqkv = torch::stable::new_empty(qkv, qkv.sizes());
+    const Tensor dtable = torch::stable::new_empty(bias_table, bias_table.sizes());
+    const Tensor dcosines = torch::stable::new_empty(cosines, cosines.sizes());
+    const Tensor none = torch::stable::new_empty(qkv, {0});
+    if (grad.numel() == 0) {
+        return {dqkv, torch::stable::fill_(dtable, 0), torch::stable::fill_(dcosines, 0)};
+    }
+    if (qkv.scalar_type() == ScalarType::Double) {
+        backward<double>(grid, 1, dense_channels(grad), dense_channels(qkv), std::nullopt,
+                         bias_table, cosines.const_data_ptr<double>(), dqkv, none, dtable,
+                         dcosines.mutable_data_ptr<double>());
+    } else {
+        backward<float>(grid, 1, dense_channels(grad), dense_channels(qkv), std::nullopt,
+                        bias_table, cosines.const_data_ptr<float>(), dqkv, none, dtable,
+                        dcosines.mutable_data_ptr<float>());
+    }
+    return {dqkv, dtable, dcosines};
 }
 
 // (dq, dkv, dbias_table) of window_attention; dkv is empty where kv was not given.
@@ -248,11 +323,7 @@ std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad,
                                                              int64_t window_size, int64_t num_heads,
                                                              int64_t shift, double scale) {
     const WindowGrid grid = checked(q, kv, bias_table, window_size, num_heads, shift);
-    check_floating_cpu(grad, "grad", 4);
-    STD_TORCH_CHECK(grad.scalar_type() == q.scalar_type() && grad.size(0) == q.size(0) &&
-                        grad.size(1) == grid.height && grad.size(2) == grid.width &&
-                        grad.size(3) == grid.channels,
-                    "grad must be (B, H, W, C), in the type of q.");
+    check_grad(grad, q, grid);
     const Tensor dq = torch::stable::new_empty(q, q.sizes());
     const Tensor dkv =
         kv ? torch::stable::new_empty(*kv, kv->sizes()) : torch::stable::new_empty(q, {0});
@@ -262,10 +333,10 @@ std::tuple<Tensor, Tensor, Tensor> window_attention_backward(const Tensor& grad,
     }
     if (q.scalar_type() == ScalarType::Double) {
         backward<double>(grid, scale, dense_channels(grad), dense_channels(q), dense(kv),
-                         bias_table, dq, dkv, dtable);
+                         bias_table, nullptr, dq, dkv, dtable, nullptr);
     } else {
         backward<float>(grid, scale, dense_channels(grad), dense_channels(q), dense(kv), bias_table,
-                        dq, dkv, dtable);
+                        nullptr, dq, dkv, dtable, nullptr);
     }
     return {dq, dkv, dtable};
 }
@@ -280,9 +351,18 @@ STABLE_TORCH_LIBRARY_FRAGMENT(c2d_native, m) {
     m.def(
         "window_attention_backward(Tensor grad, Tensor q, Tensor? kv, Tensor bias_table, "
         "int window_size, int num_heads, int shift, float scale) -> (Tensor, Tensor, Tensor)");
+    m.def(
+        "cosine_window_attention(Tensor qkv, Tensor bias_table, Tensor cosine_scale, "
+        "int window_size, int num_heads, int shift) -> Tensor");
+    m.def(
+        "cosine_window_attention_backward(Tensor grad, Tensor qkv, Tensor bias_table, "
+        "Tensor cosine_scale, int window_size, int num_heads, int shift) -> (Tensor, Tensor, "
+        "Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(c2d_native, CPU, m) {
     m.impl("window_attention", TORCH_BOX(&c2d::window_attention));
     m.impl("window_attention_backward", TORCH_BOX(&c2d::window_attention_backward));
+    m.impl("cosine_window_attention", TORCH_BOX(&c2d::cosine_window_attention));
+    m.impl("cosine_window_attention_backward", TORCH_BOX(&c2d::cosine_window_attention_backward));
 }

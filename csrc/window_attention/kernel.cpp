@@ -13,6 +13,9 @@
 // The tokens of a window are copied once into scratch memory (q transposed and scaled), the bias
 // is laid out as [block][key][query] once for all windows.
 //
+// Where attention is of cosines (Swin V2, 2111.09883), q is divided by its length and multiplied by
+// the head's scale in scratch memory, and k by its length.
+//
 // Costs, multiply-adds for each pair of a query and a key: forward 2 head_dim and one exponential;
 // backward 5 head_dim (S and dP, dq, dk, dv) and one exponential, dk and dv with head_dim filled
 // up.
@@ -38,11 +41,14 @@
 //     as slow as an unshifted one forward and 3 times backward, and scores from -90 down a layer 22
 //     times. Now weights under 2^-64 are 0, and scores and shifts no longer matter to the time.
 // Known and left: q, the output and its gradient are transposed a number at a time.
+#include "../common/vector_math.h"
 #include "softmax.h"
 #include "window_attention.h"
 
 namespace c2d::C2D_ISA {
 namespace {
+
+constexpr double kLeastSquare = 1e-24;  // of a length: shorter ones count as 1e-12
 
 template <class T>
 inline __attribute__((always_inline)) void copy(const T* from, int64_t count, T* to) {
@@ -68,6 +74,8 @@ struct Scratch {
     T* q;                   // [head_dim][length], times scale
     T* scores;              // [keys][block]
     T* out;                 // [head_dim][block]
+    // Of cosines only:
+    T *q_factor, *k_factor;  // [length], [keys], 1 over the lengths
     // Of the backward only:
     T* grad = nullptr;                          // [head_dim][length]
     T *q_rows = nullptr, *grad_rows = nullptr;  // [length][width]
@@ -84,6 +92,8 @@ struct Scratch {
         cut(q, map);
         cut(scores, square);
         cut(out, sizes.head_dim * sizes.block);
+        cut(q_factor, length);
+        cut(k_factor, rounded_up(sizes.keys, lanes));
         if (with_backward) {
             cut(grad, map);
             cut(q_rows, length * width);
@@ -149,6 +159,105 @@ inline void gather_rows(const AttentionSizes<T>& sizes, const int64_t* token, co
     }
 }
 
+// Makes columns of q[channel][query] as long as `scale`; 1 over what they were goes to `factor`.
+template <class T, int lanes>
+inline void normalise_columns(int64_t channels, int64_t length, T scale, T* q, T* factor) {
+    using V = Vector<T, lanes>;
+    const V least = V{} + T(kLeastSquare);
+    for (int64_t n = 0; n < length; n += lanes) {
+        V square{};
+        for (int64_t d = 0; d < channels; ++d) {
+            const V x = load<T, lanes>(q + d * length + n);
+            square += x * x;
+        }
+        const V inverse = T(1) / sqrt_of(square > least ? square : least), by = scale * inverse;
+        store<T, lanes>(factor + n, inverse);
+        for (int64_t d = 0; d < channels; ++d) {
+            T* const at = q + d * length + n;
+            store<T, lanes>(at, by * load<T, lanes>(at));
+        }
+    }
+}
+
+// Makes rows x[row][width] as long as 1 in their first `channels`; `factor` has room for whole
+// vectors.
+template <class T, int lanes>
+inline void normalise_rows(int64_t rows, int64_t channels, int64_t width, T* x, T* factor) {
+    using V = Vector<T, lanes>;
+    const V least = V{} + T(kLeastSquare);
+    for (int64_t row = 0; row < rows; row += lanes) {
+        T squares[lanes]{};
+        const int64_t some = rows - row < lanes ? rows - row : lanes;
+        for (int64_t i = 0; i < some; ++i) {
+            const T* const at = x + (row + i) * width;
+            for (int64_t d = 0; d < channels; ++d) {
+                squares[i] += at[d] * at[d];
+            }
+        }
+        const V square = load<T, lanes>(squares);
+        store<T, lanes>(factor + row, T(1) / sqrt_of(square > least ? square : least));
+        for (int64_t i = 0; i < some; ++i) {
+            T* const at = x + (row + i) * width;
+            for (int64_t d = 0; d < channels; ++d) {
+                at[d] *= factor[row + i];
+            }
+        }
+    }
+}
+
+// q and k as scores are made of: q in s.q times its scale, k in s.k.
+template <class T, int lanes>
+inline void normalise(const AttentionSizes<T>& sizes, const AttentionHead<T>& head,
+                      const Scratch<T, lanes>& s) {
+    if (head.cosine == nullptr) {
+        return;
+    }
+    normalise_columns<T, lanes>(sizes.head_dim, s.length, *head.cosine, s.q, s.q_factor);
+    normalise_rows<T, lanes>(sizes.keys, sizes.head_dim, s.width, s.k, s.k_factor);
+}
+
+// From the gradient g of u scale, u = q / |q|, to that of q: factor scale (g - u (u.g)), in one
+// block of [channel][query]. q holds u scale.
+template <class T, int lanes>
+inline void through_columns(int64_t channels, int64_t length, int64_t step, T scale, const T* q,
+                            const T* factor, T* grad) {
+    using V = Vector<T, lanes>;
+    const T twice = scale * scale, unscaled = twice > 0 ? T(1) / twice : T(0);
+    for (int64_t column = 0; column < step; column += lanes) {
+        V dot{};
+        for (int64_t d = 0; d < channels; ++d) {
+            dot +=
+                load<T, lanes>(q + d * length + column) * load<T, lanes>(grad + d * step + column);
+        }
+        const V along = dot * unscaled, by = scale * load<T, lanes>(factor + column);
+        for (int64_t d = 0; d < channels; ++d) {
+            T* const at = grad + d * step + column;
+            const V across = load<T, lanes>(at) - along * load<T, lanes>(q + d * length + column);
+            store<T, lanes>(at, by * across);
+        }
+    }
+}
+
+// The same of the keys, whose rows are u and grad's g. Returns the sum of u.g, the gradient of the
+// scale.
+template <class T>
+inline T through_rows(int64_t rows, int64_t channels, int64_t width, T scale, const T* x,
+                      const T* factor, T* grad) {
+    T total = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+        const T* const unit = x + row * width;
+        T *const at = grad + row * width, dot = 0;
+        for (int64_t d = 0; d < channels; ++d) {
+            dot += unit[d] * at[d];
+        }
+        total += dot;
+        for (int64_t d = 0; d < channels; ++d) {
+            at[d] = scale * factor[row] * (at[d] - dot * unit[d]);
+        }
+    }
+    return total;
+}
+
 // to[query][channel] = scale[query] * from[channel][query] for the queries of one block
 template <class T>
 inline void scatter_transposed(const AttentionSizes<T>& sizes, const int64_t* token, int64_t block,
@@ -184,6 +293,7 @@ void forward(const AttentionSizes<T>& sizes, const AttentionHead<T>& head, T* ou
     gather_keys(sizes, head, s.width, head.k, s.k);
     gather_keys(sizes, head, s.width, head.v, s.v);
     gather_transposed(sizes, head.q_token, head.q, sizes.scale, s.length, s.q);
+    normalise(sizes, head, s);
     Inverse<T, lanes> inverse;
     for (int64_t block = 0; block < sizes.blocks; ++block) {
         exponentials<T, lanes>(sizes, head, s, block, inverse);
@@ -208,6 +318,12 @@ void backward(const AttentionSizes<T>& sizes, const AttentionHead<T>& head,
     gather_transposed(sizes, head.q_token, head.q, sizes.scale, s.length, s.q);
     gather_transposed(sizes, grads.out_token, grads.out, T(1), s.length, s.grad);
     gather_rows(sizes, head.q_token, head.q, sizes.scale, s.width, s.q_rows);
+    normalise(sizes, head, s);
+    for (int64_t n = 0; head.cosine != nullptr && n < sizes.queries; ++n) {
+        for (int64_t d = 0; d < sizes.head_dim; ++d) {
+            s.q_rows[n * s.width + d] *= s.q_factor[n];
+        }
+    }
     gather_rows(sizes, grads.out_token, grads.out, T(1), s.width, s.grad_rows);
     Inverse<T, lanes> inverse, scale;
     for (int64_t n = 0; n < step; ++n) {
@@ -242,6 +358,10 @@ void backward(const AttentionSizes<T>& sizes, const AttentionHead<T>& head,
         }
         long_product<T, lanes>({keys, s.k, 1, s.width, s.grad_scores, step, nullptr, s.out, step},
                                sizes.head_dim, step);
+        if (head.cosine != nullptr) {
+            through_columns<T, lanes>(sizes.head_dim, s.length, step, *head.cosine, s.q + first,
+                                      s.q_factor + first, s.out);
+        }
         scatter_transposed(sizes, grads.q_token, block, s.out, scale.of, grads.q);
         product<T, lanes>({count, s.scores, step, 1, s.grad_rows + first * s.width, s.width,
                            block == 0 ? nullptr : s.dv, s.dv, s.width},
@@ -249,6 +369,10 @@ void backward(const AttentionSizes<T>& sizes, const AttentionHead<T>& head,
         product<T, lanes>({count, s.grad_scores, step, 1, s.q_rows + first * s.width, s.width,
                            block == 0 ? nullptr : s.dk, s.dk, s.width},
                           keys, s.width);
+    }
+    if (head.cosine != nullptr) {
+        *grads.cosine +=
+            through_rows(keys, sizes.head_dim, s.width, *head.cosine, s.k, s.k_factor, s.dk);
     }
     scatter_keys(sizes, head, grads.key_token, s.width, s.dk, grads.k);
     scatter_keys(sizes, head, grads.key_token, s.width, s.dv, grads.v);

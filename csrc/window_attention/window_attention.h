@@ -34,6 +34,8 @@ struct AttentionHead {
     int64_t run_count;
     const T* bias;  // [blocks][keys][block]
     const T *query_region, *key_region;
+    // Not null: scores are this times the cosine of q and k, and sizes.scale is 1.
+    const T* cosine = nullptr;
 };
 
 // Where one head's gradients come from and go to. bias is added to, the others are written.
@@ -43,7 +45,8 @@ struct AttentionGradients {
     const int64_t* out_token;
     T *q, *k, *v;
     const int64_t *q_token, *key_token;
-    T* bias;  // as AttentionHead::bias
+    T* bias;              // as AttentionHead::bias
+    T* cosine = nullptr;  // of what AttentionHead::cosine points to; added to
 };
 
 template <class T>

@@ -1,4 +1,4 @@
-"""Attention of cosines, composed of the operator `window_attention`."""
+"""The operator `c2d::cosine_window_attention`, and Swin V2's attention by it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,71 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .op import window_attention
+from c2d_kernels import checks, dispatch
+from c2d_kernels.operators import Operator, define
+
+from . import native, reference
+from .op import check_windows, flops, window_attention
 
 LARGEST_SCALE = math.log(100.0)
 """At which the logarithm of the cosines' scale is cut off."""
 
 
 def cosine_window_attention(
+    qkv: Tensor,
+    bias_table: Tensor,
+    cosine_scale: Tensor,
+    *,
+    window_size: int,
+    num_heads: int,
+    shift: int = 0,
+) -> Tensor:
+    """Attention of cosines inside windows: `softmax(cosine_scale cos(q, k) + bias + mask) v`.
+
+    On a CPU q and k are divided by their lengths inside the kernel, forward and backward; elsewhere
+    one product of the map does that before `window_attention`.
+
+    Args:
+        qkv: (B, H, W, 3C) = [q | k | v], as for window_attention. Lengths of a head's q and k below
+            1e-12 count as that.
+        bias_table: ((2w-1)^2, heads), added to the scores as window_attention does. May be float32
+            beside half qkv, as cosine_scale.
+        cosine_scale: (heads,), the factor of each head's cosines.
+        window_size: w, in pixels.
+        num_heads: divides C.
+        shift: 0 <= shift < w, as in window_attention.
+
+    Returns:
+        (B, H, W, C), in the dtype of qkv.
+
+    Raises:
+        ValueError: a shape or number that does not fit. TypeError: a dtype that does not.
+
+    Swin V2 (2111.09883), section 3.2.
+    """
+    checks.parameters(qkv, qkv=qkv, bias_table=bias_table, cosine_scale=cosine_scale)
+    (qkv,) = dispatch.autocast(qkv)
+    checks.feature_map("qkv", qkv)
+    check_windows("qkv", qkv, window_size, num_heads, shift)
+    checks.divides("3 * num_heads", 3 * num_heads, "the channels of qkv", qkv.shape[-1])
+    side = 2 * window_size - 1
+    checks.shape("bias_table", bias_table, (side * side, num_heads), "((2w-1)^2, heads)")
+    checks.shape("cosine_scale", cosine_scale, (num_heads,), "(heads,)")
+    options = (window_size, num_heads, shift)
+    if dispatch.in_one_piece("cosine_window_attention", qkv, bias_table, cosine_scale, *options):
+        return _cosine(qkv, bias_table, cosine_scale, *options)
+    return window_attention(
+        reference.normalised(qkv, cosine_scale),
+        bias_table,
+        window_size=window_size,
+        num_heads=num_heads,
+        shift=shift,
+        scale=1.0,
+    )
+
+
+def swin_v2_attention(
     qkv: Tensor,
     bias_table: Tensor,
     logit_scale: Tensor,
@@ -36,15 +92,33 @@ def cosine_window_attention(
 
     Swin V2 (2111.09883), section 3.2; Swin2SR (2209.11345).
     """
-    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).unbind(3)
-    scale = logit_scale.clamp(max=LARGEST_SCALE).exp().view(num_heads, 1)
-    q, k = F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1)
-    stacked = torch.stack([q, k.to(q.dtype), v.to(q.dtype)], 3)
-    return window_attention(
-        stacked.flatten(3),
+    return cosine_window_attention(
+        qkv,
         16 * bias_table.sigmoid(),
+        logit_scale.clamp(max=LARGEST_SCALE).exp().flatten(),
         window_size=window_size,
         num_heads=num_heads,
         shift=shift,
-        scale=1.0,
     )
+
+
+def _example(device: torch.device) -> tuple:
+    qkv = torch.zeros(1, 4, 4, 12, device=device)
+    return qkv, torch.zeros(49, 2, device=device), torch.ones(2, device=device), 4, 2, 0
+
+
+_cosine = define(
+    Operator(
+        name="cosine_window_attention",
+        arguments="Tensor qkv, Tensor bias_table, Tensor cosine_scale, SymInt window_size, "
+        "SymInt num_heads, SymInt shift",
+        outputs=1,
+        reference=reference.cosine_window_attention,
+        fake=lambda qkv, *_: qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3)),
+        flops=lambda qkv, table, cosine_scale, window, *_: flops(
+            qkv[0], qkv[1], qkv[2], qkv[3] // 3, window
+        ),
+        example=_example,
+    )
+)
+dispatch.register(native.cosine_window_attention)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -48,6 +48,25 @@ def _gradients(
     return op(grad.to(q.dtype), q, kv, bias_table, *options)
 
 
+def _cosine_forward(qkv: Tensor, bias_table: Tensor, cosine_scale: Tensor, *options: int) -> Tensor:
+    op = torch.ops.c2d_native.cosine_window_attention.default
+    return op(*_computed(qkv, bias_table, cosine_scale), *options).to(qkv.dtype)
+
+
+def _cosine_backward(
+    grad: Tensor, qkv: Tensor, bias_table: Tensor, cosine_scale: Tensor, *options: Any
+) -> tuple[Tensor | None, ...]:
+    inputs = (qkv, bias_table, cosine_scale)
+    op = torch.ops.c2d_native.cosine_window_attention_backward.default
+    ready = _computed(qkv, *inputs[1:])
+    return _wanted(op(grad.to(ready[0].dtype), *ready, *options[:-1]), inputs, options[-1])
+
+
+def _computed(qkv: Tensor, bias_table: Tensor, cosine_scale: Tensor) -> tuple[Tensor, ...]:
+    qkv, _, bias_table = _ready(qkv, None, bias_table)
+    return qkv, bias_table, cosine_scale.to(qkv.dtype).contiguous()
+
+
 def _ready(
     q: Tensor, kv: Tensor | None, bias_table: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -80,4 +99,12 @@ permuted_window_attention = Kernel(
     _permuted_forward,
     _permuted_backward,
     native_ops=("window_attention", "window_attention_backward"),
+)
+cosine_window_attention = Kernel(
+    "cosine_window_attention",
+    "cpu",
+    native.refusal,
+    _cosine_forward,
+    _cosine_backward,
+    native_ops=("cosine_window_attention", "cosine_window_attention_backward"),
 )

@@ -1,6 +1,8 @@
-"""Window attention and the permuted one in the tables of the shared tests."""
+"""Window attention, of cosines and permuted too, in the tables of the shared tests."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 
@@ -71,8 +73,25 @@ def permuted(
     )
 
 
+def cosine(
+    name: str,
+    batch: int,
+    height: int,
+    width: int,
+    head_dim: int,
+    *,
+    window: int = 4,
+    heads: int = 2,
+    shift: int = 2,
+) -> Case:
+    case = attention(name, batch, height, width, head_dim, window=window, heads=heads, shift=shift)
+    shapes = {**case.shapes, "cosine_scale": (heads,)}
+    return replace(case, operator="cosine_window_attention", shapes=shapes)
+
+
 SMALL = [
     attention("attention", 1, 4, 6, 2, window=2, shift=1),
+    cosine("cosine", 1, 4, 6, 2, window=2, shift=1),
     permuted("permuted", 1, 8, 4, 4),
 ]
 AWKWARD = [
@@ -81,6 +100,11 @@ AWKWARD = [
     attention("attention-odd-shift", 1, 9, 6, 3, window=3, heads=1, shift=1),
     attention("attention-no-batch", 0, 8, 4, 2),
     attention("attention-1x1", 1, 1, 1, 2, window=1, shift=0),
+    cosine("cosine-head-dim-10", 1, 16, 24, 10, window=8, heads=6, shift=4),
+    cosine("cosine-head-dim-30", 1, 16, 8, 30, window=8, heads=2, shift=0),
+    cosine("cosine-odd-shift", 1, 9, 6, 3, window=3, heads=1, shift=1),
+    cosine("cosine-no-batch", 0, 8, 4, 2),
+    cosine("cosine-1x1", 1, 1, 1, 2, window=1, shift=0),
     permuted("permuted-head-dim-10", 1, 8, 16, 20, window=8, shift=4),
     permuted("permuted-one-window", 2, 4, 4, 8, shift=0),
     permuted("permuted-no-batch", 0, 8, 4, 4),
@@ -88,6 +112,7 @@ AWKWARD = [
 ]
 FLOPS = {  # of the small cases, by hand
     "attention": 4 * 24 * 4 * 4,
+    "cosine": 4 * 24 * 4 * 4,
     "permuted": 32 * 16 * 4,
 }
 FORMULAS = [
@@ -98,6 +123,12 @@ MAP = {0: B, 1: 4 * rows, 2: 4 * columns}
 EXPORTS = [
     Export(
         "attention",
+        {"qkv": {0: B, 1: 2 * rows, 2: 2 * columns}},
+        {B: 2, rows: 3, columns: 2},
+        {B: 1, rows: 2, columns: 5},
+    ),
+    Export(
+        "cosine",
         {"qkv": {0: B, 1: 2 * rows, 2: 2 * columns}},
         {B: 2, rows: 3, columns: 2},
         {B: 1, rows: 2, columns: 5},
@@ -134,6 +165,14 @@ REFUSALS = [
     ),
     *refusals(
         SMALL[1],
+        ({"qkv": grow(3)}, ValueError, "3 * num_heads must divide the channels of"),
+        ({"window_size": 4.0}, TypeError, "window_size must be an int, got float."),
+        ({"shift": 2}, ValueError, "shift must be from 0 to window_size - 1, 1, got 2"),
+        ({"cosine_scale": grow(0)}, ValueError, "cosine_scale must have the shape (heads,) = (2)"),
+        ({"cosine_scale": to(torch.int32)}, TypeError, "cosine_scale must be float32, bf"),
+    ),
+    *refusals(
+        SMALL[2],
         ({"kv": grow(3)}, ValueError, "kv must have the shape (B, H, W, C/2) = (1, 8"),
         ({"kv": to(torch.float32)}, TypeError, "kv must have the dtype of q, float64"),
         ({"shift": 1}, ValueError, "shift must be even, since keys are cells of 2x2"),
