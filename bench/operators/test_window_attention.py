@@ -9,6 +9,7 @@ own, compiled; see attention_peers.py.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ PERMUTED = {
 
 def window_attention(
     height: int, width: int, window: int = 8, shift: int = 0, channels: int = 60, heads: int = 6
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """SwinIR-L's layer: 60 channels in 6 heads."""
     layer = {"window_size": window, "num_heads": heads, "shift": shift}
 
@@ -82,17 +83,15 @@ def cosine_window_attention(
     """The light Swin2SR's layer; its scales begin at 10."""
     layer = {"window_size": window, "num_heads": heads, "shift": shift}
 
+    plain = window_attention(height, width, window, shift, channels, heads)
+
     def tensors(generator: torch.Generator) -> dict[str, Tensor]:
-        return {
-            "qkv": normal(generator, 1, height, width, 3 * channels),
-            "bias_table": normal(generator, (2 * window - 1) ** 2, heads),
-            "cosine_scale": 10 + normal(generator, heads),
-        }
+        return {**plain["tensors"](generator), "cosine_scale": 10 + normal(generator, heads)}
 
     return {
+        **plain,
         "function": lambda tensors: c2d_kernels.cosine_window_attention(**tensors, **layer),
         "tensors": tensors,
-        "half": frozenset({"qkv"}),
         "peers": {"SDPA": lambda tensors, backward: sdpa_of_cosines(tensors, backward, **layer)},
     }
 

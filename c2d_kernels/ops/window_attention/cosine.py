@@ -11,7 +11,7 @@ from c2d_kernels import checks, dispatch
 from c2d_kernels.operators import Operator, define
 
 from . import native, reference
-from .op import check_windows, flops, window_attention
+from .op import check_qkv, flops, window_attention
 
 LARGEST_SCALE = math.log(100.0)
 """At which the logarithm of the cosines' scale is cut off."""
@@ -51,11 +51,7 @@ def cosine_window_attention(
     """
     checks.parameters(qkv, qkv=qkv, bias_table=bias_table, cosine_scale=cosine_scale)
     (qkv,) = dispatch.autocast(qkv)
-    checks.feature_map("qkv", qkv)
-    check_windows("qkv", qkv, window_size, num_heads, shift)
-    checks.divides("3 * num_heads", 3 * num_heads, "the channels of qkv", qkv.shape[-1])
-    side = 2 * window_size - 1
-    checks.shape("bias_table", bias_table, (side * side, num_heads), "((2w-1)^2, heads)")
+    check_qkv(qkv, bias_table, window_size, num_heads, shift)
     checks.shape("cosine_scale", cosine_scale, (num_heads,), "(heads,)")
     options = (window_size, num_heads, shift)
     if dispatch.in_one_piece("cosine_window_attention", qkv, bias_table, cosine_scale, *options):

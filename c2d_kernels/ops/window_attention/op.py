@@ -57,11 +57,7 @@ def window_attention(
         sides, moved = (window_size, window_size), (shift, shift)
         return _in_rectangles(qkv, bias_table, sides, num_heads, moved, scale)
     (qkv,) = dispatch.autocast(qkv)
-    checks.feature_map("qkv", qkv)
-    check_windows("qkv", qkv, window_size, num_heads, shift)
-    checks.divides("3 * num_heads", 3 * num_heads, "the channels of qkv", qkv.shape[-1])
-    side = 2 * window_size - 1
-    checks.shape("bias_table", bias_table, (side * side, num_heads), "((2w-1)^2, heads)")
+    check_qkv(qkv, bias_table, window_size, num_heads, shift)
     scale = (qkv.shape[-1] // (3 * num_heads)) ** -0.5 if scale is None else float(scale)
     return _attention(qkv, bias_table, window_size, num_heads, shift, scale)
 
@@ -144,6 +140,17 @@ def flops(batch: int, height: int, width: int, channels: int, window_size: int) 
 def permuted_flops(batch: int, height: int, width: int, channels: int, window_size: int) -> int:
     """Operations of the definition of permuted_window_attention: a quarter as many keys."""
     return batch * height * width * channels * window_size**2
+
+
+def check_qkv(
+    qkv: Tensor, bias_table: Tensor, window_size: int, num_heads: int, shift: int
+) -> None:
+    """A map of q, k and v that is whole windows, and the table of their offsets."""
+    checks.feature_map("qkv", qkv)
+    check_windows("qkv", qkv, window_size, num_heads, shift)
+    checks.divides("3 * num_heads", 3 * num_heads, "the channels of qkv", qkv.shape[-1])
+    side = 2 * window_size - 1
+    checks.shape("bias_table", bias_table, (side * side, num_heads), "((2w-1)^2, heads)")
 
 
 def check_windows(name: str, x: Tensor, window_size: int, num_heads: int, shift: int) -> None:

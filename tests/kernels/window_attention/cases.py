@@ -73,18 +73,9 @@ def permuted(
     )
 
 
-def cosine(
-    name: str,
-    batch: int,
-    height: int,
-    width: int,
-    head_dim: int,
-    *,
-    window: int = 4,
-    heads: int = 2,
-    shift: int = 2,
-) -> Case:
-    case = attention(name, batch, height, width, head_dim, window=window, heads=heads, shift=shift)
+def cosine(name: str, *sizes: int, heads: int = 2, **options: int) -> Case:
+    """As attention, with a scale for each head's cosines."""
+    case = attention(name, *sizes, heads=heads, **options)
     shapes = {**case.shapes, "cosine_scale": (heads,)}
     return replace(case, operator="cosine_window_attention", shapes=shapes)
 
