@@ -65,6 +65,11 @@ class Processes:
         self.mean(0.0)
 
 
+_groups: list[object] = []
+"""Groups of this process, kept beyond their end: a network of `share` that outlives its group would
+take it apart and then, now and then, wait for ever for one of gloo's threads (torch 2.13)."""
+
+
 @contextmanager
 def join(device: str) -> Iterator[Processes]:
     """Connect with the other processes, if `torchrun` started several: NCCL on CUDA, else gloo.
@@ -91,6 +96,7 @@ def join(device: str) -> Iterator[Processes]:
         place = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    _groups.append(dist.group.WORLD)
     try:
         yield Processes(place, dist.get_rank(), dist.get_world_size())
     finally:
