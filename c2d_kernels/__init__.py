@@ -27,6 +27,8 @@ from .ops.coordinate_query.op import (
 )
 from .ops.coordinate_query.positions import Region
 from .ops.dual_features.op import dual_features
+from .ops.gated_ffn.op import gated_ffn
+from .ops.mlp_branch.op import mlp_branch
 from .ops.overlapping_window_attention.op import overlapping_window_attention
 from .ops.res_post_norm.op import res_post_norm
 from .ops.selective_scan.op import selective_scan
@@ -50,8 +52,10 @@ __all__ = [
     "coordinate_query_weight_shapes",
     "cosine_window_attention",
     "dual_features",
+    "gated_ffn",
     "info",
     "install_as_mamba_ssm",
+    "mlp_branch",
     "overlapping_window_attention",
     "permuted_window_attention",
     "res_post_norm",

@@ -141,3 +141,12 @@ def column_after_norm(weight: Tensor, bias: Tensor, norm: Tensor, norm_bias: Ten
     Not by torch.addmv: its sums differ with the number of threads.
     """
     return bias_column(weight * norm, bias + (weight * norm_bias).sum(1))
+
+
+def gradients_before_norm(
+    gradient: Tensor, norm: Tensor, norm_bias: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the norm's and the Linear's weights and biases from column_after_norm's."""
+    of_weight, of_bias = gradient[:, :-1], gradient[:, -1]
+    of_norm, of_norm_bias = (of_weight * weight).sum(0), (of_bias[:, None] * weight).sum(0)
+    return of_norm, of_norm_bias, of_weight * norm + of_bias[:, None] * norm_bias, of_bias

@@ -1,4 +1,5 @@
-"""DAT's attention in rectangular windows, half of the heads in upright and half in wide ones."""
+"""DAT's layers: attention in rectangular windows, half of the heads in upright and half in wide
+ones, and the gated feed-forward behind either kind of its attention."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.gated_ffn.op import gated_ffn
 from ..ops.overlapping_window_attention.op import overlapping_window_attention
 from . import structure
-from .plan import Plan
+from .plan import Plan, gated_mlp_weights
 from .structure import need, part
 
 _BRANCHES = ("attns.0", "attns.1")
@@ -115,3 +117,33 @@ class AdaptiveSpatialAttention(Plan):
 
     def example(self, features: Tensor) -> tuple[Any, ...]:
         return features.flatten(1, 2), *features.shape[1:3]
+
+
+@dataclass(frozen=True)
+class DualAggregationLayer(Plan):
+    """forward(x (B, H W, C), x_size (H, W)): an attention as it is, then the gated feed-forward."""
+
+    names = ("DATB",)
+    operators = "gated_ffn"
+    called = ("norm1", "attn")
+
+    eps: float
+
+    @classmethod
+    def read(cls, layer: nn.Module) -> DualAggregationLayer:
+        structure.arguments(layer, "x", "x_size")
+        structure.only_children(layer, "", *cls.called, "drop_path", "ffn", "norm2")
+        structure.only_children(layer, "ffn", "fc1", "act", "sg", "fc2", "drop")
+        channels = structure.linear(layer, "ffn.fc2", None, None).out_features
+        norms = [structure.norm(layer, "norm2", channels)]
+        norms.append(structure.gated_mlp(layer, "ffn", channels, 3))
+        structure.same_eps(*norms)
+        return cls(cls.parts_of(layer), channels, (8, 8), norms[0].eps)
+
+    def run(self, layer: nn.Module, x: Tensor, x_size: tuple[int, int]) -> Tensor:
+        out = x + part(layer, "attn")(part(layer, "norm1")(x), *x_size)
+        weights = gated_mlp_weights(part(layer, "ffn"), part(layer, "norm2"))
+        return gated_ffn(out.view(len(x), *x_size, -1), weights, eps=self.eps).view(x.shape)
+
+    def example(self, features: Tensor) -> tuple[Any, ...]:
+        return features.flatten(1, 2), tuple(features.shape[1:3])

@@ -1,6 +1,6 @@
 """The kinds of layers that are recognised, and those that are known but stay as they are."""
 
-from .dat import AdaptiveSpatialAttention
+from .dat import AdaptiveSpatialAttention, DualAggregationLayer
 from .hit import HiTLayer
 from .mambairv2 import AttentiveLayer, AttentiveStateSpace
 from .overlapping import OverlappingAttention
@@ -14,6 +14,7 @@ KINDS: tuple[type[Plan], ...] = (
     SRFormerLayer,
     HybridAttentionLayer,
     OverlappingAttention,
+    DualAggregationLayer,
     AdaptiveSpatialAttention,
     AuthorsSwin2SRLayer,
     HuggingFaceSwin2SRLayer,
@@ -25,6 +26,5 @@ KINDS: tuple[type[Plan], ...] = (
 
 UNSERVED = {
     "Adaptive_Channel_Attention": "no operator attends from channel to channel",
-    "SGFN": "no operator gates a feed-forward by a depthwise convolution",
 }
 """Layers of known networks that stay as they are, and why."""

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from ..ops.attention_branch.op import attention_branch
 from ..ops.conv_ffn.op import conv_ffn
+from ..ops.gated_ffn.op import gated_ffn
 from ..ops.selective_scan.op import selective_scan
 from . import masks, structure
-from .plan import Plan, conv_mlp_weights, weights_of
+from .plan import Plan, conv_mlp_weights, gated_mlp_weights, weights_of
 from .structure import need, part
 
 _MLPS = ("convffn1", "convffn2")
@@ -25,7 +26,7 @@ class AttentiveLayer(Plan):
     """forward(x (B, H W, C), x_size (H, W), params) of 2411.15269, light (gated MLP) or larger."""
 
     names = ("AttentiveLayer",)
-    operators = "attention_branch, conv_ffn"
+    operators = "attention_branch, conv_ffn or gated_ffn"
     called = ("assm",)
 
     heads: int
@@ -46,13 +47,13 @@ class AttentiveLayer(Plan):
         structure.bias_table(attention, window, heads)
         structure.head_scale(attention, channels, heads)
         norms = [structure.norm(layer, name, channels) for name in _NORMS]
-        structure.same_eps(*norms)
         gated = "sg" in part(layer, "convffn1")._modules
         for name in _MLPS:
             if gated:
-                _read_gated(layer, name, channels)
+                norms.append(structure.gated_mlp(layer, name, channels, 5))
             else:
                 structure.conv_mlp(layer, name, channels)
+        structure.same_eps(*norms)
         parts = cls.parts_of(layer)
         return cls(parts, channels, (window, window), heads, shift, norms[0].eps, gated)
 
@@ -86,11 +87,8 @@ class AttentiveLayer(Plan):
         if not self.gated:
             weights = conv_mlp_weights(part(layer, mlp), part(layer, norm))
             return conv_ffn(x, weights, norm_first=True, eps=self.eps)
-        fc1, fc2 = part(layer, f"{mlp}.fc1"), part(layer, f"{mlp}.fc2")
-        gate_norm, conv = part(layer, f"{mlp}.sg.norm"), part(layer, f"{mlp}.sg.conv")
-        kept, gate = F.gelu(fc1(part(layer, norm)(x))).chunk(2, dim=-1)
-        gate = conv(gate_norm(gate).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return x + fc2(kept * gate)
+        weights = gated_mlp_weights(part(layer, mlp), part(layer, norm))
+        return gated_ffn(x, weights, eps=self.eps)
 
     def example(self, features: Tensor) -> tuple[Any, ...]:
         (height, width), window = features.shape[1:3], self.window[0]
@@ -195,12 +193,3 @@ class AttentiveStateSpace(Plan):
         tokens, (height, width) = features.flatten(1, 2), features.shape[1:3]
         table = nn.Embedding(self.prompt_rank, self.states).to(features.device)
         return tokens, (height, width), table
-
-
-def _read_gated(layer: nn.Module, name: str, channels: int) -> None:
-    """A gated MLP: Linear, GELU, one half times a depthwise 5x5 of the other's norm, Linear."""
-    hidden = structure.linear(layer, f"{name}.fc1", channels, None).out_features
-    structure.gelu(layer, f"{name}.act")
-    structure.norm(layer, f"{name}.sg.norm", hidden // 2)
-    structure.convolution(layer, f"{name}.sg.conv", 5, hidden // 2)
-    structure.linear(layer, f"{name}.fc2", hidden // 2, channels)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops.mlp_branch.op import mlp_branch
 from ..ops.overlapping_window_attention.op import overlapping_window_attention
 from . import structure
-from .plan import Plan
+from .plan import Plan, weights_of
 from .structure import need, part
 
 
@@ -19,19 +20,22 @@ class OverlappingAttention(Plan):
     """HAT's: forward(x (B, H W, C), x_size (H, W), rpi), an index into its table of biases."""
 
     names = ("OCAB",)
-    operators = "overlapping_window_attention"
-    called = ("norm1", "qkv", "proj", "norm2", "mlp")
+    operators = "overlapping_window_attention, mlp_branch"
+    called = ("norm1", "qkv", "proj")
 
     heads: int
     overlap: int
     scale: float
+    eps: float
 
     @classmethod
     def read(cls, layer: nn.Module) -> OverlappingAttention:
         structure.arguments(layer, "x", "x_size", "rpi")
-        structure.only_children(layer, "", *cls.called, "unfold", "softmax")
+        structure.only_children(layer, "", *cls.called, "norm2", "mlp", "unfold", "softmax")
         channels = structure.linear(layer, "proj", None, None).out_features
         structure.linear(layer, "qkv", channels, 3 * channels)
+        structure.mlp(layer, channels)
+        eps = structure.norm(layer, "norm2", channels).eps
         window, larger, heads = (
             structure.whole(layer, name)
             for name in ("window_size", "overlap_win_size", "num_heads")
@@ -45,7 +49,7 @@ class OverlappingAttention(Plan):
         scale = structure.value(layer, "scale")
         if not isinstance(scale, float):
             raise structure.Unlike(f"scale is {scale!r}, not a number")
-        return cls(cls.parts_of(layer), channels, (window, window), heads, padding, scale)
+        return cls(cls.parts_of(layer), channels, (window, window), heads, padding, scale, eps)
 
     def run(
         self, layer: nn.Module, x: Tensor, x_size: tuple[int, int], rpi: Tensor
@@ -68,8 +72,10 @@ class OverlappingAttention(Plan):
             overlap=self.overlap,
             scale=self.scale,
         )
-        out = part(layer, "proj")(out.view(x.shape)) + x
-        return out + part(layer, "mlp")(part(layer, "norm2")(out))
+        out = part(layer, "proj")(out) + x.view(out.shape)
+        modules = {name: part(layer, f"mlp.{name}") for name in ("fc1", "fc2")}
+        weights = weights_of(norm=part(layer, "norm2"), **modules)
+        return mlp_branch(out, weights, eps=self.eps).view(x.shape)
 
     def example(self, features: Tensor) -> tuple[Any, ...]:
         window = self.window[0]

@@ -147,6 +147,13 @@ def conv_mlp_weights(mlp: nn.Module, norm: nn.Module) -> Mapping[str, Tensor]:
     return weights_of(dwconv=part(mlp, "dwconv.depthwise_conv.0"), norm=norm, **modules)
 
 
+def gated_mlp_weights(mlp: nn.Module, norm: nn.Module) -> Mapping[str, Tensor]:
+    """The weights of a gated MLP, DAT's or MambaIRv2's, and its norm as gated_ffn takes them."""
+    gate = {"gate_norm": part(mlp, "sg.norm"), "dwconv": part(mlp, "sg.conv")}
+    modules = {name: part(mlp, name) for name in ("fc1", "fc2")}
+    return weights_of(norm=norm, **gate, **modules)
+
+
 def replacement(kind: type[nn.Module]) -> type[nn.Module]:
     """The subclass of a layer's class that runs its plan where the plan applies.
 

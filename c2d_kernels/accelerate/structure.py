@@ -150,6 +150,19 @@ def conv_mlp(layer: nn.Module, name: str, channels: int) -> None:
         gelu(layer, f"{name}.{activation}")
 
 
+def gated_mlp(layer: nn.Module, name: str, channels: int, side: int) -> nn.LayerNorm:
+    """A gated MLP: Linear, GELU, one half times a depthwise convolution of the other's norm, Linear.
+
+    Returns the gate's norm.
+    """
+    hidden = linear(layer, f"{name}.fc1", channels, None).out_features
+    gelu(layer, f"{name}.act")
+    only_children(layer, f"{name}.sg", "norm", "conv")
+    convolution(layer, f"{name}.sg.conv", side, hidden // 2)
+    linear(layer, f"{name}.fc2", hidden // 2, channels)
+    return norm(layer, f"{name}.sg.norm", hidden // 2)
+
+
 def convolution(layer: nn.Module, path: str, kernel: int, groups: int) -> nn.Conv2d:
     """A Conv2d with a bias that keeps height and width."""
     module = part(layer, path)

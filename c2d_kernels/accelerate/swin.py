@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..ops.attention_branch.op import attention_branch
+from ..ops.mlp_branch.op import mlp_branch
 from ..ops.window_layer.op import window_layer
 from . import masks, structure
 from .plan import Plan, weights_of
@@ -70,8 +71,8 @@ class HybridAttentionLayer(Plan):
     """HAT's: attention in windows beside a convolution of the same norm, then an MLP after one."""
 
     names = ("HAB",)
-    operators = "attention_branch"
-    called = ("conv_block", "norm2", "mlp")
+    operators = "attention_branch, mlp_branch"
+    called = ("conv_block",)
 
     heads: int
     shift: int
@@ -84,13 +85,15 @@ class HybridAttentionLayer(Plan):
         channels, window, heads = _read_attention(layer)
         children = ("norm1", "attn", "conv_block", "drop_path", "norm2", "mlp")
         structure.only_children(layer, "", *children)
-        norm = structure.norm(layer, "norm1", channels)
+        structure.mlp(layer, channels)
+        norms = [structure.norm(layer, name, channels) for name in ("norm1", "norm2")]
+        structure.same_eps(*norms)
         shift = structure.whole(layer, "shift_size")
         scale = structure.value(layer, "conv_scale")
         if not isinstance(scale, float):
             raise structure.Unlike(f"conv_scale is {scale!r}, not a number")
         parts = cls.parts_of(layer)
-        return cls(parts, channels, (window, window), heads, shift, scale, norm.eps)
+        return cls(parts, channels, (window, window), heads, shift, scale, norms[0].eps)
 
     def run(
         self,
@@ -119,8 +122,9 @@ class HybridAttentionLayer(Plan):
             eps=self.eps,
         )
         out = out + local.permute(0, 2, 3, 1) * self.conv_scale
-        out = out + part(layer, "mlp")(part(layer, "norm2")(out))
-        return out.view(x.shape)
+        modules = {name: part(layer, f"mlp.{name}") for name in ("fc1", "fc2")}
+        weights = weights_of(norm=part(layer, "norm2"), **modules)
+        return mlp_branch(out, weights, eps=self.eps).view(x.shape)
 
     def example(self, features: Tensor) -> tuple[Any, ...]:
         (height, width), window = features.shape[1:3], self.window[0]

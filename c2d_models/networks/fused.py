@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from c2d_kernels import (
     attention_branch,
     conv_ffn,
+    mlp_branch,
     permuted_window_attention,
     res_post_norm,
     window_attention,
@@ -49,7 +50,24 @@ class Fused(Preparable):
         return find() if keeper is None else keeper.get(name, freeze, *modules.values(), *around)
 
 
-class ConvFFN(Mlp, Fused):
+class FusedMlp(Fused):
+    """An MLP that runs in one operator with its norm and the residual connection."""
+
+    def branch(self, x: Tensor, norm: nn.LayerNorm, *, norm_first: bool) -> Tensor | None:
+        """feed_forward in one operator; None if a module was replaced, hooked or parametrized."""
+        raise NotImplementedError
+
+
+class FeedForward(Mlp, FusedMlp):
+    """The plain MLP, in one operator if the norm comes first."""
+
+    def branch(self, x: Tensor, norm: nn.LayerNorm, *, norm_first: bool) -> Tensor | None:
+        modules = {"norm": norm, "fc1": self.fc1, "fc2": self.fc2}
+        weights = self.layer_weights("branch", modules, self) if norm_first else None
+        return None if weights is None else mlp_branch(x, weights, eps=norm.eps)
+
+
+class ConvFFN(Mlp, FusedMlp):
     """SRFormer's feed-forward: the MLP, its hidden features plus a depthwise branch of them."""
 
     def __init__(self, dim: int, ratio: float):
@@ -61,7 +79,6 @@ class ConvFFN(Mlp, Fused):
         return self.fc2(hidden + self.dwconv(hidden))
 
     def branch(self, x: Tensor, norm: nn.LayerNorm, *, norm_first: bool) -> Tensor | None:
-        """feed_forward in one operator; None if a module was replaced, hooked or parametrized."""
         if type(self.dwconv) is not DepthwiseBranch:
             return None
         conv, activation = self.dwconv.depthwise_conv
@@ -189,7 +206,7 @@ def self_attention(x: Tensor, norm: nn.LayerNorm, attention: nn.Module) -> Tenso
 
 def feed_forward(x: Tensor, norm: nn.LayerNorm, mlp: nn.Module, *, norm_first: bool) -> Tensor:
     """x + MLP(norm(x)) or, the norm last, x + norm(MLP(x)), in one operator if it can be."""
-    done = mlp.branch(x, norm, norm_first=norm_first) if type(mlp) is ConvFFN else None
+    done = mlp.branch(x, norm, norm_first=norm_first) if isinstance(mlp, FusedMlp) else None
     if done is not None:
         return done
     return x + (mlp(norm(x)) if norm_first else norm(mlp(x)))

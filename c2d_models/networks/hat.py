@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from c2d_kernels import overlapping_window_attention
 
 from .frame import Frame
-from .fused import WindowAttention, self_attention
-from .layers import Conv3x3, Mlp, PointwiseConv
+from .fused import FeedForward, WindowAttention, feed_forward, self_attention
+from .layers import Conv3x3, PointwiseConv
 from .preparable import Preparable
 from .registry import register
 from .swinir import SWINIR_M, GroupedNetwork, LayerStack, alternating
@@ -84,13 +84,13 @@ class HybridLayer(nn.Module):
         self.attn = WindowAttention(dim, window_size, num_heads, shift)
         self.conv_block = ConvBlock(dim, compress_ratio, squeeze_factor)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, mlp_ratio)
+        self.mlp = FeedForward(dim, mlp_ratio)
         self.conv_scale = conv_scale
 
     def forward(self, x: Tensor) -> Tensor:
         local = self.conv_block(self.norm1(x))
         x = self_attention(x, self.norm1, self.attn) + self.conv_scale * local
-        return x + self.mlp(self.norm2(x))
+        return feed_forward(x, self.norm2, self.mlp, norm_first=True)
 
 
 class OverlappingLayer(Preparable):
@@ -105,7 +105,7 @@ class OverlappingLayer(Preparable):
         self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
         self.proj = nn.Linear(dim, dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, mlp_ratio)
+        self.mlp = FeedForward(dim, mlp_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm1(x)).chunk(3, -1)
@@ -119,7 +119,7 @@ class OverlappingLayer(Preparable):
             overlap=self.overlap,
         )
         x = x + self.proj(mixed)
-        return x + self.mlp(self.norm2(x))
+        return feed_forward(x, self.norm2, self.mlp, norm_first=True)
 
     def bias(self) -> Tensor:
         """The table's entry of each query and key of a window: (heads, N, M)."""

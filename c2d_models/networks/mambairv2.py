@@ -15,11 +15,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from c2d_kernels import selective_scan
+from c2d_kernels import gated_ffn, selective_scan
 
 from ..errors import NetworkError
 from .frame import Frame
-from .fused import ConvFFN, ProjectedWindowAttention, feed_forward
+from .fused import ConvFFN, FusedMlp, ProjectedWindowAttention, feed_forward
 from .layers import PointwiseConv, depthwise
 from .maps import symmetric_index
 from .registry import HIIF_L, register
@@ -42,7 +42,7 @@ class SpatialGate(nn.Module):
         return kept * self.conv(self.norm(gate))
 
 
-class GatedMlp(nn.Module):
+class GatedMlp(FusedMlp):
     """Linear(dim -> ratio * dim), GELU, spatial gate, Linear(ratio * dim / 2 -> dim)."""
 
     def __init__(self, dim: int, ratio: float):
@@ -54,6 +54,14 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.sg(F.gelu(self.fc1(x))))
+
+    def branch(self, x: Tensor, norm: nn.LayerNorm, *, norm_first: bool) -> Tensor | None:
+        gate = self.sg
+        if not norm_first or type(gate) is not SpatialGate or gate.norm.eps != norm.eps:
+            return None
+        modules = {"norm": norm, "fc1": self.fc1, "gate_norm": gate.norm, "dwconv": gate.conv}
+        weights = self.layer_weights("branch", {**modules, "fc2": self.fc2}, self, gate)
+        return None if weights is None else gated_ffn(x, weights, eps=norm.eps)
 
 
 MLPS: dict[str, type[nn.Module]] = {"gated": GatedMlp, "conv": ConvFFN}

@@ -42,6 +42,13 @@ struct Exact {
         return x;
     }
 
+    // The same of their LayerNorm without an affine part, in `norm`, which has room for one more.
+    static const T* normalised(int64_t rows, int64_t length, T eps, const T* x, T* norm, T*) {
+        normalise<T, lanes>(rows, length, eps, x, norm);
+        ones<T, lanes>(length, norm + rows * length);
+        return norm;
+    }
+
     // The same of their GELU, which may take their place.
     static const T* activated(int64_t rows, int64_t length, T* x, T*) {
         activate<T, lanes>(rows, length, x);
@@ -78,6 +85,12 @@ struct Paired {
 
     static const Pair* operand(int64_t rows, int64_t length, float* x, Pair* spare) {
         pair_with_ones(rows, length, x, spare, unchanged);
+        return spare;
+    }
+
+    static const Pair* normalised(int64_t rows, int64_t length, float eps, const float* x, float*,
+                                  Pair* spare) {
+        normalise_pairs(rows, length, eps, x, spare);
         return spare;
     }
 

@@ -7,13 +7,6 @@
 
 namespace c2d {
 
-// Where tokens begin in a map.
-template <class T>
-struct TokensOf {
-    T* map;
-    const int64_t* token;
-};
-
 // Some tokens: of the input, the parts and the gradient of the result, and of the gradients of the
 // input and the parts, which are written.
 template <class T>

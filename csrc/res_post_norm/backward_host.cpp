@@ -17,13 +17,11 @@
 #include "../common/checks.h"
 #include "../common/gradient_sums.h"
 #include "../common/isa.h"
-#include "places.h"
+#include "../common/places.h"
+#include "arguments.h"
 
 namespace c2d {
 namespace {
-
-constexpr int64_t kGroups = 64;     // at most
-constexpr int64_t kGroupRuns = 16;  // runs of kTokens pixels in a group, at least
 
 template <class T>
 const PostNormBackward<T>& kernels();
@@ -45,12 +43,9 @@ template <class T>
 void backward(const PostNormSizes<T>& sizes, const PostNormWeights<T>& weights, const Maps& maps,
               const std::vector<Tensor>& weight_grads) {
     const PostNormBackward<T>& kernel = kernels<T>();
-    const int64_t pixels = maps.read[0].numel() / sizes.channels;
-    const int64_t runs = (pixels + kTokens - 1) / kTokens;
-    const int64_t group = std::max(kGroupRuns, (runs + kGroups - 1) / kGroups);
-    const int64_t groups = (runs + group - 1) / group;
-    GradientSums<T> sums(groups, weight_grads);
-    torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+    const TokenGroups groups(maps.read[0].numel() / sizes.channels);
+    GradientSums<T> sums(groups.count, weight_grads);
+    torch::stable::parallel_for(0, groups.count, 1, [&](int64_t begin, int64_t end) {
         Aligned<T> scratch(kernel.scratch(sizes));
         std::vector<const Tensor*> all;
         for (const auto* some : {&maps.read, &maps.written}) {
@@ -79,12 +74,11 @@ void backward(const PostNormSizes<T>& sizes, const PostNormWeights<T>& weights, 
         std::generate_n(tokens.part_grads, sizes.parts, next_written);
         for (int64_t g = begin; g < end; ++g) {
             kernel.start(sizes, scratch.data());
-            for (int64_t run = g * group; run < std::min((g + 1) * group, runs); ++run) {
-                const int64_t start = run * kTokens;
-                tokens.count = std::min(kTokens, pixels - start);
-                places.find(start, tokens.count);
+            groups.each_run(g, [&](int64_t start, int64_t count) {
+                tokens.count = count;
+                places.find(start, count);
                 kernel.run(sizes, weights, tokens, scratch.data());
-            }
+            });
             const auto of = [&](size_t i) {
                 return i < weight_grads.size() ? sums.of(g, i) : nullptr;
             };

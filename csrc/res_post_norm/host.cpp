@@ -13,7 +13,8 @@
 #include "../common/aligned.h"
 #include "../common/checks.h"
 #include "../common/isa.h"
-#include "places.h"
+#include "../common/places.h"
+#include "arguments.h"
 
 namespace c2d {
 namespace {

@@ -6,10 +6,10 @@
 #include <stdint.h>
 
 #include "../common/bfloat16.h"
+#include "../common/token_run.h"
 
 namespace c2d {
 
-constexpr int64_t kTokens = 64;    // that are handled at a time
 constexpr int64_t kMostParts = 4;  // inputs of the projection
 
 // Weights as kernels read them: matrices have rows of output channels and the bias for a last

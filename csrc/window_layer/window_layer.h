@@ -4,16 +4,9 @@
 #pragma once
 
 #include "../attention_branch/attention_branch.h"
+#include "../mlp_branch/mlp_branch.h"
 
 namespace c2d {
-
-// The MLP's weights as kernels read them; the norm is folded into the first.
-template <class T, class Weight = T>
-struct MlpWeights {
-    int64_t hidden;
-    const Weight* first;   // (hidden, C + 1)
-    const Weight* second;  // (C, hidden + 1)
-};
 
 // Arithmetic in T; weights and the map may have other types. There are no stacked keys.
 template <class T, class Weight = T, class Map = T>

@@ -165,3 +165,36 @@ class Adaptive_Spatial_Attention(nn.Module):
         spatial_map = self.spatial_interaction(attended).sigmoid()
         mixed = attended * channel_map + local * spatial_map
         return self.proj_drop(self.proj(mixed.flatten(2).transpose(1, 2)))
+
+
+class SpatialGate(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+
+class SGFN(nn.Module):
+    def __init__(self, dim, hidden):
+        super().__init__()
+        self.fc1, self.act = nn.Linear(dim, hidden), nn.GELU()
+        self.sg = SpatialGate(hidden // 2)
+        self.fc2, self.drop = nn.Linear(hidden // 2, dim), nn.Dropout(0.0)
+
+    def forward(self, x, H, W):
+        kept, gate = self.act(self.fc1(x)).chunk(2, -1)
+        gate = self.sg.norm(gate).mT.unflatten(2, (H, W))
+        return self.fc2(kept * self.sg.conv(gate).flatten(2).mT)
+
+
+class DATB(nn.Module):
+    def __init__(self, dim=24, **options):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn = Adaptive_Spatial_Attention(dim, **options)
+        self.drop_path = nn.Identity()
+        self.ffn = SGFN(dim, 2 * dim)
+
+    def forward(self, x, x_size):
+        x = x + self.drop_path(self.attn(self.norm1(x), *x_size))
+        return x + self.drop_path(self.ffn(self.norm2(x), *x_size))

@@ -72,6 +72,7 @@ FAMILIES = {
         ),
     ),
     "DAT": Family(shifted(rectangles.Adaptive_Spatial_Attention, (1, 2)), lambda layer: (*SIZE,)),
+    "DAT, whole": Family(shifted(rectangles.DATB, (1, 2)), replaced=4),
     "DAT, padded": Family(
         shifted(rectangles.Adaptive_Spatial_Attention, (1, 2)), lambda layer: (10, 13)
     ),

@@ -15,7 +15,7 @@ from tests.kernels.triton_checks import needs_triton, on_gpu, relative_error
 from tests.kernels.triton_usage import usage
 from tests.kernels.triton_worker import Run, interpreter
 
-OPERATORS = ("window_layer", "res_post_norm")
+OPERATORS = ("window_layer", "res_post_norm", "mlp_branch")
 LAYERS = [case.name for case in SMALL + AWKWARD if case.operator in OPERATORS]
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16}
 
@@ -130,6 +130,7 @@ SPILLED = {("window_layer", 80, torch.float32): 200}  # bytes a thread, in L1
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_registers_and_spills(monkeypatch, operator, architecture, dtype) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    from c2d_kernels.ops.mlp_branch import triton_kernels as mlp
     from c2d_kernels.ops.res_post_norm import triton_kernels as post
     from c2d_kernels.ops.window_layer import triton_kernels as layer
 
@@ -143,10 +144,14 @@ def test_registers_and_spills(monkeypatch, operator, architecture, dtype) -> Non
         **{"HEAD": 16, "WINDOW": 8, "SHIFT": 4},
         **{"WIDTHS": (60, 60), "ROWS": (64, 64), "STRIDES": (60, 60)},
     }
-    wide = ("x", "out", "input_bias", "bias", "vectors", "fc1_bias")
+    wide = ("x", "out", "input_bias", "bias", "vectors", "fc1_bias", "fc2_bias")
     types = {f"{name}_ptr": "*fp32" for name in wide} | {"parts_ptr": ("*fp32", "*fp32")}
-    kernel = {"window_layer": layer.window_layer, "res_post_norm": post.res_post_norm}[operator]
-    found = usage(kernel, architecture, dtype, constants, 4, types)
+    kernels = {
+        "window_layer": layer.window_layer,
+        "res_post_norm": post.res_post_norm,
+        "mlp_branch": mlp.mlp_branch,
+    }
+    found = usage(kernels[operator], architecture, dtype, constants, 4, types)
     assert found.stack <= SPILLED.get((operator, architecture, dtype), 0)
     assert found.shared <= 64 * 1024
     if (architecture, dtype) == (90, torch.bfloat16):

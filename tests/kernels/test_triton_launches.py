@@ -69,7 +69,8 @@ def query_calls(dtype: torch.dtype) -> Iterator[Call]:
 
 
 def layer_calls(operator: str, dtype: torch.dtype) -> Iterator[Call]:
-    for case in [*SMALL, *AWKWARD, one_head(CASES["layer"]), sixteen_tokens(CASES["post-norm"])]:
+    by_sixteens = [sixteen_tokens(CASES[name]) for name in ("post-norm", "mlp")]
+    for case in [*SMALL, *AWKWARD, one_head(CASES["layer"]), *by_sixteens]:
         if case.operator == operator:
             yield torch.no_grad()(partial(case.outputs, case.tensors(dtype)))
 
@@ -103,6 +104,7 @@ FILES = {
     ),
     "ops/window_layer/triton_kernels.py": (partial(layer_calls, "window_layer"), set()),
     "ops/res_post_norm/triton_kernels.py": (partial(layer_calls, "res_post_norm"), set()),
+    "ops/mlp_branch/triton_kernels.py": (partial(layer_calls, "mlp_branch"), set()),
 }
 
 

@@ -42,14 +42,12 @@ def _backward(
     matrices = _matrices(weights, norm_first, compute)
     op = torch.ops.c2d_native.conv_ffn_backward.default
     dx, first, conv, second, norm = op(grad.to(compute), x.to(compute), *matrices, norm_first, eps)
-    fc1, fc1_bias = first[:, :-1], first[:, -1]
-    norm, norm_bias = norm
     if norm_first:  # fc1 has taken over its affine part
-        gain, shift, of_first = (weights[i].to(compute) for i in range(3))
-        norm, norm_bias = (fc1 * of_first).sum(0), (fc1_bias[:, None] * of_first).sum(0)
-        fc1 = fc1 * gain + fc1_bias[:, None] * shift
+        norms = native.gradients_before_norm(first, *(weight.to(compute) for weight in weights[:3]))
+    else:
+        norms = (*norm, first[:, :-1], first[:, -1])
     dwconv = conv[:, :-1].reshape(weights[4].shape)
-    found = (dx, norm, norm_bias, fc1, fc1_bias, dwconv, conv[:, -1], second[:-1].t(), second[-1])
+    found = (dx, *norms, dwconv, conv[:, -1], second[:-1].t(), second[-1])
     return tuple(
         gradient.to(tensor.dtype) if needed else None
         for gradient, tensor, needed in zip(found, (x, *weights), mask, strict=True)

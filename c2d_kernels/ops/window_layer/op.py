@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from c2d_kernels.operators import Operator, define
 
 from ..attention_branch.op import OPERATORS
 from ..attention_branch.op import flops as branch_flops
+from ..mlp_branch import reference as mlp_reference
+from ..mlp_branch.op import mlp_branch
 from ..window_attention.op import check_layer
 from . import native, reference, triton
 
@@ -81,7 +83,14 @@ def window_layer(
         )
         return _layer(x, bias_table, ordered, *numbers)
     ordered = [weight.to(x.dtype) for weight in ordered]
-    return reference.composed(x, bias_table, ordered, *numbers, OPERATORS).to(x.dtype)
+    return reference.composed(x, bias_table, ordered, *numbers, OPERATORS, _mlp).to(x.dtype)
+
+
+def _mlp(x: Tensor, weights: Sequence[Tensor], eps: float) -> Tensor:
+    """The MLP in one piece, or under autocast, which asks for other products, of torch's."""
+    if dispatch.autocast_dtype(x.device) is not None:
+        return mlp_reference.composed(x, weights, eps)
+    return mlp_branch(x, dict(zip(mlp_reference.NAMES, weights, strict=True)), eps=eps)
 
 
 def flops(batch: int, height: int, width: int, channels: int, hidden: int, window: int) -> int:

@@ -6,15 +6,15 @@ float32 and returned in their own dtype.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from c2d_kernels.layer_weights import names
 
 from ..attention_branch import reference as branch
+from ..mlp_branch import reference as mlp_branch
 
 NAMES = names("norm1", "qkv", "proj", "norm2", "fc1", "fc2")
 """The weights of a layer, in the order in which the op takes them."""
@@ -46,6 +46,7 @@ def window_layer(
         shift,
         eps,
         branch.REFERENCES,
+        mlp_branch.composed,
     )
     return out.to(x.dtype)
 
@@ -59,10 +60,9 @@ def composed(
     shift: int,
     eps: float,
     attentions: branch.Attentions,
+    mlp: Callable[[Tensor, Sequence[Tensor], float], Tensor],
 ) -> Tensor:
-    """The layer out of torch's operators and of the branch's attention."""
-    norm2, norm2_bias, fc1, fc1_bias, fc2, fc2_bias = weights[BRANCH:]
+    """The layer out of torch's operators, the branch's attention and the MLP's branch."""
     numbers = (window_size, num_heads, shift, eps)
     x = branch.composed(x, bias_table, weights[:BRANCH], *numbers, attentions)
-    hidden = F.linear(F.layer_norm(x, x.shape[-1:], norm2, norm2_bias, eps), fc1, fc1_bias)
-    return x + F.linear(F.gelu(hidden), fc2, fc2_bias)
+    return mlp(x, weights[BRANCH:], eps)

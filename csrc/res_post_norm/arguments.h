@@ -1,5 +1,4 @@
-// What the host sides of a res-post-norm layer share: its parts, and where tokens lie that follow
-// each other in maps, row by row.
+// What the host sides of a res-post-norm layer share: its parts, sizes and weights.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -60,44 +59,5 @@ PostNormSizes<T> post_norm_sizes(const Tensor& x, const std::vector<Tensor>& par
     }
     return sizes;
 }
-
-// Where some tokens begin in each of some maps.
-class Places {
-  public:
-    // Strides are asked for once: to ask at every token took a quarter of a layer without an MLP.
-    explicit Places(const std::vector<const Tensor*>& maps)
-        : height_(maps[0]->size(1)), width_(maps[0]->size(2)), places_(maps.size() * kTokens) {
-        for (const Tensor* map : maps) {
-            strides_.push_back({map->stride(0), map->stride(1), map->stride(2)});
-        }
-    }
-
-    const int64_t* of(int64_t map) const { return places_.data() + map * kTokens; }
-
-    // Moves to the `count` tokens from `start` on.
-    void find(int64_t start, int64_t count) {
-        int64_t column = start % width_, row = start / width_ % height_;
-        int64_t image = start / width_ / height_;
-        for (int64_t n = 0; n < count; ++n) {
-            for (size_t m = 0; m < strides_.size(); ++m) {
-                const Strides& by = strides_[m];
-                places_[m * kTokens + n] = image * by.image + row * by.row + column * by.column;
-            }
-            if (++column == width_) {
-                column = 0;
-                row = row + 1 == height_ ? 0 : row + 1;
-                image += row == 0;
-            }
-        }
-    }
-
-  private:
-    struct Strides {
-        int64_t image, row, column;
-    };
-    int64_t height_, width_;
-    std::vector<Strides> strides_;
-    std::vector<int64_t> places_;
-};
 
 }  // namespace c2d

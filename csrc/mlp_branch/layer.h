@@ -1,0 +1,58 @@
+// An MLP with the norm before it and the skip around it, in each precision:
+// y = x + fc2(GELU(fc1(LN(x)))). Like simd.h, compiled once per instruction set, with internal
+// linkage.
+//
+// Idea. 64 tokens go through all of it while they and the weights stay in the first two levels of
+// cache; main memory sees x once and the result once. How features lie and why:
+// ../common/tokens.h.
+//
+// Costs, multiply-adds per token: 2 C hidden. Bytes: 2 C.
+#pragma once
+
+#include "../common/precision.h"
+#include "mlp_branch.h"
+
+namespace c2d::C2D_ISA {
+namespace {
+
+// Scratch memory of a call, cut up: rows of kTokens tokens.
+template <class P>
+struct Scratch {
+    typename P::Number *x, *norm, *hidden;
+    typename P::Operand* spare;
+    int64_t elements;
+
+    Scratch(const MlpSizes<typename P::Number>& sizes, typename P::Number* memory) {
+        const int64_t C = sizes.channels, wide = sizes.hidden;
+        Cut<typename P::Number> cut(memory);
+        cut(x, C * kTokens);
+        cut(norm, (C + 1) * kTokens);
+        cut(hidden, (wide + 1) * kTokens);
+        cut(spare, P::spare(wide > C ? wide : C) * kTokens);
+        elements = cut.elements();
+    }
+};
+
+template <class P, class T = typename P::Number>
+void run(const MlpSizes<T>& sizes, const MlpWeights<T, typename P::Weight>& weights, int64_t count,
+         const TokensOf<const typename P::Map>& x, const TokensOf<typename P::Map>& out,
+         T* scratch) {
+    const Scratch<P> s(sizes, scratch);
+    const int64_t C = sizes.channels, hidden = sizes.hidden;
+    // Of a few tokens at the end of a map no more vectors than they fill.
+    const int64_t length = rounded_up(count, P::lanes);
+    P::load_rows(count, C, x.map, x.token, length, s.spare, s.x);
+    P::linear(hidden, C, length, weights.first,
+              P::normalised(C, length, sizes.eps, s.x, s.norm, s.spare), false, s.hidden);
+    P::linear(C, hidden, length, weights.second, P::activated(hidden, length, s.hidden, s.spare),
+              true, s.x);
+    P::store_rows(count, C, s.x, length, s.spare, out.token, out.map);
+}
+
+template <class P>
+int64_t scratch(const MlpSizes<typename P::Number>& sizes) {
+    return Scratch<P>(sizes, nullptr).elements;
+}
+
+}  // namespace
+}  // namespace c2d::C2D_ISA
