@@ -88,12 +88,15 @@ class Network:
         repository: "owner/name" on GitHub; empty for Hugging Face's transformers.
         file: that defines it.
         options: of its constructor, for a scale of 2.
+        loop: whether it is compared with itself on the scan's reference, which loops over tokens as
+            mamba_ssm's does: without a GPU its authors' code has nothing else.
     """
 
     repository: str
     file: str
     kind: str
     options: dict[str, Any] = field(default_factory=dict)
+    loop: bool = False
 
     def make(self, clones: Path) -> nn.Module:
         """The network with its authors' initialisation, in evaluation."""
@@ -102,6 +105,18 @@ class Network:
         path = clone(self.repository, clones) / self.file
         module = sys.modules.get(f"basicsr.archs.{path.stem}") or _load(path)
         return getattr(module, self.kind)(**self.options).eval()
+
+
+class InALoop(nn.Module):
+    """A network whose scans are done token by token."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor) -> Tensor:
+        with c2d_kernels.backend("reference"):
+            return self.net(image)
 
 
 def clone(repository: str, clones: Path) -> Path:
@@ -203,6 +218,13 @@ NETWORKS = {
         )
         for name in ("SIR", "SRF", "SNG")
     },
+    "MambaIR, light": Network(
+        "csguoh/MambaIR",
+        "basicsr/archs/mambair_arch.py",
+        "MambaIR",
+        {**_BASICSR, "embed_dim": 60, "d_state": 10, "depths": [6] * 4, "mlp_ratio": 1.2},
+        loop=True,
+    ),
     "MambaIRv2, light": Network(
         "csguoh/MambaIR",
         "basicsr/archs/mambairv2light_arch.py",

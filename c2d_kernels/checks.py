@@ -36,6 +36,18 @@ def parameters(like: Tensor, **tensors: Tensor) -> None:
             )
 
 
+def labels(like: Tensor, name: str, tensor: Tensor) -> None:
+    """A tensor of whole numbers on the device of `like`."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}.")
+    if tensor.dtype not in (torch.uint8, torch.int16, torch.int32, torch.int64):
+        raise TypeError(f"{name} must hold integers, got {_short(tensor.dtype)}: convert it.")
+    if tensor.device != like.device:
+        raise ValueError(
+            f"{name} must be on {like.device} like the features, got {tensor.device}: move it."
+        )
+
+
 def shape(name: str, tensor: Tensor, expected: tuple[int | None, ...], meaning: str) -> None:
     """The expected shape, None standing for any size; `meaning` spells it, as in "(B, H, W, C)"."""
     matches = tensor.dim() == len(expected) and all(

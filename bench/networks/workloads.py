@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import c2d_kernels
 import c2d_models
 from bench import machine, materialised
-from bench.contenders import AUTO, COMPILERS, REFERENCE, peer, unless, without_package
+from bench.contenders import AUTO, COMPILERS, REFERENCE, Build, peer, unless, without_package
 from bench.correctness import Outputs
+from bench.runtimes import RUNTIMES, to_onnx
 from bench.workloads import SEED, Function, Job, Workload
 from c2d_models.networks import hit
 from c2d_models.networks.complexity import gmacs
@@ -53,32 +53,24 @@ def kept_to_gpus(workload: NetworkWorkload) -> str | None:
 
 def kept_out_of_onnx(workload: NetworkWorkload) -> str | None:
     if workload.backward:
-        return "ONNX Runtime does not train"
+        return "ONNX files do not train"
     if machine.device().type != "cpu":
-        return "ONNX Runtime runs here on a CPU only"
+        return "ONNX files run here on a CPU only"
     if workload.scans:
         return "an export to ONNX would unroll the scan's reference over all pixels"
     if workload.network not in COMPILED or workload.out or workload.autocast:
-        return f"ONNX Runtime runs {' and '.join(COMPILED)} x4 in float32, to keep the run short"
+        return f"ONNX files run {' and '.join(COMPILED)} x4 in float32, to keep the run short"
     return None
 
 
-def onnx_runtime(workload: Bound, tensors: dict[str, Tensor]) -> Function:
-    """The reference, exported and specialised to the shape, with as many threads as torch has."""
-    import onnxruntime
+def exported(run: Callable[[bytes], Callable[[Tensor], Tensor]]) -> Build:
+    """The reference, exported and specialised to the shape, as `run` runs ONNX files."""
 
-    with c2d_kernels.backend("reference"):  # operators of ours mean nothing to ONNX
-        program = torch.onnx.export(
-            workload.net, (tensors["image"],), input_names=["image"], dynamo=True, verbose=False
-        )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(
-        program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return lambda tensors: torch.from_numpy(
-        session.run(None, {"image": tensors["image"].numpy()})[0]
-    )
+    def build(workload: Bound, tensors: dict[str, Tensor]) -> Function:
+        forward = run(to_onnx(workload.net, tensors["image"]))
+        return lambda tensors: forward(tensors["image"])
+
+    return build
 
 
 def with_the_map(workload: Bound, tensors: dict[str, Tensor]) -> Function:
@@ -101,12 +93,12 @@ CONTENDERS = [
         backend="auto",
         ours=True,
     ),
-    replace(
-        unless(
-            unless(peer("ONNX Runtime", onnx_runtime), without_package("onnxruntime")),
-            kept_out_of_onnx,
-        ),
-        full_only=True,
+    *(
+        replace(
+            unless(unless(peer(name, exported(run)), without_package(package)), kept_out_of_onnx),
+            full_only=True,
+        )
+        for name, package, run in RUNTIMES
     ),
 ]
 HIT_CONTENDERS = [

@@ -151,9 +151,9 @@ def conv_mlp(layer: nn.Module, name: str, channels: int) -> None:
 
 
 def gated_mlp(layer: nn.Module, name: str, channels: int, side: int) -> nn.LayerNorm:
-    """A gated MLP: Linear, GELU, one half times a depthwise convolution of the other's norm, Linear.
+    """A gated MLP: Linear, GELU, one half times a convolution of the other's norm, Linear.
 
-    Returns the gate's norm.
+    The convolution is depthwise. Returns the gate's norm.
     """
     hidden = linear(layer, f"{name}.fc1", channels, None).out_features
     gelu(layer, f"{name}.act")

@@ -10,6 +10,11 @@
 // first levels of cache. Main memory sees x, g and dx.
 //
 // Costs, multiply-adds per token: 5 C hidden. Bytes: 3 C.
+//
+// What was measured, as in layer.h, forward and backward, torch's time over the kernels': with AVX2
+// 1.48, 1.00, 1.04 and, at 240 channels, 0.88; with AVX-512 1.76, 1.08, 1.17 and 1.01. Predicted
+// was 1.3 to 2. Torch keeps fc1's result and does six products of that size, these seven; beyond
+// 224 channels, where sums and weights leave the second level of cache, training is left to torch.
 #include "../common/token_gradients.h"
 #include "backward.h"
 

@@ -7,6 +7,16 @@
 // ../common/tokens.h.
 //
 // Costs, multiply-adds per token: 2 C hidden. Bytes: 2 C.
+//
+// What was measured: one thread of an AMD EPYC (family 25, model 17) in a shared virtual machine,
+// float32, in turns with torch's LayerNorm, addmm, GELU and add, medians of processor time, in ms;
+// hidden is twice C. No prediction was written first.
+//                        torch, AVX2  kernel         torch, AVX-512  kernel
+//   128 x 128 x 60           19.4       8.9 (2.19)       16.5        7.5 (2.18)
+//    64 x  64 x 180          14.7      12.0 (1.22)       15.0       11.3 (1.33)
+//   128 x 128 x 180          80.9      48.4 (1.67)       85.3       46.9 (1.82)
+//    64 x  64 x 240          23.6      20.5 (1.15)       22.9       18.8 (1.22)
+// The kernel runs at 53, 89, 88 and 92 GFLOP/s with AVX2, of about 118 that a core can do.
 #pragma once
 
 #include "../common/precision.h"

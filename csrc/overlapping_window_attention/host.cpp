@@ -4,14 +4,16 @@
 // Token (y, x) of window (Y, X) of the map rolled by `shift` is token ((Y h + y + shift) mod H,
 // ...) of the map. Its keys are those of a window larger by `overlap` on each side, and zero beyond
 // the map: they are read from a copy of k and v with a border of zeros, (H + 2a) (W + 2b) / (H W)
-// of it. A token is then a key of several windows, so the backward writes the gradients of each
-// window's keys beside each other and adds up the copies of each token afterwards. The gradient of
-// the bias is summed over groups of windows, and then over the groups, in order: results are
-// bitwise the same for any number of threads.
+// of it. Labels of the map's pixels may separate tokens as the wrapping of a shift does. A token is
+// then a key of several windows, so the backward writes the gradients of each window's keys beside
+// each other and adds up the copies of each token afterwards. The gradient of the bias is summed
+// over groups of windows, and then over the groups, in order: results are bitwise the same for any
+// number of threads.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -22,6 +24,8 @@ namespace c2d {
 namespace {
 
 constexpr int64_t kGroups = 8;  // of windows, for the gradient of the bias; a buffer each
+// Of pixels: 9 times as many are whole numbers in float32.
+constexpr int32_t kLabels = int32_t{1} << 20;
 
 struct Sides {
     int64_t y, x;
@@ -32,6 +36,7 @@ struct Rectangles {
     int64_t images, height, width, channels, heads, head_dim;
     Sides window, overlap, shift, keys_of;  // keys_of: sides of the window that the keys are from
     int64_t down, across, windows, queries, keys;
+    const int32_t* labels = nullptr;  // of the map's pixels, or none
 
     Rectangles(const Tensor& map, int64_t num_heads, Sides window_size, Sides more, Sides moved)
         : images(map.size(0)),
@@ -67,19 +72,22 @@ struct Rectangles {
         }
     }
 
-    // The mask separates tokens of some window only in the last row or column of windows.
+    // Without labels, the mask separates tokens of some window only in the last row or column of
+    // windows.
     bool masked(int64_t index) const {
-        return (shift.y > 0 && index / across % down == down - 1) ||
+        return labels != nullptr || (shift.y > 0 && index / across % down == down - 1) ||
                (shift.x > 0 && index % across == across - 1);
     }
 
-    // Which of the nine regions of the rolled map token n of a window is from.
+    // Which of the nine regions of the rolled map token n of a window is from, for each label.
     int64_t region(int64_t index, int64_t n) const {
         const int64_t y = index / across % down * window.y + n / window.x;
         const int64_t x = index % across * window.x + n % window.x;
         const int64_t row = (y >= height - window.y) + (y >= height - shift.y);
         const int64_t column = (x >= width - window.x) + (x >= width - shift.x);
-        return row * 3 + column;
+        const int64_t label =
+            labels == nullptr ? 0 : labels[(y + shift.y) % height * width + (x + shift.x) % width];
+        return label * 9 + row * 3 + column;
     }
 };
 
@@ -322,7 +330,8 @@ void backward(const Rectangles& grid, double scale, const Tensor& grad, const In
 
 // Checks the arguments and works out the windows they describe.
 Rectangles checked(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
-                   Sides window, int64_t heads, Sides overlap, Sides shift) {
+                   const std::optional<Tensor>& regions, Sides window, int64_t heads, Sides overlap,
+                   Sides shift) {
     check_floating_cpu(q, "q", 4);
     check_same(k, "k", q, "q");
     check_same(v, "v", q, "q");
@@ -339,11 +348,22 @@ Rectangles checked(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
     STD_TORCH_CHECK(q.size(1) % window.y == 0 && q.size(2) % window.x == 0,
                     "the map must be a multiple of the window.");
     STD_TORCH_CHECK(q.size(3) > 0 && q.size(3) % heads == 0, "num_heads must divide C.");
-    const Rectangles grid(q, heads, window, overlap, shift);
+    Rectangles grid(q, heads, window, overlap, shift);
     STD_TORCH_CHECK(bias.size(0) == heads && bias.size(1) == grid.queries &&
                         bias.size(2) == grid.keys && bias.is_contiguous(),
                     "bias must be a contiguous (", heads, ", ", grid.queries, ", ", grid.keys,
                     ").");
+    if (regions.has_value()) {
+        STD_TORCH_CHECK(!grid.overlaps(), "windows that overlap have no regions.");
+        STD_TORCH_CHECK(regions->is_cpu() && regions->scalar_type() == ScalarType::Int &&
+                            regions->dim() == 2 && regions->is_contiguous() &&
+                            regions->size(0) == grid.height && regions->size(1) == grid.width,
+                        "regions must be a contiguous (H, W) of int32.");
+        grid.labels = regions->const_data_ptr<int32_t>();
+        const auto fits = [](int32_t label) { return 0 <= label && label < kLabels; };
+        STD_TORCH_CHECK(std::all_of(grid.labels, grid.labels + regions->numel(), fits),
+                        "regions must hold integers from 0 to ", kLabels - 1, ".");
+    }
     return grid;
 }
 
@@ -351,12 +371,13 @@ Rectangles checked(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
 // (B, H, W, C), bias (heads, N, M). All of one type, float32 or float64. Returns
 // (B, H, W, C).
 Tensor overlapping_window_attention(const Tensor& q, const Tensor& k, const Tensor& v,
-                                    const Tensor& bias, int64_t window_height, int64_t window_width,
-                                    int64_t num_heads, int64_t overlap_height,
-                                    int64_t overlap_width, int64_t shift_down, int64_t shift_right,
-                                    double scale) {
-    const Rectangles grid = checked(q, k, v, bias, {window_height, window_width}, num_heads,
-                                    {overlap_height, overlap_width}, {shift_down, shift_right});
+                                    const Tensor& bias, std::optional<Tensor> regions,
+                                    int64_t window_height, int64_t window_width, int64_t num_heads,
+                                    int64_t overlap_height, int64_t overlap_width,
+                                    int64_t shift_down, int64_t shift_right, double scale) {
+    const Rectangles grid =
+        checked(q, k, v, bias, regions, {window_height, window_width}, num_heads,
+                {overlap_height, overlap_width}, {shift_down, shift_right});
     const Tensor out = torch::stable::new_empty(q, q.sizes());
     if (out.numel() == 0) {
         return out;
@@ -372,10 +393,12 @@ Tensor overlapping_window_attention(const Tensor& q, const Tensor& k, const Tens
 // (dq, dk, dv, dbias) of overlapping_window_attention.
 std::tuple<Tensor, Tensor, Tensor, Tensor> overlapping_window_attention_backward(
     const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
-    int64_t window_height, int64_t window_width, int64_t num_heads, int64_t overlap_height,
-    int64_t overlap_width, int64_t shift_down, int64_t shift_right, double scale) {
-    const Rectangles grid = checked(q, k, v, bias, {window_height, window_width}, num_heads,
-                                    {overlap_height, overlap_width}, {shift_down, shift_right});
+    std::optional<Tensor> regions, int64_t window_height, int64_t window_width, int64_t num_heads,
+    int64_t overlap_height, int64_t overlap_width, int64_t shift_down, int64_t shift_right,
+    double scale) {
+    const Rectangles grid =
+        checked(q, k, v, bias, regions, {window_height, window_width}, num_heads,
+                {overlap_height, overlap_width}, {shift_down, shift_right});
     check_same(grad, "grad", q, "q");
     const Tensor dq = torch::stable::new_empty(q, q.sizes());
     const Tensor dk = torch::stable::new_empty(k, k.sizes());
@@ -399,14 +422,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> overlapping_window_attention_backward
 
 STABLE_TORCH_LIBRARY_FRAGMENT(c2d_native, m) {
     m.def(
-        "overlapping_window_attention(Tensor q, Tensor k, Tensor v, Tensor bias, int "
-        "window_height, "
-        "int window_width, int num_heads, int overlap_height, int overlap_width, int shift_down, "
+        "overlapping_window_attention(Tensor q, Tensor k, Tensor v, Tensor bias, Tensor? regions, "
+        "int window_height, int window_width, int num_heads, int overlap_height, int "
+        "overlap_width, int shift_down, "
         "int shift_right, float scale) -> Tensor");
     m.def(
         "overlapping_window_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor "
-        "bias, "
-        "int window_height, int window_width, int num_heads, int overlap_height, "
+        "bias, Tensor? regions, int window_height, int window_width, int num_heads, int "
+        "overlap_height, "
         "int overlap_width, int shift_down, int shift_right, float scale) -> "
         "(Tensor, Tensor, Tensor, Tensor)");
 }

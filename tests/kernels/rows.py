@@ -71,6 +71,11 @@ class Case:
         return out if isinstance(out, tuple) else (out,)
 
 
+def in_float64(tensors: Tensors) -> Tensors:
+    """The same numbers; whole ones stay as they are."""
+    return {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
+
+
 def weights_of(modules: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of modules' weights and biases."""
     both = {f"{module}.weight": shape for module, shape in modules.items()}

@@ -12,7 +12,7 @@ from c2d_kernels import dispatch
 from c2d_kernels.operators import operators
 from tests.kernels.cases import AWKWARD, CASES, SMALL, roads
 from tests.kernels.comparison import relative_error
-from tests.kernels.rows import Case, Tensors
+from tests.kernels.rows import Case, Tensors, in_float64
 
 HALF = (torch.bfloat16, torch.float16)
 small = pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
@@ -188,7 +188,7 @@ def nudged(tensors: Tensors, case: Case, dtype: torch.dtype, seed: int) -> Tenso
 
 def formula_errors(case: Case, tensors: Tensors, dtype: torch.dtype, monkeypatch) -> list[float]:
     """Error of each output of the formula with every operation in this dtype."""
-    exact = {name: x.double() for name, x in tensors.items()}
+    exact = in_float64(tensors)
     plain = {name: x.to(dtype) if name in case.shapes else x for name, x in tensors.items()}
     with c2d_kernels.backend("reference"):
         want = case.outputs(exact)
@@ -212,7 +212,7 @@ def test_numerics_rule(case: Case, route: str, dtype: torch.dtype, take, monkeyp
         for name, x in case.tensors(dtype).items()
     }
     with c2d_kernels.backend("reference"):
-        want = case.outputs({name: x.double() for name, x in tensors.items()})
+        want = case.outputs(in_float64(tensors))
     with take(case, route):
         actual = case.outputs(tensors)
     found = [relative_error(got, true) for got, true in zip(actual, want, strict=True)]
@@ -240,11 +240,11 @@ def test_huge_activations_in_bfloat16(case: Case, route: str, take) -> None:
     def huge() -> Tensors:
         tensors = case.tensors(torch.bfloat16)
         tensors = {n: x * 1e6 if n in case.features else x for n, x in tensors.items()}
-        return {name: x.requires_grad_() for name, x in tensors.items()}
+        return {name: x.requires_grad_(x.is_floating_point()) for name, x in tensors.items()}
 
     with take(case, route):
         found = run(case, huge())
-    exact = {name: x.detach().double().requires_grad_() for name, x in huge().items()}
+    exact = in_float64(huge())
     with c2d_kernels.backend("reference"):
         want = case.outputs(exact)[0]
     assert all(torch.isfinite(x).all() for x in found)

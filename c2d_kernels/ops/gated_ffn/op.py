@@ -18,17 +18,17 @@ DWCONV = reference.NAMES.index("dwconv.weight")
 def gated_ffn(x: Tensor, weights: Mapping[str, Tensor], *, eps: float = 1e-5) -> Tensor:
     """A feed-forward, half of whose hidden features gate the others, with its norm and skip.
 
-    `x + fc2(a * dwconv(LN(b)))`, `[a, b] = GELU(fc1(LN(x)))`, dwconv 3x3 (DAT) or 5x5 (MambaIRv2). At inference on a CPU one kernel does
-    all of it, a row of hidden features at a time in cache, whatever autocast says: in the precision
-    of x, in float32 for half x. Elsewhere, and where gradients are recorded, torch's own operators
-    do, which autocast rounds.
+    `x + fc2(a * dwconv(LN(b)))`, `[a, b] = GELU(fc1(LN(x)))`, dwconv 3x3 (DAT) or 5x5 (MambaIRv2).
+    At inference on a CPU one kernel does all of it, a row of hidden features at a time in cache,
+    whatever autocast says: in the precision of x, in float32 for half x. Elsewhere, and where
+    gradients are recorded, torch's own operators do, which autocast rounds.
 
     Args:
         x: (B, H, W, C), float32, bfloat16, float16 or float64; any strides.
         weights: name -> tensor: norm.weight, norm.bias (C,); fc1.weight (2 gated, C), fc1.bias
             (2 gated,); gate_norm.weight, gate_norm.bias (gated,); dwconv.weight (gated, 1, 3, 3)
-            or (gated, 1, 5, 5), dwconv.bias (gated,); fc2.weight (C, gated), fc2.bias (C,). May be float32 beside half
-            x.
+            or (gated, 1, 5, 5), dwconv.bias (gated,); fc2.weight (C, gated), fc2.bias (C,). May be
+            float32 beside half x.
         eps: of both norms.
 
     Returns:
@@ -59,7 +59,7 @@ def gated_ffn(x: Tensor, weights: Mapping[str, Tensor], *, eps: float = 1e-5) ->
 
 
 def _shapes(weights: Mapping[str, Tensor], channels: int) -> dict[str, tuple[int, ...]]:
-    """The weights' shapes; gated channels and the convolution's side are read from dwconv.weight."""
+    """The weights' shapes; dwconv.weight says how many channels are gated, and its own side."""
     dwconv = weights.get("dwconv.weight")
     gated, side = 1, 3
     if isinstance(dwconv, Tensor) and dwconv.dim() == 4:
@@ -90,7 +90,9 @@ _gated_ffn = define(
         outputs=1,
         reference=reference.gated_ffn,
         fake=lambda x, *_: x.new_empty(x.shape),
-        flops=lambda x, weights, *_: flops(*x, weights[DWCONV][0], weights[DWCONV][-1]),
+        flops=lambda x, weights, *_: flops(
+            x[0], x[1], x[2], x[3], weights[DWCONV][0], weights[DWCONV][-1]
+        ),
         example=_example,
     )
 )

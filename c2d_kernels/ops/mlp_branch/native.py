@@ -10,6 +10,8 @@ from torch import Tensor
 from c2d_kernels import native
 from c2d_kernels.dispatch import Kernel
 
+WIDEST = 224  # channels that train faster here than in torch: csrc/mlp_branch/backward_kernel.cpp
+
 
 def fold(features: torch.dtype, weights: Sequence[Tensor]) -> list[Tensor]:
     """Arguments of `run` for maps of a dtype."""
@@ -51,11 +53,16 @@ def _matrices(weights: Sequence[Tensor], compute: torch.dtype) -> list[Tensor]:
     return [first, native.bias_column(fc2, fc2_bias)]
 
 
+def _trains_slower(x: Tensor, *_: object) -> bool:
+    return x.shape[-1] > WIDEST
+
+
 mlp_branch = Kernel(
     "mlp_branch",
     "cpu",
     native.refusal,
     _forward,
     _backward,
+    trains_slower=_trains_slower,
     native_ops=("mlp_branch", "mlp_branch_backward"),
 )

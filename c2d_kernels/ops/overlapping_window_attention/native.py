@@ -17,27 +17,39 @@ if TYPE_CHECKING:
     """Window, num_heads, overlap, shift, scale, and which gradients are wanted."""
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *options: float) -> Tensor:
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, regions: Tensor | None, *options: float
+) -> Tensor:
     op = torch.ops.c2d_native.overlapping_window_attention.default
-    return op(*_ready(q, k, v, bias), *options).to(q.dtype)
+    return op(*_ready(q, k, v, bias, regions), *options).to(q.dtype)
 
 
 def _backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *options: Unpack[NumbersAndMask]
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    regions: Tensor | None,
+    *options: Unpack[NumbersAndMask],
 ) -> tuple[Tensor | None, ...]:
-    ready = _ready(q, k, v, bias)
+    ready = _ready(q, k, v, bias, regions)
     op = torch.ops.c2d_native.overlapping_window_attention_backward.default
     found = op(grad.to(ready[0].dtype), *ready, *options[:-1])
-    return tuple(
+    gradients = [
         gradient.to(x.dtype) if wanted else None
-        for gradient, x, wanted in zip(found, (q, k, v, bias), options[-1], strict=True)
-    )
+        for gradient, x, wanted in zip(found, (q, k, v, bias), options[-1], strict=False)
+    ]
+    return (*gradients, None)
 
 
-def _ready(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+def _ready(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, regions: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """All in the type that the kernel computes in: float32, or float64 for float64 features."""
     compute = torch.promote_types(q.dtype, torch.float32)
-    return q.to(compute), k.to(compute), v.to(compute), bias.to(compute).contiguous()
+    labels = None if regions is None else regions.to(torch.int32).contiguous()
+    return q.to(compute), k.to(compute), v.to(compute), bias.to(compute).contiguous(), labels
 
 
 overlapping_window_attention = Kernel(

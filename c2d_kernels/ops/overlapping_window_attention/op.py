@@ -16,6 +16,7 @@ def overlapping_window_attention(
     k: Tensor,
     v: Tensor,
     bias: Tensor,
+    regions: Tensor | None = None,
     *,
     window_size: int | tuple[int, int],
     num_heads: int,
@@ -33,6 +34,8 @@ def overlapping_window_attention(
         k, v: as q. Beyond the map both are zero, and such keys take part in the softmax.
         bias: (heads, N, M), added to the scores of N = h w queries and M = (h + 2a)(w + 2b) keys of
             a window, both row by row. May be float32 beside half q; it has a gradient.
+        regions: (H, W), integers from 0 to 2^20 - 1, a label for each pixel; None: all the same.
+            Pixels of a window whose labels differ are masked by -100. Not with an overlap.
         window_size: h and w, in pixels: one int or (height, width).
         num_heads: divides C; heads are contiguous channels of q, k and v.
         overlap: a and b, by how much the keys' window is larger at each side.
@@ -66,11 +69,17 @@ def overlapping_window_attention(
         )
     if (down or right) and (tall or wide):
         raise ValueError("windows are shifted or overlap, not both: leave out shift or overlap.")
+    if regions is not None:
+        if tall or wide:
+            raise ValueError("windows that overlap have no regions: leave out regions or overlap.")
+        checks.labels(q, "regions", regions)
+        checks.shape("regions", regions, tuple(q.shape[1:3]), "(H, W)")
     checks.window_multiple("q", q, (height, width))
     keys = (height + 2 * tall) * (width + 2 * wide)
     checks.shape("bias", bias, (num_heads, height * width, keys), "(heads, N, M)")
     scale = (channels // num_heads) ** -0.5 if scale is None else float(scale)
-    return _attention(q, k, v, bias, height, width, num_heads, tall, wide, down, right, scale)
+    numbers = (height, width, num_heads, tall, wide, down, right, scale)
+    return _attention(q, k, v, bias, regions, *numbers)
 
 
 def flops(batch: int, height: int, width: int, channels: int, keys: int) -> int:
@@ -85,9 +94,9 @@ def _map(device: torch.device, channels: int) -> Tensor:
 _attention = define(
     Operator(
         name="overlapping_window_attention",
-        arguments="Tensor q, Tensor k, Tensor v, Tensor bias, SymInt window_height, "
-        "SymInt window_width, SymInt num_heads, SymInt overlap_height, SymInt overlap_width, "
-        "SymInt shift_down, SymInt shift_right, float scale",
+        arguments="Tensor q, Tensor k, Tensor v, Tensor bias, Tensor? regions, "
+        "SymInt window_height, SymInt window_width, SymInt num_heads, SymInt overlap_height, "
+        "SymInt overlap_width, SymInt shift_down, SymInt shift_right, float scale",
         outputs=1,
         reference=reference.overlapping_window_attention,
         fake=lambda q, *_: q.new_empty(q.shape),
@@ -95,6 +104,7 @@ _attention = define(
         example=lambda device: (
             *(_map(device, 4) for _ in range(3)),
             torch.zeros(2, 8, 24, device=device),
+            None,
             *(2, 4, 2, 1, 1, 0, 0, 1.0),
         ),
     )

@@ -18,6 +18,7 @@ def overlapping_window_attention(
     k: Tensor,
     v: Tensor,
     bias: Tensor,
+    regions: Tensor | None,
     window_height: int,
     window_width: int,
     num_heads: int,
@@ -30,8 +31,8 @@ def overlapping_window_attention(
     """`softmax(scale q k^T + bias + mask) v` in each window of the map rolled by the shift.
 
     q, k and v (B, H, W, C); bias (heads, N, M), N = h w queries and M = (h + 2a)(w + 2b) keys of
-    a window, row by row. Keys beyond the map are zero, and are met
-    like others. Returns (B, H, W, C).
+    a window, row by row; regions (H, W), whose different labels do not meet. Keys beyond the map
+    are zero, and are met like others. Returns (B, H, W, C).
     """
     batch, height, width, channels = q.shape
     window, shift = (window_height, window_width), (shift_down, shift_right)
@@ -43,8 +44,12 @@ def overlapping_window_attention(
     larger = (window_height + 2 * overlap_height, window_width + 2 * overlap_width)
     key, value = (_windows(F.pad(x, overlap), larger, window, num_heads) for x in (k, v))
     scores = (query * scale) @ key.transpose(-1, -2) + bias.to(query)
-    if shifted:
+    if shifted or regions is not None:
         region = window_regions(height, width, window, shift, q.device)
+        if regions is not None:
+            label = torch.roll(regions, (-shift_down, -shift_right), (0, 1)).long()
+            label = label.unflatten(1, (-1, window_width)).unflatten(0, (-1, window_height))
+            region = region + 9 * label.transpose(1, 2).flatten(2).flatten(0, 1)  # (windows, N)
         scores = scores + separation(region, region).to(scores)
     out = (scores.softmax(-1) @ value).to(q.dtype)  # (B, windows, heads, N, head_dim)
     out = out.unflatten(3, window).unflatten(1, (height // window_height, width // window_width))

@@ -43,6 +43,8 @@ FLOPS = {  # of the small cases, by hand
 }
 FORMULAS = [
     Formula(
-        flops(1, 64, 64, 60, 60, 3), 2 * 4096 * (60 * 120 + 60 * 60 + 9 * 60), "two products and 3x3"
+        flops(1, 64, 64, 60, 60, 3),
+        2 * 4096 * (60 * 120 + 60 * 60 + 9 * 60),
+        "two products and 3x3",
     ),
 ]

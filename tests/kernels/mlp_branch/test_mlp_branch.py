@@ -27,8 +27,7 @@ def test_it_is_what_torchs_modules_do(backend: str) -> None:
         found = c2d_kernels.mlp_branch(x, leaves)
     torch.testing.assert_close(found, expected)
     wanted, got = (
-        torch.autograd.grad((out * along).sum(), [x, *leaves.values()])
-        for out in (expected, found)
+        torch.autograd.grad((out * along).sum(), [x, *leaves.values()]) for out in (expected, found)
     )
     for name, want, have in zip(["x", *leaves], wanted, got, strict=True):
         assert relative_error(have, want) <= 1e-12, name

@@ -31,7 +31,14 @@ def attention(
     heads: int = 2,
     overlap: tuple[int, int] = NONE,
     shift: tuple[int, int] = NONE,
+    labels: int = 0,
 ) -> Case:
+    """With `labels`, pixels of that many regions do not meet, in stripes that windows cut."""
+
+    def stripes() -> torch.Tensor:
+        rows, columns = torch.arange(size[1])[:, None], torch.arange(size[2])
+        return (rows // 3 + columns // 5) % labels
+
     keys = (window[0] + 2 * overlap[0]) * (window[1] + 2 * overlap[1])
     return Case(
         name,
@@ -44,6 +51,7 @@ def attention(
         },
         {"window_size": window, "num_heads": heads, "overlap": overlap, "shift": shift},
         ("q", "k", "v"),
+        {"regions": stripes} if labels else {},
         result="q",
         windowed=True,
     )
@@ -60,6 +68,8 @@ AWKWARD = [
     attention("overlapping-no-batch", (0, 4, 4), 4, window=(2, 2), overlap=(1, 1)),
     attention("rectangular-dat", (1, 16, 32), 30, window=(8, 16), heads=3, shift=(4, 8)),
     attention("rectangular-one-way", (2, 6, 5), 4, window=(3, 1), shift=(2, 0)),
+    attention("regions", (2, 8, 12), 6, window=(4, 6), labels=3),
+    attention("regions-shifted", (1, 8, 12), 4, window=(4, 3), shift=(2, 1), labels=2),
     attention("rectangular-1x1", (1, 1, 1), 2, window=(1, 1)),
 ]
 FLOPS = {  # of the small cases, by hand
@@ -109,5 +119,20 @@ REFUSALS = [
         ({"shift": 2}, ValueError, "shift must be below window_size, (2, 2), got (2, 2)."),
         ({"bias": grow(2)}, ValueError, "bias must have the shape (heads, N, M) = (2, 4, 16), g"),
         ({"bias": to(torch.int32)}, TypeError, "bias must be float32, bf"),
+        (
+            {"regions": torch.zeros(4, 4).int()},
+            ValueError,
+            "windows that overlap have no regions: leave out regions or overlap.",
+        ),
+    ),
+    *refusals(
+        SMALL[1],
+        (
+            {"regions": torch.zeros(4, 4).int()},
+            ValueError,
+            "regions must have the shape (H, W) = (4, 8), got (4, 4).",
+        ),
+        ({"regions": torch.zeros(4, 8)}, TypeError, "regions must hold integers, got fl"),
+        ({"regions": [[0]]}, TypeError, "regions must be a torch.Tensor, got list."),
     ),
 ]

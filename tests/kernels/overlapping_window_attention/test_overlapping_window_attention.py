@@ -7,10 +7,12 @@ import pytest
 import torch
 
 import c2d_kernels
+from c2d_kernels import native
+from tests.kernels.cases import CASES
 from tests.kernels.overlapping_window_attention.cases import AWKWARD, SMALL
 
 
-def by_pixels(q, k, v, bias, window, heads, overlap, shift, scale):
+def by_pixels(q, k, v, bias, window, heads, overlap, shift, scale, labels=None):
     """One query after the other, in NumPy."""
     batch, height, width, channels = q.shape
     depth = channels // heads
@@ -38,6 +40,8 @@ def by_pixels(q, k, v, bias, window, heads, overlap, shift, scale):
                         rolled, (row, column), shift, (height, width), strict=True
                     )
                 ]
+                if inside and labels is not None:
+                    wraps.append(labels[y, x] != labels[token[1:]])
                 masked = inside and any(wraps)
                 score = scale * q[b, y, x][at] @ key + bias[head, n, m] - 100.0 * masked
                 scores.append(score)
@@ -59,6 +63,7 @@ def test_every_form_equals_loops_over_pixels(case):
         options["overlap"],
         options["shift"],
         depth**-0.5,
+        tensors["regions"].numpy() if "regions" in tensors else None,
     )
     for backend in ("reference", "auto"):
         with c2d_kernels.backend(backend):
@@ -117,3 +122,13 @@ def test_a_rectangles_table_has_its_own_size():
     qkv, table = torch.zeros(1, 4, 8, 12), torch.zeros(49, 2)
     with pytest.raises(ValueError, match=r"bias_table must have the shape \(\(2h-1\)\(2w-1\), h"):
         c2d_kernels.window_attention(qkv, table, window_size=(2, 4), num_heads=2)
+
+
+@pytest.mark.skipif(native.missing is not None, reason=str(native.missing))
+@pytest.mark.parametrize("label", [-1, 2**20])
+def test_a_label_out_of_range_is_refused(label):
+    case = CASES["regions"]
+    tensors = case.tensors()
+    tensors["regions"][3, 4] = label
+    with pytest.raises(RuntimeError, match="regions must hold integers from 0 to 1048575"):
+        case.call(tensors)
