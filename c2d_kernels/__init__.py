@@ -26,6 +26,7 @@ from .ops.coordinate_query.op import (
     coordinate_query_weight_shapes,
 )
 from .ops.coordinate_query.positions import Region
+from .ops.cosine_window_layer.op import cosine_window_layer
 from .ops.dual_features.op import dual_features
 from .ops.gated_ffn.op import gated_ffn
 from .ops.mlp_branch.op import mlp_branch
@@ -51,6 +52,7 @@ __all__ = [
     "coordinate_query_moments",
     "coordinate_query_weight_shapes",
     "cosine_window_attention",
+    "cosine_window_layer",
     "dual_features",
     "gated_ffn",
     "info",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..ops.res_post_norm.op import res_post_norm
-from ..ops.window_attention.cosine import swin_v2_attention
+from ..ops.cosine_window_layer.op import cosine_window_layer
+from ..ops.window_attention.cosine import swin_v2_tables
 from . import structure
 from .plan import Plan, weights_of
 from .structure import part
@@ -23,21 +23,24 @@ _PROJECTIONS = ("query", "key", "value")
 class _CosineLayer(Plan):
     """Attention of cosines whose bias an MLP makes of the offset; norms last."""
 
-    operators = "cosine_window_attention, res_post_norm"
+    operators = "cosine_window_layer"
 
     heads: int
     shift: int
     eps: float
 
-    def mix(self, qkv: Tensor, attention: Any, table: Tensor) -> Tensor:
-        """The attention of a map (B, H, W, 3 C)."""
-        return swin_v2_attention(
-            qkv,
-            table.view(-1, self.heads),
-            attention.logit_scale,
+    def whole(
+        self, x: Tensor, attention: Any, table: Tensor, weights: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The layer of a map (B, H, W, C)."""
+        return cosine_window_layer(
+            x,
+            *swin_v2_tables(table.view(-1, self.heads), attention.logit_scale),
+            weights,
             window_size=self.window[0],
             num_heads=self.heads,
             shift=self.shift,
+            eps=self.eps,
         )
 
     def example(self, features: Tensor) -> tuple[Any, ...]:
@@ -76,17 +79,16 @@ class AuthorsSwin2SRLayer(_CosineLayer):
         if not self.divides(x_size):
             return None
         attention: Any = part(layer, "attn")
-        bias = None
+        modules = {"qkv": attention.qkv, "proj": attention.proj}
+        modules |= {name: part(layer, name) for name in ("norm1", "norm2")}
+        modules |= {name: part(layer, f"mlp.{name}") for name in ("fc1", "fc2")}
+        weights = {**weights_of(**modules)}
         if attention.q_bias is not None:
             none = torch.zeros_like(attention.v_bias)
-            bias = torch.cat([attention.q_bias, none, attention.v_bias])
+            weights["qkv.bias"] = torch.cat([attention.q_bias, none, attention.v_bias])
         features = x.view(len(x), *x_size, self.channels)
-        qkv = F.linear(features, attention.qkv.weight, bias)
-        mixed = self.mix(qkv, attention, attention.cpb_mlp(attention.relative_coords_table))
-        modules = {"proj": attention.proj, "norm1": part(layer, "norm1")}
-        modules |= {name: part(layer, f"mlp.{name}") for name in ("fc1", "fc2")}
-        weights = weights_of(**modules, norm2=part(layer, "norm2"))
-        return res_post_norm(features, [mixed], weights, eps=self.eps).view(x.shape)
+        table = attention.cpb_mlp(attention.relative_coords_table)
+        return self.whole(features, attention, table, weights).view(x.shape)
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,12 @@ class HuggingFaceSwin2SRLayer(_CosineLayer):
             return None
         attention: Any = part(layer, "attention.self")
         projections = weights_of(**{name: part(attention, name) for name in _PROJECTIONS})
-        weight, bias = (
-            torch.cat([projections[f"{name}.{kind}"] for name in _PROJECTIONS])
+        qkv = {
+            f"qkv.{kind}": torch.cat([projections[f"{name}.{kind}"] for name in _PROJECTIONS])
             for kind in ("weight", "bias")
-        )
+        }
         features = hidden_states.view(len(hidden_states), *input_dimensions, self.channels)
         table = attention.continuous_position_bias_mlp(attention.relative_coords_table)
-        mixed = self.mix(F.linear(features, weight, bias), attention, table)
         weights = weights_of(
             proj=part(layer, "attention.output.dense"),
             norm1=part(layer, "layernorm_before"),
@@ -141,5 +142,5 @@ class HuggingFaceSwin2SRLayer(_CosineLayer):
             fc2=part(layer, "output.dense"),
             norm2=part(layer, "layernorm_after"),
         )
-        out = res_post_norm(features, [mixed], weights, eps=self.eps)
+        out = self.whole(features, attention, table, {**qkv, **weights})
         return (out.view(hidden_states.shape),)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from c2d_kernels import cosine_window_attention, cosine_window_layer
 from c2d_kernels.dispatch import plain
-from c2d_kernels.ops.window_attention.cosine import swin_v2_attention
+from c2d_kernels.ops.window_attention.cosine import swin_v2_tables
 
 from .fused import Mixer, PostNormLayer, as_written
 from .layers import Mlp, PointwiseConv
@@ -49,7 +50,7 @@ class PositionMlp(nn.Sequential, Preparable):
         return self(coordinates(self.window_size, like))
 
 
-class CosineAttention(Mixer):
+class CosineAttention(Mixer, Preparable):
     """Attention of cosines in (shifted) windows, projected: (B, H, W, dim) -> (B, H, W, dim)."""
 
     def __init__(self, dim: int, window_size: int, num_heads: int, shift: int):
@@ -61,19 +62,38 @@ class CosineAttention(Mixer):
         self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(dim)) for _ in range(2))
         self.proj = nn.Linear(dim, dim)
 
+    def projection(self) -> dict[str, Tensor] | None:
+        """Weight and bias of the Linear to q, k and v; None if it is not as its class says."""
+        if type(self.qkv) is not nn.Linear or not as_written(self.qkv):
+            return None
+        if not plain(self.qkv.weight):
+            return None
+        return {"qkv.weight": self.qkv.weight, "qkv.bias": self.bias()}
+
+    def bias(self) -> Tensor:
+        """That of q, k and v; k has none."""
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+
     def projected(self, x: Tensor) -> Tensor:
-        """q, k and v, side by side; k has no bias."""
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        if type(self.qkv) is nn.Linear and as_written(self.qkv) and plain(self.qkv.weight):
-            return F.linear(x, self.qkv.weight, bias)
-        return self.qkv(x) + bias
+        """q, k and v, side by side."""
+        weights = self.projection()
+        if weights is None:
+            return self.qkv(x) + self.bias()
+        return F.linear(x, weights["qkv.weight"], weights["qkv.bias"])
+
+    def tables(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The bias of each offset and the scale of cosines, for a map like x."""
+
+        def make() -> tuple[Tensor, Tensor]:
+            return swin_v2_tables(self.cpb_mlp.table(x), self.logit_scale)
+
+        return self.once(f"tables {x.dtype}", make, self, *self.cpb_mlp.modules())
 
     def parts(self, x: Tensor, *others: Tensor) -> list[Tensor]:
         """The attention, (B, H, W, dim)."""
-        mixed = swin_v2_attention(
+        mixed = cosine_window_attention(
             self.projected(x),
-            self.cpb_mlp.table(x),
-            self.logit_scale,
+            *self.tables(x),
             window_size=self.window_size,
             num_heads=self.num_heads,
             shift=self.shift,
@@ -95,7 +115,38 @@ class Swin2SRLayer(PostNormLayer):
         self.mlp = Mlp(dim, mlp_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mix_and_feed(x, self.attn)
+        done = self.in_one_piece(x)
+        return self.mix_and_feed(x, self.attn) if done is None else done
+
+    def in_one_piece(self, x: Tensor) -> Tensor | None:
+        """The layer in one operator; None if a module was replaced, hooked or parametrized."""
+        attention, mlp = self.attn, self.mlp
+        if type(attention) is not CosineAttention or type(mlp) is not Mlp:
+            return None
+        projection = attention.projection()
+        if projection is None:
+            return None
+        modules = {"proj": attention.proj, "norm1": self.norm1, "norm2": self.norm2}
+        modules |= {"fc1": mlp.fc1, "fc2": mlp.fc2}
+        weights = self.layer_weights(
+            "whole",
+            modules,
+            attention,
+            attention.qkv,
+            mlp,
+            arrange=lambda found: {**projection, **found},
+        )
+        if weights is None or self.norm1.eps != self.norm2.eps:
+            return None
+        return cosine_window_layer(
+            x,
+            *attention.tables(x),
+            weights,
+            window_size=attention.window_size,
+            num_heads=attention.num_heads,
+            shift=attention.shift,
+            eps=self.norm1.eps,
+        )
 
 
 class Projection(nn.Module):

@@ -1,4 +1,4 @@
-"""The operator `c2d::cosine_window_attention`, and Swin V2's attention by it."""
+"""The operator `c2d::cosine_window_attention`, and what Swin V2 hands to it."""
 
 from __future__ import annotations
 
@@ -66,36 +66,17 @@ def cosine_window_attention(
     )
 
 
-def swin_v2_attention(
-    qkv: Tensor,
-    bias_table: Tensor,
-    logit_scale: Tensor,
-    *,
-    window_size: int,
-    num_heads: int,
-    shift: int,
-) -> Tensor:
-    """Swin V2's attention: `softmax(scale_h cos(q, k) + 16 sigmoid(bias) + mask) v`.
+def swin_v2_tables(bias_table: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The bias table and the scale of cosines of Swin V2's attention, from its parameters.
+
+    `softmax(scale_h cos(q, k) + 16 sigmoid(bias) + mask) v`: Swin V2 (2111.09883), section 3.2.
 
     Args:
-        qkv: (B, H, W, 3C) = [q | k | v].
         bias_table: ((2w-1)^2, heads), what an MLP makes of each offset.
         logit_scale: logarithm of each head's scale, num_heads numbers.
-        window_size, num_heads, shift: as for window_attention.
-
-    Returns:
-        (B, H, W, C), in the dtype of qkv.
-
-    Swin V2 (2111.09883), section 3.2; Swin2SR (2209.11345).
     """
-    return cosine_window_attention(
-        qkv,
-        16 * bias_table.sigmoid(),
-        logit_scale.clamp(max=LARGEST_SCALE).exp().flatten(),
-        window_size=window_size,
-        num_heads=num_heads,
-        shift=shift,
-    )
+    cosine_scale = logit_scale.clamp(max=LARGEST_SCALE).exp().flatten()
+    return 16 * bias_table.sigmoid(), cosine_scale
 
 
 def _example(device: torch.device) -> tuple:
