@@ -5,6 +5,12 @@
 //
 // Costs, multiply-adds per token: 4 C^2 + 2 C hidden + 2 keys C, and an exponential for each pair
 // of token and key of a head. Bytes: 2 C.
+//
+// What was measured: the authors' Swin2SR on this layer instead of torch's product,
+// cosine_window_attention and res_post_norm; one thread of an AMD EPYC (family 25, model 17; AVX2)
+// in a shared virtual machine, float32, times of the network as written over these, before and with
+// the layer: light, 64 x 64, 1.99 and 3.39, 128 x 128, 2.47 and 4.40; M 1.33 and 1.76, 1.45 and
+// 2.48. Predicted were 3 and 1.6 at 64 x 64.
 #include "cosine_window_layer.h"
 
 #include "../attention_branch/attention.h"
