@@ -15,7 +15,7 @@
 // 1.48, 1.00, 1.04 and, at 240 channels, 0.88; with AVX-512 1.76, 1.08, 1.17 and 1.01. Predicted
 // was 1.3 to 2. Torch keeps fc1's result and does six products of that size, these seven; beyond
 // 224 channels, where sums and weights leave the second level of cache, training is left to torch.
-#include "../common/token_gradients.h"
+#include "../common/mlp_gradients.h"
 #include "backward.h"
 
 namespace c2d::C2D_ISA {
@@ -49,6 +49,11 @@ struct Scratch {
         cut(second, (count + 1) * width);
         elements = cut.elements();
     }
+
+    MlpRows<T> mlp(const MlpSizes<T>& sizes, const MlpWeights<T>& weights) const {
+        return {sizes.channels, sizes.hidden, weights.first, weights.second, norm,  hidden, slope,
+                wide,           rows,         wide_width,    width,          first, second};
+    }
 };
 
 template <class T, int lanes>
@@ -64,35 +69,15 @@ void run(const MlpSizes<T>& sizes, const MlpWeights<T>& weights, int64_t count,
          const TokensOf<const T>& x, const TokensOf<const T>& grad, const TokensOf<T>& x_grad,
          T* scratch) {
     const Scratch<T, lanes> s(sizes, scratch);
-    const int64_t C = sizes.channels, hidden = sizes.hidden, length = rounded_up(count, lanes);
+    const int64_t C = sizes.channels, length = rounded_up(count, lanes);
     turn_in<T, lanes>(count, C, x.map, x.token, length, s.x);
     turn_in<T, lanes>(count, C, grad.map, grad.token, length, s.grad);
 
-    // h and GELU'(p).
     normalise<T, lanes>(C, length, sizes.eps, s.x, s.norm);
     ones<T, lanes>(length, s.norm + C * length);
-    multiply<T, lanes>(hidden, C + 1, length, weights.first, s.norm, false, s.hidden);
-    for (int64_t i = 0; i < hidden * length; i += lanes) {
-        const GeluAndSlope<Vector<T, lanes>> gelu(load<T, lanes>(s.hidden + i));
-        store<T, lanes>(s.hidden + i, gelu.value);
-        store<T, lanes>(s.slope + i, gelu.slope);
-    }
-    ones<T, lanes>(length, s.hidden + hidden * length);
-
-    // The gradients of fc2, of p, and of fc1.
-    token_rows<T, lanes>(count, C, s.grad, length, s.width, s.rows);
-    add_products<T, lanes>(hidden + 1, count, s.hidden, length, s.rows, s.width, s.second);
-    product<T, lanes>({C, weights.second, 1, hidden + 1, s.grad, length, nullptr, s.wide, length},
-                      hidden, length);
-    for (int64_t i = 0; i < hidden * length; i += lanes) {
-        store<T, lanes>(s.wide + i, load<T, lanes>(s.wide + i) * load<T, lanes>(s.slope + i));
-    }
-    token_rows<T, lanes>(count, C + 1, s.norm, length, s.wide_width, s.rows);
-    add_products<T, lanes>(hidden, count, s.wide, length, s.rows, s.wide_width, s.first);
-
-    // And of x.
-    product<T, lanes>({hidden, weights.first, 1, C + 1, s.wide, length, nullptr, s.moved, length},
-                      C, length);
+    const MlpRows<T> mlp = s.mlp(sizes, weights);
+    mlp_forward<T, lanes>(mlp, length);
+    mlp_backward<T, lanes>(mlp, count, length, s.grad, nullptr, s.moved);
     normalise_back<T, lanes>(C, length, sizes.eps, s.x, nullptr, s.moved, s.moved);
     for (int64_t i = 0; i < C * length; i += lanes) {
         store<T, lanes>(s.grad + i, load<T, lanes>(s.grad + i) + load<T, lanes>(s.moved + i));

@@ -24,7 +24,7 @@
 // Without an MLP, two parts of 30, forward and backward: torch's cat, addmm, LayerNorm and add take
 // 1.0 times as long on 8 x 64 x 64 x 60 and 1.4 times on 180 x 320 x 60; 1.3 was predicted. With
 // bfloat16, which is computed in float32 here, they take 1.1 and 0.9 times as long.
-#include "../common/token_gradients.h"
+#include "../common/mlp_gradients.h"
 #include "backward.h"
 
 namespace c2d::C2D_ISA {
@@ -72,41 +72,22 @@ void start(const PostNormSizes<T>& sizes, T* scratch) {
     }
 }
 
-// The MLP's forward, as in layer.h: y becomes x + LN(m), from x there, then h, GELU'(p) and o.
+// The MLP as in layer.h: y becomes x + LN(m), from x there; and back: s.grad becomes the gradient
+// of y, from that of the result there.
 template <class T, int lanes>
-void mlp_forward(const PostNormSizes<T>& sizes, const PostNormWeights<T>& weights, int64_t length,
-                 const Scratch<T, lanes>& s) {
+void mlp_there_and_back(const PostNormSizes<T>& sizes, const PostNormWeights<T>& weights,
+                        int64_t count, int64_t length, const Scratch<T, lanes>& s) {
     const int64_t C = sizes.channels, hidden = sizes.hidden;
     ones<T, lanes>(length, s.y + C * length);
     add_normalised<T, lanes>(C, length, sizes.eps, s.mixed1, weights.norm1, weights.norm1 + C, s.y);
-    multiply<T, lanes>(hidden, C + 1, length, weights.first, s.y, false, s.hidden);
-    for (int64_t i = 0; i < hidden * length; i += lanes) {
-        const GeluAndSlope<Vector<T, lanes>> gelu(load<T, lanes>(s.hidden + i));
-        store<T, lanes>(s.hidden + i, gelu.value);
-        store<T, lanes>(s.slope + i, gelu.slope);
-    }
-    ones<T, lanes>(length, s.hidden + hidden * length);
+    const MlpRows<T> mlp = {C,        hidden,  weights.first, weights.second, s.y,
+                            s.hidden, s.slope, s.wide,        s.rows,         s.wide_width,
+                            s.width,  s.first, s.second};
+    mlp_forward<T, lanes>(mlp, length);
     multiply<T, lanes>(C, hidden + 1, length, weights.second, s.hidden, false, s.mixed2);
-}
-
-// And back: the gradients of fc2's result, of fc1's, and of y in the place of that of the result.
-template <class T, int lanes>
-void mlp_backward(const PostNormSizes<T>& sizes, const PostNormWeights<T>& weights, int64_t count,
-                  int64_t length, const Scratch<T, lanes>& s) {
-    const int64_t C = sizes.channels, hidden = sizes.hidden;
     normalise_back<T, lanes>(C, length, sizes.eps, s.mixed2, weights.norm2, s.grad, s.mixed2,
                              nullptr, s.norm2);
-    token_rows<T, lanes>(count, C, s.mixed2, length, s.width, s.rows);
-    add_products<T, lanes>(hidden + 1, count, s.hidden, length, s.rows, s.width, s.second);
-    product<T, lanes>({C, weights.second, 1, hidden + 1, s.mixed2, length, nullptr, s.wide, length},
-                      hidden, length);
-    for (int64_t i = 0; i < hidden * length; i += lanes) {
-        store<T, lanes>(s.wide + i, load<T, lanes>(s.wide + i) * load<T, lanes>(s.slope + i));
-    }
-    token_rows<T, lanes>(count, C + 1, s.y, length, s.wide_width, s.rows);
-    add_products<T, lanes>(hidden, count, s.wide, length, s.rows, s.wide_width, s.first);
-    product<T, lanes>({hidden, weights.first, 1, C + 1, s.wide, length, s.grad, s.grad, length}, C,
-                      length);
+    mlp_backward<T, lanes>(mlp, count, length, s.mixed2, s.grad, s.grad);
 }
 
 template <class T, int lanes>
@@ -126,8 +107,7 @@ void run(const PostNormSizes<T>& sizes, const PostNormWeights<T>& weights,
     turn_in<T, lanes>(count, C, tokens.grad.map, tokens.grad.token, length, s.grad);
     if (weights.norm2 != nullptr) {
         turn_in<T, lanes>(count, C, tokens.x.map, tokens.x.token, length, s.y);
-        mlp_forward<T, lanes>(sizes, weights, length, s);
-        mlp_backward<T, lanes>(sizes, weights, count, length, s);
+        mlp_there_and_back<T, lanes>(sizes, weights, count, length, s);
     }
     turn_out<T, lanes>(count, C, s.grad, length, tokens.x_grad.token, tokens.x_grad.map);
 
